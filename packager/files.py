@@ -1,0 +1,128 @@
+"""Files that are either whole and synced under their final name, or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from packager.errors import CorruptFileError, DiskSpaceError
+
+PARTIAL_SUFFIX = ".partial"
+_READ_BYTES = 1 << 20
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing; it gets its name, synced, only when the block ends well.
+
+    Until then, and after a crash, the bytes are in `PATH.partial`, which the next run overwrites.
+    """
+    partial = partial_path(path)
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    publish(path)
+
+
+def partial_path(path: Path) -> Path:
+    """The name that a file has while it is being written."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def publish(path: Path) -> None:
+    """Give a finished and synced partial file its final name, and sync the folder."""
+    os.replace(partial_path(path), path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut, where the system lets a folder be synced."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text without newline translation, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON with a final newline, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        CorruptFileError: if the file cannot be read, is no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read as JSON: {error}",
+            next_step="Restore the file from the training run, or download it again.",
+        ) from error
+    if not isinstance(value, dict):
+        raise CorruptFileError(
+            f"{path} holds a JSON {type(value).__name__}, not an object.",
+            next_step="Restore the file from the training run, or download it again.",
+        )
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder at or above `path` that exists."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
+    """Refuse to start where the file system of `path` has less than `needed_bytes` free.
+
+    Raises:
+        DiskSpaceError: with both figures and what the space is for.
+    """
+    free_bytes = shutil.disk_usage(existing_parent(path)).free
+    if free_bytes < needed_bytes:
+        raise DiskSpaceError(
+            f"{purpose} needs {format_bytes(needed_bytes)} in {path}, "
+            f"but only {format_bytes(free_bytes)} are free there.",
+            next_step="Free some space, choose another folder, or choose fewer or smaller quants.",
+        )
+
+
+def format_bytes(size_bytes: float) -> str:
+    """A size for a person: `512 B`, `12.3 MiB`, `4.56 GiB`."""
+    if size_bytes < 1024:
+        return f"{size_bytes:.0f} B"
+    for unit, digits in (("KiB", 1), ("MiB", 1), ("GiB", 2)):
+        size_bytes /= 1024
+        if size_bytes < 1024 or unit == "GiB":
+            return f"{size_bytes:.{digits}f} {unit}"
+    raise AssertionError("unreachable")

@@ -1,0 +1,1 @@
+"""llama.cpp: names, types and bytes of a GGUF."""

@@ -1,0 +1,242 @@
+"""llama.cpp's own converter over a `Checkpoint`: GGUF names, layouts and key-values, no weights."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packager.checkpoint import Checkpoint
+from packager.errors import FtpackError, UnsupportedError
+from packager.gguf.toolchain import Toolchain
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# What the converter reads of a model's folder. A model card is left out, as in a folder that
+# save_pretrained has written: names and sizes in it would be another model's.
+_NOT_FOR_CONVERTER = (".md",)
+_FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor as llama.cpp wants it, before it is read.
+
+    Attributes:
+        name: its name in the GGUF.
+        shape: its dimensions, outermost first.
+        float_type: what the converter makes of it in a 16-bit GGUF: `F32`, `F16` or `BF16`.
+            Weights are quantized from their own precision, not from this one.
+        passes_from: the checkpoint's tensor that it is, unaltered; None if it is computed.
+        lazy: the converter's lazy tensor, which holds how it is computed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    float_type: str
+    passes_from: str | None
+    lazy: Any
+
+    @property
+    def elements(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything of a GGUF but the weights.
+
+    Attributes:
+        architecture: GGUF's name of it, such as `llama`.
+        float_type: the 16-bit type that the converter would choose for this checkpoint.
+        tensors: in the converter's order.
+        key_values: the writer's metadata, ready to be written (`gguf.GGUFValue` by key).
+        checkpoint: where the weights come from.
+    """
+
+    architecture: str
+    float_type: str
+    tensors: tuple[GgufTensor, ...]
+    key_values: Mapping[str, Any]
+    checkpoint: Checkpoint
+
+    def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[np.ndarray[Any, Any]]:
+        """A tensor's weights as fp32 `[rows, columns]`, at most about `max_elements` at a time."""
+        columns = tensor.shape[-1]
+        for block in self._float_blocks(tensor, max_elements):
+            yield block.reshape(-1, columns).contiguous().numpy()
+
+    def _float_blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
+        import torch
+
+        slice_elements = max(1, math.prod(tensor.shape[1:]))
+        rows = max(1, max_elements // slice_elements)
+        if tensor.passes_from is not None and len(tensor.shape) > 1:
+            for block in self.checkpoint.blocks(tensor.passes_from, rows):
+                yield block.to(torch.float32)
+            return
+        from conversion.base import LazyTorchTensor  # type: ignore[import-not-found]
+
+        with torch.inference_mode():
+            whole: torch.Tensor = LazyTorchTensor.to_eager(tensor.lazy)
+        for block in whole.split(rows) if whole.dim() else (whole,):
+            yield block.to(torch.float32)
+
+
+def convert(
+    toolchain: Toolchain,
+    checkpoint: Checkpoint,
+    files: Mapping[str, Path],
+    name: str,
+    chat_template: str | None,
+    end_of_turn_id: int | None,
+) -> Conversion:
+    """Let llama.cpp's converter name, lay out and describe a checkpoint's tensors.
+
+    Args:
+        toolchain: where the converter is.
+        checkpoint: the tensors.
+        files: config and tokenizer files, by name; they are linked into a scratch folder.
+        name: `general.name`.
+        chat_template: what `tokenizer.chat_template` is to be.
+        end_of_turn_id: the token that ends a turn, for `tokenizer.ggml.eot_token_id`.
+
+    Raises:
+        UnsupportedError: with the converter's reason, if it does not take the model.
+    """
+    toolchain.activate()
+    float_type = _float_type(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        for file_name, path in files.items():
+            if path.suffix not in _NOT_FOR_CONVERTER:
+                (folder / file_name).symlink_to(path.absolute())
+        outputs: dict[str, tuple[Any, str | None]] = {}
+        model = _run_converter(folder, name, float_type, checkpoint, outputs)
+    writer = model.gguf_writer
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    _set_end_of_turn(writer, end_of_turn_id)
+    (infos,) = writer.tensors
+    tensors = tuple(
+        GgufTensor(gguf_name, tuple(info.shape), info.dtype.name, *_source(outputs, gguf_name))
+        for gguf_name, info in infos.items()
+    )
+    return Conversion(writer.arch, float_type, tensors, writer.kv_data[0], checkpoint)
+
+
+def _source(outputs: dict[str, tuple[Any, str | None]], name: str) -> tuple[str | None, Any]:
+    if name not in outputs:
+        raise UnsupportedError(
+            f"The converter writes {name} by a way of its own, which ftpack cannot follow.",
+            next_step="Package a 16-bit model.",
+        )
+    lazy, passes_from = outputs[name]
+    return passes_from, lazy
+
+
+def _float_type(checkpoint: Checkpoint) -> str:
+    """BF16 where the first matrix is, else F16: the converter's `--outtype auto`."""
+    matrices = (info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1)
+    return "BF16" if next(matrices, None) == "BF16" else "F16"
+
+
+def _run_converter(
+    folder: Path,
+    name: str,
+    float_type: str,
+    checkpoint: Checkpoint,
+    outputs: dict[str, tuple[Any, str | None]],
+) -> Any:
+    import torch
+
+    conversion: Any = importlib.import_module("conversion")
+    base: Any = importlib.import_module("conversion.base")
+    gguf: Any = importlib.import_module("gguf")
+    try:
+        hparams = base.ModelBase.load_hparams(folder, False)
+        architecture = base.get_model_architecture(hparams, base.ModelType.TEXT)
+        model_class = conversion.get_model_class(architecture)
+        with torch.inference_mode():
+            model = _over_checkpoint(model_class, base.LazyTorchTensor, checkpoint, outputs)(
+                folder,
+                gguf.LlamaFileType[_FTYPE_OF[float_type]],
+                folder.parent / "model.gguf",
+                model_name=name,
+            )
+            model.prepare_tensors()
+            model.prepare_metadata(vocab_only=False)
+    except FtpackError:
+        raise
+    # The converter raises whatever comes up in its 135 architectures, often a bare assert.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or "an assertion of it failed"
+        raise UnsupportedError(
+            f"llama.cpp's converter does not take this model: {type(error).__name__}: {reason}",
+            next_step="Check that config.json and the tokenizer's files belong to this model; "
+            "a newer llama-cpp-python may know the architecture.",
+        ) from error
+    return model
+
+
+def _over_checkpoint(
+    model_class: Any,
+    lazy_tensor: Any,
+    checkpoint: Checkpoint,
+    outputs: dict[str, tuple[Any, str | None]],
+) -> Any:
+    """The converter's class for this architecture, reading from a `Checkpoint`.
+
+    It also takes down, for each GGUF tensor, how it comes about, and whether it is a tensor of the
+    checkpoint unaltered: such a one can be read in blocks of rows.
+    """
+    checkpoint_names: dict[str, str] = {}
+
+    class OverCheckpoint(model_class):  # type: ignore[misc]
+        model_arch = model_class.model_arch
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Any]:
+            found = {}
+            for name, info in checkpoint.tensors.items():
+                item = self.filter_tensors((name, _generator(info.name)))
+                if item is not None:
+                    checkpoint_names[item[0]] = name
+                    found[item[0]] = item[1]
+            return found
+
+        def modify_tensors(
+            self, data_torch: Any, name: str, bid: int | None
+        ) -> Iterator[tuple[str, Any]]:
+            for gguf_name, tensor in super().modify_tensors(data_torch, name, bid):
+                is_unaltered = tensor is data_torch and name in checkpoint_names
+                outputs[gguf_name] = (tensor, checkpoint_names[name] if is_unaltered else None)
+                yield gguf_name, tensor
+
+    def _generator(name: str) -> Any:
+        info = checkpoint.tensors[name]
+        meta = lazy_tensor.meta_with_dtype_and_shape(info.torch_dtype, info.shape)
+        return lambda: lazy_tensor(meta=meta, args=(name,), func=checkpoint.load)
+
+    return OverCheckpoint
+
+
+def _set_end_of_turn(writer: Any, token_id: int | None) -> None:
+    """Name the token that ends a turn, unless it is the end of the text already.
+
+    A `stop` that names a control token does nothing on the server; an end-of-generation id does.
+    """
+    if token_id is None:
+        return
+    eos = writer.kv_data[0].get("tokenizer.ggml.eos_token_id")
+    if eos is None:
+        writer.add_eos_token_id(token_id)
+    elif eos.value != token_id:
+        writer.add_eot_token_id(token_id)

@@ -1,0 +1,179 @@
+"""Which type each tensor gets in a quant: llama.cpp's own word, from a dry run of its quantizer."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packager.errors import UnsupportedError
+from packager.gguf.convert import Conversion
+from packager.gguf.quants import Quant
+
+_TENSOR_LINE = re.compile(
+    r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
+    r"size = .*?MiB(?: -> .*?MiB \((?P<new>\w+)\))?$"
+)
+_FALLBACK_LINE = re.compile(
+    r"warning: +(?P<name>\S+) +- ncols.*\(required for type +(?P<wanted>\w+)\).*"
+    r"-> falling back to +(?P<given>\w+)"
+)
+_NEEDS_IMATRIX = "will require an imatrix"
+
+
+@dataclass(frozen=True)
+class TypedQuant:
+    """A quant of one model: what every tensor becomes, and what that takes.
+
+    Attributes:
+        quant: the quant.
+        types: GGML's type by GGUF tensor name, such as `Q4_K`.
+        fallbacks: one line for each tensor that could not get the type meant for it.
+        size_bytes: the tensors' bytes, padding between them included.
+        bits_per_weight: the real average, over every weight of the model.
+        needs_imatrix: whether llama.cpp makes it only with an importance matrix.
+    """
+
+    quant: Quant
+    types: Mapping[str, str]
+    fallbacks: tuple[str, ...]
+    size_bytes: int
+    bits_per_weight: float
+    needs_imatrix: bool
+
+
+def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], ftype: int) -> int:
+    """Write a GGUF's header, metadata and tensor directory; give the offset where data begins."""
+    import numpy as np
+
+    gguf: Any = importlib.import_module("gguf")
+    writer = gguf.GGUFWriter(path=None, arch=conversion.architecture)
+    writer.kv_data[0] = dict(conversion.key_values)
+    writer.add_file_type(ftype)
+    for tensor in conversion.tensors:
+        ggml_type = gguf.GGMLQuantizationType[types[tensor.name]]
+        writer.add_tensor_info(
+            tensor.name,
+            tensor.shape,
+            np.dtype(np.float32),  # not looked at where raw_dtype is given
+            tensor_bytes(tensor.elements, types[tensor.name]),
+            raw_dtype=ggml_type,
+        )
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    file.flush()
+    offset: int = file.tell()
+    writer.close()
+    return offset
+
+
+def tensor_bytes(elements: int, type_name: str) -> int:
+    """The bytes of a tensor of a GGML type."""
+    gguf: Any = importlib.import_module("gguf")
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
+    return int(elements // block * block_bytes)
+
+
+def padded(size_bytes: int) -> int:
+    """A size rounded up to GGUF's alignment (32 bytes)."""
+    return -(-size_bytes // 32) * 32
+
+
+def type_quants(conversion: Conversion, quants: Iterable[Quant], scratch: Path) -> list[TypedQuant]:
+    """Decide every tensor's type for each quant, reading no weight.
+
+    A sparse file with the real header and holes for data is handed to `llama_model_quantize` with
+    `dry_run`; what it says of each tensor is taken from its log.
+    """
+    floats = {tensor.name: tensor.float_type for tensor in conversion.tensors}
+    skeleton = scratch / "skeleton.gguf"
+    offset = write_header(skeleton, conversion, floats, ftype=1)
+    data_bytes = sum(
+        padded(tensor_bytes(tensor.elements, tensor.float_type)) for tensor in conversion.tensors
+    )
+    os.truncate(skeleton, offset + data_bytes)
+    try:
+        return [_type_quant(conversion, quant, skeleton) for quant in quants]
+    finally:
+        skeleton.unlink()
+
+
+def _type_quant(conversion: Conversion, quant: Quant, skeleton: Path) -> TypedQuant:
+    if quant.is_float:
+        log, types = "", _float_types(conversion, quant)
+    else:
+        log = _dry_run(skeleton, quant)
+        types = _parse_types(log)
+    missing = [tensor.name for tensor in conversion.tensors if tensor.name not in types]
+    if missing:
+        raise UnsupportedError(
+            f"llama.cpp's quantizer gave no {quant.name} type for {missing[0]} and "
+            f"{len(missing) - 1} other tensors.",
+            next_step="Run with -v and report it, with the version of llama-cpp-python.",
+        )
+    sizes = [tensor_bytes(t.elements, types[t.name]) for t in conversion.tensors]
+    return TypedQuant(
+        quant=quant,
+        types=types,
+        fallbacks=tuple(
+            f"{match['name']}: {match['given'].upper()} instead of {match['wanted'].upper()}"
+            for match in map(_FALLBACK_LINE.search, log.splitlines())
+            if match
+        ),
+        size_bytes=sum(map(padded, sizes)),
+        bits_per_weight=8 * sum(sizes) / sum(t.elements for t in conversion.tensors),
+        needs_imatrix=_NEEDS_IMATRIX in log,
+    )
+
+
+def _float_types(conversion: Conversion, quant: Quant) -> dict[str, str]:
+    """As the converter's `--outtype` does: what is fp32 in a 16-bit GGUF stays so."""
+    return {
+        tensor.name: quant.name if tensor.float_type == conversion.float_type else tensor.float_type
+        for tensor in conversion.tensors
+    }
+
+
+def _parse_types(log: str) -> dict[str, str]:
+    gguf: Any = importlib.import_module("gguf")
+    names = {ggml_type.name.lower(): ggml_type.name for ggml_type in gguf.GGMLQuantizationType}
+    return {
+        match["name"]: names[(match["new"] or match["old"]).lower()]
+        for match in map(_TENSOR_LINE.match, log.splitlines())
+        if match
+    }
+
+
+def _dry_run(skeleton: Path, quant: Quant) -> str:
+    """What `llama_model_quantize` logs for a dry run."""
+    llama_cpp: Any = importlib.import_module("llama_cpp")
+    pieces: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(_level: int, text: bytes, _data: object) -> None:
+        pieces.append(text.decode(errors="replace"))
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = quant.ftype
+    parameters.dry_run = True
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        status = llama_cpp.llama_model_quantize(str(skeleton).encode(), b"", parameters)
+    finally:
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
+    log = "".join(pieces)
+    if status:
+        reason = next((x.strip() for x in reversed(log.splitlines()) if "rror" in x), "no reason")
+        raise UnsupportedError(
+            f"llama.cpp's quantizer does not take this model as {quant.name}: {reason}",
+            next_step="Choose another quant; `ftpack gguf SOURCE --dry-run` lists them.",
+        )
+    return log

@@ -1,0 +1,1 @@
+"""PEFT: an adapter merged into its base, one tensor at a time."""

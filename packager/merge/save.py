@@ -1,0 +1,93 @@
+"""A checkpoint written as `save_pretrained` writes it, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+from packager.checkpoint import Checkpoint, TensorInfo
+from packager.errors import NonFiniteError
+from packager.files import whole_file, write_json
+from packager.progress import Progress, Task
+
+SHARD_BYTES = 5 * 10**9
+
+
+def save_safetensors(
+    checkpoint: Checkpoint, folder: Path, progress: Progress, shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """Write every tensor of a checkpoint into `model.safetensors`, or shards with an index.
+
+    Memory holds one tensor at a time. Files get their names when they are whole.
+
+    Args:
+        checkpoint: what to write; names, shapes and dtypes stay as they are.
+        folder: where to; it must exist.
+        progress: gets bytes as they are written.
+        shard_bytes: the size that a shard may reach.
+
+    Raises:
+        NonFiniteError: naming the tensor that holds NaN or Inf.
+    """
+    shards = _split(list(checkpoint.tensors.values()), shard_bytes)
+    total_bytes = sum(info.size_bytes for info in checkpoint.tensors.values())
+    paths, weight_map = [], {}
+    with progress.task("Writing merged weights", total_bytes) as task:
+        for number, shard in enumerate(shards, start=1):
+            name = (
+                "model.safetensors"
+                if len(shards) == 1
+                else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            )
+            _write_shard(checkpoint, shard, folder / name, task)
+            paths.append(folder / name)
+            weight_map.update({info.name: name for info in shard})
+    if len(shards) > 1:
+        index = folder / "model.safetensors.index.json"
+        write_json(index, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+        paths.append(index)
+    return paths
+
+
+def _split(tensors: Sequence[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
+    shards: list[list[TensorInfo]] = [[]]
+    filled = 0
+    for info in tensors:
+        if shards[-1] and filled + info.size_bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(info)
+        filled += info.size_bytes
+    return shards
+
+
+def _write_shard(
+    checkpoint: Checkpoint, shard: Sequence[TensorInfo], path: Path, task: Task
+) -> None:
+    import torch
+
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for info in shard:
+        end = offset + info.size_bytes
+        header[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for info in shard:
+            tensor = checkpoint.load(info.name).contiguous()
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"The merged tensor {info.name} holds NaN or Inf.",
+                    next_step="The training run diverged or overflowed; use an earlier checkpoint.",
+                )
+            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            task.advance(info.size_bytes)

@@ -1,0 +1,330 @@
+"""The order of the stages: prepare (read no weight), build the bundle, register it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from packager import __version__
+from packager.bundle import (
+    AdapterIdentity,
+    BaseIdentity,
+    GgufFile,
+    Manifest,
+    PromptRecord,
+    read_bundle,
+    write_bundle,
+)
+from packager.checkpoint import Checkpoint, FolderCheckpoint
+from packager.errors import (
+    ChatTemplateError,
+    CorruptFileError,
+    OutputExistsError,
+    SourceNotFoundError,
+    UnsupportedError,
+    UsageError,
+)
+from packager.files import format_bytes, read_json, require_disk, sha256_file, write_json
+from packager.gguf.convert import Conversion, convert
+from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
+from packager.gguf.toolchain import Toolchain, find_toolchain
+from packager.gguf.types import TypedQuant, type_quants
+from packager.gguf.write import WrittenGguf, write_ggufs
+from packager.merge.lora import Merged
+from packager.merge.save import save_safetensors
+from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
+from packager.progress import Progress, Silent
+from packager.prompt.chat_template import ChatTemplate, load_chat_template
+from packager.prompt.decision import PromptDecision, decide, load_vocabulary
+from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.source.base import Base, find_base
+from packager.source.open import Source, open_source
+from packager.source.training import training_length
+
+SCHEMA = 1
+_BUILD_MARKER = ".ftpack-build.json"
+_TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
+# Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
+_TOKENIZER_FILES = re.compile(
+    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
+    r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken"
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was found, before any of llama.cpp is asked.
+
+    Attributes:
+        source: the fine-tune.
+        base: the base that the adapter needs; None for a full model.
+        checkpoint: the tensors, merged when they are loaded.
+        files: config and tokenizer files, the fine-tune's own before the base's.
+        device: where merging happens.
+    """
+
+    source: Source
+    base: Base | None
+    checkpoint: Checkpoint
+    files: Mapping[str, Path]
+    device: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """Everything decided; no weight read and nothing written yet."""
+
+    request: Request
+    name: str
+    inputs: Inputs
+    conversion: Conversion
+    quants: tuple[TypedQuant, ...]
+    chat_template: ChatTemplate | None
+    decision: PromptDecision
+    modelfile: ModelfileSpec
+    fingerprint: str
+    plan: Plan
+
+    @property
+    def chosen(self) -> tuple[TypedQuant, ...]:
+        """The quants that will be made, in the order of asking."""
+        names = [quant.quant for quant in self.plan.quants if quant.is_chosen]
+        wanted = [parse_quant(text).name for text in self.request.quants] or names
+        by_name = {typed.quant.name: typed for typed in self.quants}
+        return tuple(by_name[name] for name in dict.fromkeys(wanted))
+
+
+def open_inputs(request: Request, progress: Progress) -> Inputs:
+    """Find source and base, and hold every adapter tensor against the base."""
+    source = open_source(request.source, request.checkpoint, request.revision, progress)
+    progress.note(f"Source: {source.reason}")
+    device = _choose_device(request.device)
+    if source.adapter is None:
+        assert source.model is not None
+        return Inputs(source, None, source.model, source.files, device)
+    revision = None if source.model_id else request.revision
+    base = find_base(source.adapter, request.base, revision, progress)
+    progress.note(f"Base: {base.reason}")
+    own = {name: path for name, path in source.files.items() if _TOKENIZER_FILES.fullmatch(name)}
+    merged = Merged(base.checkpoint, source.adapter.folder, source.adapter.weights, device)
+    return Inputs(source, base, merged, {**base.checkpoint.files, **own}, device)
+
+
+def _choose_device(wanted: str) -> str:
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda" if wanted == "auto" else wanted
+    if wanted == "auto":
+        return "cpu"
+    raise UsageError(
+        f"--device {wanted}: torch finds no CUDA device.",
+        next_step="Use --device cpu, or check the driver and the torch build.",
+    )
+
+
+def prepare(request: Request, progress: Progress | None = None, every_quant: bool = False) -> Package:
+    """Decide everything that can be decided without reading a weight.
+
+    Args:
+        request: what the user wants.
+        progress: where choices and their reasons are told.
+        every_quant: look at all quants that llama.cpp has, not only at the chosen ones.
+
+    Raises:
+        FtpackError: whatever is wrong with the input, before any long work.
+    """
+    progress = progress or Silent()
+    wanted = [parse_quant(text) for text in request.quants] or [QUANTS[DEFAULT_QUANT]]
+    toolchain = find_toolchain()
+    inputs = open_inputs(request, progress)
+    name = request.name or model_name(inputs.source)
+    chat_template, decision = decide_prompt(inputs, request, progress)
+    spec = _modelfile_spec(inputs, request, decision)
+    conversion = _convert(toolchain, inputs, name, decision)
+    looked_at = list(QUANTS.values()) if every_quant else wanted
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
+        typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
+    _refuse_imatrix(typed, wanted)
+    plan = _plan(request, name, inputs, conversion, typed, wanted, decision, spec)
+    fingerprint = _fingerprint(inputs, conversion, decision, spec, name)
+    return Package(
+        request, name, inputs, conversion, typed, chat_template, decision, spec, fingerprint, plan
+    )
+
+
+def model_name(source: Source) -> str:
+    """A name for a model that was given none: its folder's, in the characters that Ollama takes."""
+    folder = source.folder.absolute()
+    stem = folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
+    if source.model_id:
+        stem = source.model_id.rpartition("/")[2]
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
+
+
+def decide_prompt(
+    inputs: Inputs, request: Request, progress: Progress
+) -> tuple[ChatTemplate | None, PromptDecision]:
+    """Find the chat template of training, and decide who will render it."""
+    override = None
+    if request.template not in ("auto", "native"):
+        override = Path(request.template)
+        if not override.is_file():
+            raise SourceNotFoundError(
+                f"There is no chat template {override}.",
+                next_step="--template takes auto, native, or the path of a Jinja file.",
+            )
+    base_files = inputs.base.checkpoint.files if inputs.base else {}
+    chat_template = load_chat_template(inputs.source.files, base_files, override)
+    if chat_template is None:
+        raise ChatTemplateError(
+            f"Neither {inputs.source.folder} nor its base has a chat template, so that nobody "
+            "knows how the model was prompted in training.",
+            next_step="Name the Jinja file of training with --template FILE.",
+        )
+    progress.note(f"Chat template: {chat_template.origin}")
+    mode = "native" if request.template == "native" else "auto"
+    decision = decide(chat_template, load_vocabulary(inputs.files), mode=mode)
+    progress.note(f"Prompt: {decision.reason}")
+    return chat_template, decision
+
+
+def _modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
+    parameters: dict[str, int | float | str | bool] = dict(sampling_parameters(inputs.files))
+    if inputs.base is not None:
+        length = training_length(inputs.source.files, inputs.base.checkpoint.files)
+        if length is not None:
+            parameters["num_ctx"] = length
+    stops = tuple(dict.fromkeys((*decision.stops, *request.stops)))
+    return ModelfileSpec(
+        decision.ollama_template, request.system, stops, {**parameters, **request.parameters}
+    )
+
+
+def _convert(
+    toolchain: Toolchain, inputs: Inputs, name: str, decision: PromptDecision
+) -> Conversion:
+    vocabulary = load_vocabulary(inputs.files)
+    ids = {token: number for number, token in vocabulary.token_of.items()}
+    end_of_turn_id = ids.get(decision.end_of_turn) if decision.end_of_turn else None
+    return convert(
+        toolchain, inputs.checkpoint, inputs.files, name,
+        decision.gguf_chat_template, end_of_turn_id,
+    )  # fmt: skip
+
+
+def _refuse_imatrix(typed: tuple[TypedQuant, ...], wanted: list[Quant]) -> None:
+    needing = [item.quant.name for item in typed if item.needs_imatrix and item.quant in wanted]
+    if needing:
+        raise UnsupportedError(
+            f"llama.cpp makes {', '.join(needing)} only with an importance matrix.",
+            next_step="Choose a larger quant: `ftpack gguf SOURCE --dry-run` lists them.",
+        )
+
+
+def _plan(
+    request: Request,
+    name: str,
+    inputs: Inputs,
+    conversion: Conversion,
+    typed: tuple[TypedQuant, ...],
+    wanted: list[Quant],
+    decision: PromptDecision,
+    spec: ModelfileSpec,
+) -> Plan:
+    key_values = {key: item.value for key, item in conversion.key_values.items()}
+    stem = file_stem(name)
+    quants = tuple(
+        PlannedQuant(
+            quant=item.quant.name,
+            file_name=f"{stem}-{item.quant.name}.gguf",
+            size_bytes=item.size_bytes,
+            run_memory_bytes=estimate_run_memory(item.size_bytes, key_values),
+            bits_per_weight=item.bits_per_weight,
+            fallbacks=item.fallbacks,
+            needs_imatrix=item.needs_imatrix,
+            is_chosen=item.quant in wanted,
+            is_default=item.quant.name == DEFAULT_QUANT,
+        )
+        for item in typed
+    )
+    merged = inputs.checkpoint if isinstance(inputs.checkpoint, Merged) else None
+    tensors = inputs.checkpoint.tensors
+    computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
+    changed = [info.size_bytes for n, info in tensors.items() if merged and merged.is_merged(n)]
+    return Plan(
+        name=name,
+        out=request.out or Path(f"{stem}-gguf"),
+        source=inputs.source.reason,
+        base=inputs.base.reason if inputs.base else None,
+        architecture=conversion.architecture,
+        parameters=sum(tensor.elements for tensor in conversion.tensors),
+        merged_tensors=merged.targets if merged else 0,
+        device=inputs.device,
+        quants=quants,
+        prompt=decision.reason,
+        stops=spec.stops,
+        read_bytes=sum(info.size_bytes for info in tensors.values()),
+        write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
+        memory_bytes=estimate_memory(
+            max(changed, default=0), max(computed, default=0), len(wanted)
+        ),
+    )
+
+
+def file_stem(name: str) -> str:
+    """The part of a model's name that its files are called by (`user/model:tag` gives `model`)."""
+    return name.rpartition("/")[2].partition(":")[0]
+
+
+def _fingerprint(
+    inputs: Inputs,
+    conversion: Conversion,
+    decision: PromptDecision,
+    spec: ModelfileSpec,
+    name: str,
+) -> str:
+    """A digest of everything that the bytes of a GGUF depend on, but for the quant.
+
+    The base's weight files count by size and time of change: reading them all would cost as much
+    as packaging them.
+    """
+    adapter = inputs.source.adapter
+    model = inputs.base.checkpoint if inputs.base else inputs.source.model
+    assert model is not None
+    parts = {
+        "schema": SCHEMA,
+        "name": name,
+        "adapter": [sha256_file(adapter.weights.path), sha256_file(adapter.folder / "adapter_config.json")]
+        if adapter
+        else None,
+        "weights": [
+            [str(file.path.resolve()), file.path.stat().st_size, file.path.stat().st_mtime_ns]
+            for file in model.weight_files
+        ],
+        "files": {key: sha256_file(path) for key, path in sorted(inputs.files.items())},
+        "architecture": conversion.architecture,
+        "chat_template": decision.gguf_chat_template,
+        "end_of_turn": decision.end_of_turn,
+        "device": inputs.device,
+        "modelfile": [spec.template, spec.system, spec.stops, sorted(spec.parameters.items())],
+        "tools": tool_versions(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions that the bytes of a bundle depend on."""
+    found = {"ftpack": __version__}
+    for distribution in _TOOLS:
+        found[distribution] = importlib.metadata.version(distribution)
+    return found

@@ -1,0 +1,1 @@
+"""What the user gave: an adapter or a full model, and the base that an adapter needs."""

@@ -1,0 +1,130 @@
+"""The base model that an adapter belongs to: where it is, and why that one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import (
+    BaseNotFoundError,
+    FtpackError,
+    MissingWeightsError,
+    NotAModelError,
+    SourceNotFoundError,
+    UnsupportedError,
+)
+from packager.files import read_json
+from packager.progress import Progress
+from packager.source.adapter import Adapter
+from packager.source.hub import download, find_cached, is_hub_id
+
+_QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model whose weights are in 16 or 32 bits.
+
+    Attributes:
+        checkpoint: its tensors; nothing of them is read yet.
+        model_id: its Hub id, if it came from there.
+        revision: the commit of the snapshot, if it came from the Hub.
+        reason: why this one, in words.
+    """
+
+    checkpoint: FolderCheckpoint
+    model_id: str | None
+    revision: str | None
+    reason: str
+
+
+def find_base(
+    adapter: Adapter, wanted: str | None, revision: str | None, progress: Progress
+) -> Base:
+    """The base of an adapter: `wanted`, else as recorded: a path, the local cache, the Hub.
+
+    Raises:
+        BaseNotFoundError: saying where it was looked for.
+        UnsupportedError: if its weights are quantized.
+    """
+    name, why = wanted, "as asked with --base"
+    if name is None:
+        name, why = adapter.base_model_name_or_path, "recorded in adapter_config.json"
+        revision = revision or adapter.revision
+    if name is None:
+        raise BaseNotFoundError(
+            f"{adapter.folder / 'adapter_config.json'} records no base "
+            "(`base_model_name_or_path` is empty).",
+            next_step="Name the model that was fine-tuned with --base PATH_OR_ID.",
+        )
+    folder = _local_folder(name, adapter.folder if wanted is None else None)
+    if folder is not None:
+        return Base(open_model(folder), None, None, f"{why}: the folder {folder}")
+    if not is_hub_id(name):
+        raise BaseNotFoundError(
+            f"The base {name!r} ({why}) is no folder on this machine, and no Hub id.",
+            next_step="Name the base's folder or Hub id with --base PATH_OR_ID.",
+        )
+    return _from_hub(name, revision, why, progress)
+
+
+def _local_folder(name: str, adapter_folder: Path | None) -> Path | None:
+    candidates = [Path(name).expanduser()]
+    if adapter_folder is not None and not candidates[0].is_absolute():
+        candidates.append(adapter_folder / name)
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def _from_hub(name: str, revision: str | None, why: str, progress: Progress) -> Base:
+    cached = find_cached(name, revision)
+    if cached is not None:
+        try:
+            checkpoint = open_model(cached.folder)
+        except (MissingWeightsError, NotAModelError):
+            progress.note(f"{name} is only partly in the Hugging Face cache")
+        else:
+            reason = f"{why}: {name} in the Hugging Face cache"
+            return Base(checkpoint, name, cached.revision, reason)
+    try:
+        found = download(name, revision, progress)
+    except SourceNotFoundError as error:
+        raise BaseNotFoundError(
+            f"The base {name!r} ({why}) is no folder here and not in the Hugging Face cache. "
+            f"{error.message}",
+            next_step=_with_twin_hint(name, error),
+        ) from error
+    reason = f"{why}: {name}, downloaded from the Hub"
+    return Base(open_model(found.folder), name, found.revision, reason)
+
+
+def _with_twin_hint(name: str, error: FtpackError) -> str:
+    twin = _QUANTIZED_NAME.sub("", name)
+    if twin != name:
+        return f"{error.next_step} A quantized base needs its 16-bit twin: --base {twin}."
+    return f"{error.next_step} Or name the base's folder with --base PATH."
+
+
+def open_model(folder: Path) -> FolderCheckpoint:
+    """A full model's folder as a checkpoint.
+
+    Raises:
+        NotAModelError: if there is no `config.json`.
+        UnsupportedError: if the weights are quantized.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotAModelError(
+            f"{folder} has no config.json.",
+            next_step="Name a folder that save_pretrained has written.",
+        )
+    quantization = read_json(path).get("quantization_config")
+    if isinstance(quantization, dict):
+        raise UnsupportedError(
+            f"{path} describes quantized weights "
+            f"(`quant_method` {quantization.get('quant_method')!r}); an adapter cannot be merged "
+            "into packed weights.",
+            next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
+        )
+    return FolderCheckpoint(folder)

@@ -1,0 +1,114 @@
+"""What the user gave, opened: an adapter or a full model, from a folder or the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.checkpoint import FolderCheckpoint, describing_files
+from packager.errors import NotAModelError, SourceNotFoundError
+from packager.progress import Progress
+from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
+from packager.source.base import open_model
+from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.trainer import choose_checkpoint, list_checkpoints
+
+
+@dataclass(frozen=True)
+class Source:
+    """A fine-tune.
+
+    Attributes:
+        given: what the user typed.
+        folder: where the adapter or model is.
+        adapter: the adapter, or None for a full model.
+        model: the full model, or None for an adapter.
+        model_id: the Hub id, if it came from there.
+        revision: the commit of the snapshot, if it came from the Hub.
+        reason: what was chosen and why, in words.
+    """
+
+    given: str
+    folder: Path
+    adapter: Adapter | None
+    model: FolderCheckpoint | None
+    model_id: str | None
+    revision: str | None
+    reason: str
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files beside the weights, by name."""
+        return describing_files(self.folder)
+
+
+def open_source(
+    given: str, checkpoint: str | None, revision: str | None, progress: Progress
+) -> Source:
+    """Open a folder, a Trainer's output, or a Hub id.
+
+    Raises:
+        SourceNotFoundError: if there is no such folder, checkpoint or id.
+        NotAModelError: if the folder holds neither an adapter nor a model.
+    """
+    folder, model_id, commit = _locate(given, revision, progress)
+    folder, reason = _choose(folder, checkpoint)
+    if (folder / CONFIG_NAME).is_file():
+        adapter = open_adapter(folder)
+        what = f"{adapter.method} adapter in {folder}{reason}"
+        return Source(given, folder, adapter, None, model_id, commit, what)
+    what = f"full model in {folder}{reason}"
+    return Source(given, folder, None, open_model(folder), model_id, commit, what)
+
+
+def _locate(
+    given: str, revision: str | None, progress: Progress
+) -> tuple[Path, str | None, str | None]:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return path, None, None
+    if path.exists():
+        raise NotAModelError(
+            f"{path} is a file, not a folder.",
+            next_step="Name the folder that holds adapter_config.json or config.json.",
+        )
+    if not is_hub_id(given) or given.startswith((".", "/", "~")):
+        raise SourceNotFoundError(
+            f"There is no folder {path}.",
+            next_step="Name the folder that the training run has written, or a Hub id.",
+        )
+    found = find_cached(given, revision)
+    if found is None or not _is_packageable(found.folder):
+        try:
+            found = download(given, revision, progress)
+        except SourceNotFoundError as error:
+            raise SourceNotFoundError(
+                f"There is no folder {path}, and {error.message}", next_step=error.next_step
+            ) from error
+    return found.folder, found.model_id, found.revision
+
+
+def _is_packageable(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG_NAME, "config.json"))
+
+
+def _choose(folder: Path, wanted: str | None) -> tuple[Path, str]:
+    """The folder itself, or one of a Trainer's checkpoints in it; and the reason, if any."""
+    if wanted is None and _is_packageable(folder):
+        others = len(list_checkpoints(folder))
+        return folder, f" (its final save; {others} checkpoints beside it)" if others else ""
+    if wanted is None and not list_checkpoints(folder):
+        inside = [path for path in folder.iterdir() if path.is_dir() and _is_packageable(path)]
+        hint = f" {inside[0]} looks like one." if inside else ""
+        raise NotAModelError(
+            f"{folder} holds neither an adapter (adapter_config.json), nor a model (config.json), "
+            f"nor a Trainer's checkpoints (checkpoint-N).",
+            next_step=f"Name the folder that the training run has written.{hint}",
+        )
+    chosen, reason = choose_checkpoint(folder, wanted or "last")
+    if not _is_packageable(chosen.folder):
+        raise NotAModelError(
+            f"{chosen.folder} holds neither adapter_config.json nor config.json.",
+            next_step="Choose another one with --checkpoint N.",
+        )
+    return chosen.folder, f" ({reason})"

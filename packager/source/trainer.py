@@ -1,0 +1,96 @@
+"""A Trainer's output folder: its checkpoints, and which of them is meant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.errors import SourceNotFoundError
+from packager.files import read_json
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class TrainerCheckpoint:
+    """One `checkpoint-N` folder.
+
+    Attributes:
+        folder: where it is.
+        step: N.
+        loss: the last training loss that was logged up to this step, if any.
+        eval_loss: the last evaluation loss that was logged up to this step, if any.
+        is_best: whether `trainer_state.json` names it as the best one.
+    """
+
+    folder: Path
+    step: int
+    loss: float | None
+    eval_loss: float | None
+    is_best: bool
+
+
+def list_checkpoints(folder: Path) -> list[TrainerCheckpoint]:
+    """The checkpoints in a Trainer's output folder, by step; empty where there are none."""
+    found = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
+    }
+    if not found:
+        return []
+    newest = found[max(found)]
+    states = [path / "trainer_state.json" for path in (folder, newest)]
+    state = next((read_json(path) for path in states if path.is_file()), {})
+    best = state.get("best_model_checkpoint")
+    # The recorded path is the training machine's; only its last part is sure to hold here.
+    best_name = re.split(r"[/\\]", best)[-1] if isinstance(best, str) else None
+    history = state.get("log_history")
+    return [
+        TrainerCheckpoint(
+            folder=path,
+            step=step,
+            loss=_last_logged(history, "loss", step),
+            eval_loss=_last_logged(history, "eval_loss", step),
+            is_best=path.name == best_name,
+        )
+        for step, path in sorted(found.items())
+    ]
+
+
+def _last_logged(history: object, key: str, step: int) -> float | None:
+    values = [
+        entry[key]
+        for entry in (history if isinstance(history, list) else [])
+        if isinstance(entry, dict) and key in entry and entry.get("step", step + 1) <= step
+    ]
+    return float(values[-1]) if values else None
+
+
+def choose_checkpoint(folder: Path, wanted: str) -> tuple[TrainerCheckpoint, str]:
+    """The checkpoint that `wanted` (a step, `best` or `last`) means, and why.
+
+    Raises:
+        SourceNotFoundError: listing the checkpoints that there are.
+    """
+    checkpoints = list_checkpoints(folder)
+    names = ", ".join(str(item.step) for item in checkpoints) or "none"
+    if wanted == "last" and checkpoints:
+        return checkpoints[-1], f"the last of {len(checkpoints)} checkpoints"
+    if wanted == "best":
+        best = next((item for item in checkpoints if item.is_best), None)
+        if best is None:
+            raise SourceNotFoundError(
+                f"{folder} records no best checkpoint (`best_model_checkpoint` in "
+                f"trainer_state.json); checkpoints there: {names}.",
+                next_step="Choose one with --checkpoint N, or --checkpoint last.",
+            )
+        return best, "the best by trainer_state.json"
+    chosen = next((item for item in checkpoints if str(item.step) == wanted), None)
+    if chosen is None:
+        raise SourceNotFoundError(
+            f"{folder} has no checkpoint {wanted!r}; checkpoints there: {names}.",
+            next_step="Choose one of them with --checkpoint N, best or last.",
+        )
+    return chosen, "as asked with --checkpoint"
