@@ -127,8 +127,10 @@ def estimate_memory(largest_merged_bytes: int, largest_computed_bytes: int, targ
         largest_computed_bytes: of the 16-bit tensors that are not read in blocks.
         targets: how many quants are written; each has a block in the making.
     """
-    return _PROCESS_BYTES + max(7 * largest_merged_bytes, 5 * largest_computed_bytes) + (
-        (1 + targets) * (32 << 20)
+    return (
+        _PROCESS_BYTES
+        + max(7 * largest_merged_bytes, 5 * largest_computed_bytes)
+        + ((1 + targets) * (32 << 20))
     )
 
 

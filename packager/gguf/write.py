@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from packager.errors import NonFiniteError
-from packager.files import partial_path, publish
+from packager.files import partial_path
 from packager.gguf.convert import Conversion, GgufTensor
 from packager.gguf.quantize import Quantizer
 from packager.gguf.types import TypedQuant, padded, tensor_bytes, write_header
@@ -75,7 +75,9 @@ def write_ggufs(
     threads: int,
     progress: Progress,
 ) -> list[WrittenGguf]:
-    """Read every tensor once and write it into each file; a file gets its name when all are whole.
+    """Read every tensor once and write it into each file, under its `.partial` name.
+
+    The files are whole and synced when this returns; `files.publish` gives them their names.
 
     Args:
         conversion: the tensors, in the order of writing.
@@ -102,10 +104,7 @@ def write_ggufs(
                 task.advance(4 * block.size)
             for output in outputs:
                 output.pad(tensor)
-        written = [output.finish() for output in outputs]
-    for output in outputs:
-        publish(output.path)
-    return written
+        return [output.finish() for output in outputs]
 
 
 def _write_block(

@@ -1,55 +1,35 @@
-"""The order of the stages: prepare (read no weight), build the bundle, register it."""
+"""Everything that can be decided before a weight is read."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from packager import __version__
-from packager.bundle import (
-    AdapterIdentity,
-    BaseIdentity,
-    GgufFile,
-    Manifest,
-    PromptRecord,
-    read_bundle,
-    write_bundle,
-)
 from packager.checkpoint import Checkpoint, FolderCheckpoint
-from packager.errors import (
-    ChatTemplateError,
-    CorruptFileError,
-    OutputExistsError,
-    SourceNotFoundError,
-    UnsupportedError,
-    UsageError,
-)
-from packager.files import format_bytes, read_json, require_disk, sha256_file, write_json
+from packager.errors import ChatTemplateError, SourceNotFoundError, UnsupportedError, UsageError
+from packager.files import sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
-from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.lora import Merged
-from packager.merge.save import save_safetensors
 from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import PromptDecision, decide, load_vocabulary
-from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.modelfile import ModelfileSpec, sampling_parameters
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
 from packager.source.training import training_length
 
 SCHEMA = 1
-_BUILD_MARKER = ".ftpack-build.json"
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
 # Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
 _TOKENIZER_FILES = re.compile(
@@ -60,21 +40,29 @@ _TOKENIZER_FILES = re.compile(
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was found, before any of llama.cpp is asked.
+    """What was found, with no weight and no library looked at.
 
     Attributes:
         source: the fine-tune.
         base: the base that the adapter needs; None for a full model.
-        checkpoint: the tensors, merged when they are loaded.
         files: config and tokenizer files, the fine-tune's own before the base's.
-        device: where merging happens.
     """
 
     source: Source
     base: Base | None
-    checkpoint: Checkpoint
     files: Mapping[str, Path]
-    device: str
+
+    @property
+    def model(self) -> FolderCheckpoint:
+        """The folder that the weights come from: the base, or the full model."""
+        model = self.base.checkpoint if self.base else self.source.model
+        assert model is not None
+        return model
+
+    @property
+    def base_files(self) -> Mapping[str, Path]:
+        """The base's files; none where there is no base."""
+        return self.base.checkpoint.files if self.base else {}
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,7 @@ class Package:
     request: Request
     name: str
     inputs: Inputs
+    checkpoint: Checkpoint
     conversion: Conversion
     quants: tuple[TypedQuant, ...]
     chat_template: ChatTemplate | None
@@ -101,23 +90,28 @@ class Package:
         return tuple(by_name[name] for name in dict.fromkeys(wanted))
 
 
-def open_inputs(request: Request, progress: Progress) -> Inputs:
-    """Find source and base, and hold every adapter tensor against the base."""
+def find_inputs(request: Request, progress: Progress) -> Inputs:
+    """Find the source, and the base that it needs."""
     source = open_source(request.source, request.checkpoint, request.revision, progress)
     progress.note(f"Source: {source.reason}")
-    device = _choose_device(request.device)
     if source.adapter is None:
-        assert source.model is not None
-        return Inputs(source, None, source.model, source.files, device)
+        return Inputs(source, None, source.files)
     revision = None if source.model_id else request.revision
     base = find_base(source.adapter, request.base, revision, progress)
     progress.note(f"Base: {base.reason}")
     own = {name: path for name, path in source.files.items() if _TOKENIZER_FILES.fullmatch(name)}
-    merged = Merged(base.checkpoint, source.adapter.folder, source.adapter.weights, device)
-    return Inputs(source, base, merged, {**base.checkpoint.files, **own}, device)
+    return Inputs(source, base, {**base.checkpoint.files, **own})
 
 
-def _choose_device(wanted: str) -> str:
+def open_checkpoint(inputs: Inputs, device: str) -> Checkpoint:
+    """The tensors to package; an adapter's are held against the base here."""
+    adapter = inputs.source.adapter
+    if adapter is None:
+        return inputs.model
+    return Merged(inputs.model, adapter.folder, adapter.weights, device)
+
+
+def choose_device(wanted: str) -> str:
     if wanted == "cpu":
         return "cpu"
     import torch
@@ -132,7 +126,9 @@ def _choose_device(wanted: str) -> str:
     )
 
 
-def prepare(request: Request, progress: Progress | None = None, every_quant: bool = False) -> Package:
+def prepare(
+    request: Request, progress: Progress | None = None, every_quant: bool = False
+) -> Package:
     """Decide everything that can be decided without reading a weight.
 
     Args:
@@ -146,19 +142,29 @@ def prepare(request: Request, progress: Progress | None = None, every_quant: boo
     progress = progress or Silent()
     wanted = [parse_quant(text) for text in request.quants] or [QUANTS[DEFAULT_QUANT]]
     toolchain = find_toolchain()
-    inputs = open_inputs(request, progress)
+    device = choose_device(request.device)
+    inputs = find_inputs(request, progress)
     name = request.name or model_name(inputs.source)
     chat_template, decision = decide_prompt(inputs, request, progress)
-    spec = _modelfile_spec(inputs, request, decision)
-    conversion = _convert(toolchain, inputs, name, decision)
+    spec = modelfile_spec(inputs, request, decision)
+    checkpoint = open_checkpoint(inputs, device)
+    conversion = _convert(toolchain, checkpoint, inputs, name, decision)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
     _refuse_imatrix(typed, wanted)
-    plan = _plan(request, name, inputs, conversion, typed, wanted, decision, spec)
-    fingerprint = _fingerprint(inputs, conversion, decision, spec, name)
     return Package(
-        request, name, inputs, conversion, typed, chat_template, decision, spec, fingerprint, plan
+        request=request,
+        name=name,
+        inputs=inputs,
+        checkpoint=checkpoint,
+        conversion=conversion,
+        quants=typed,
+        chat_template=chat_template,
+        decision=decision,
+        modelfile=spec,
+        fingerprint=_fingerprint(inputs, device, conversion, decision, spec, name),
+        plan=_plan(request, name, device, inputs, conversion, typed, wanted, spec, decision.reason),
     )
 
 
@@ -183,8 +189,7 @@ def decide_prompt(
                 f"There is no chat template {override}.",
                 next_step="--template takes auto, native, or the path of a Jinja file.",
             )
-    base_files = inputs.base.checkpoint.files if inputs.base else {}
-    chat_template = load_chat_template(inputs.source.files, base_files, override)
+    chat_template = load_chat_template(inputs.source.files, inputs.base_files, override)
     if chat_template is None:
         raise ChatTemplateError(
             f"Neither {inputs.source.folder} nor its base has a chat template, so that nobody "
@@ -198,10 +203,11 @@ def decide_prompt(
     return chat_template, decision
 
 
-def _modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
+def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
+    """What the Modelfile says: the model's own files first, then what was asked for."""
     parameters: dict[str, int | float | str | bool] = dict(sampling_parameters(inputs.files))
     if inputs.base is not None:
-        length = training_length(inputs.source.files, inputs.base.checkpoint.files)
+        length = training_length(inputs.source.files, inputs.base_files)
         if length is not None:
             parameters["num_ctx"] = length
     stops = tuple(dict.fromkeys((*decision.stops, *request.stops)))
@@ -211,13 +217,17 @@ def _modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) 
 
 
 def _convert(
-    toolchain: Toolchain, inputs: Inputs, name: str, decision: PromptDecision
+    toolchain: Toolchain,
+    checkpoint: Checkpoint,
+    inputs: Inputs,
+    name: str,
+    decision: PromptDecision,
 ) -> Conversion:
     vocabulary = load_vocabulary(inputs.files)
     ids = {token: number for number, token in vocabulary.token_of.items()}
     end_of_turn_id = ids.get(decision.end_of_turn) if decision.end_of_turn else None
     return convert(
-        toolchain, inputs.checkpoint, inputs.files, name,
+        toolchain, checkpoint, inputs.files, name,
         decision.gguf_chat_template, end_of_turn_id,
     )  # fmt: skip
 
@@ -234,12 +244,13 @@ def _refuse_imatrix(typed: tuple[TypedQuant, ...], wanted: list[Quant]) -> None:
 def _plan(
     request: Request,
     name: str,
+    device: str,
     inputs: Inputs,
     conversion: Conversion,
     typed: tuple[TypedQuant, ...],
     wanted: list[Quant],
-    decision: PromptDecision,
     spec: ModelfileSpec,
+    prompt: str,
 ) -> Plan:
     key_values = {key: item.value for key, item in conversion.key_values.items()}
     stem = file_stem(name)
@@ -257,8 +268,9 @@ def _plan(
         )
         for item in typed
     )
-    merged = inputs.checkpoint if isinstance(inputs.checkpoint, Merged) else None
-    tensors = inputs.checkpoint.tensors
+    checkpoint = conversion.checkpoint
+    merged = checkpoint if isinstance(checkpoint, Merged) else None
+    tensors = checkpoint.tensors
     computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
     changed = [info.size_bytes for n, info in tensors.items() if merged and merged.is_merged(n)]
     return Plan(
@@ -269,9 +281,9 @@ def _plan(
         architecture=conversion.architecture,
         parameters=sum(tensor.elements for tensor in conversion.tensors),
         merged_tensors=merged.targets if merged else 0,
-        device=inputs.device,
+        device=device,
         quants=quants,
-        prompt=decision.reason,
+        prompt=prompt,
         stops=spec.stops,
         read_bytes=sum(info.size_bytes for info in tensors.values()),
         write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
@@ -288,6 +300,7 @@ def file_stem(name: str) -> str:
 
 def _fingerprint(
     inputs: Inputs,
+    device: str,
     conversion: Conversion,
     decision: PromptDecision,
     spec: ModelfileSpec,
@@ -299,23 +312,20 @@ def _fingerprint(
     as packaging them.
     """
     adapter = inputs.source.adapter
-    model = inputs.base.checkpoint if inputs.base else inputs.source.model
-    assert model is not None
+    own = [adapter.weights.path, adapter.folder / "adapter_config.json"] if adapter else []
     parts = {
         "schema": SCHEMA,
         "name": name,
-        "adapter": [sha256_file(adapter.weights.path), sha256_file(adapter.folder / "adapter_config.json")]
-        if adapter
-        else None,
+        "adapter": [sha256_file(path) for path in own],
         "weights": [
             [str(file.path.resolve()), file.path.stat().st_size, file.path.stat().st_mtime_ns]
-            for file in model.weight_files
+            for file in inputs.model.weight_files
         ],
         "files": {key: sha256_file(path) for key, path in sorted(inputs.files.items())},
         "architecture": conversion.architecture,
         "chat_template": decision.gguf_chat_template,
         "end_of_turn": decision.end_of_turn,
-        "device": inputs.device,
+        "device": device,
         "modelfile": [spec.template, spec.system, spec.stops, sorted(spec.parameters.items())],
         "tools": tool_versions(),
     }

@@ -1,0 +1,42 @@
+"""`ftpack merge`: the merged 16-bit checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from packager.cli.options import console_for, make_request, output_options, source_options
+
+
+@click.command("merge")
+@source_options()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="The folder to write.")  # fmt: skip
+@click.option("--save", type=click.Choice(["merged_16bit"]), default="merged_16bit",
+              show_default=True, help="The form of the weights.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite a model in --out.")
+@output_options()
+def command(**options: Any) -> None:
+    """Merge SOURCE into its base, tensor by tensor, as a folder that transformers loads.
+
+    \b
+    Example:
+      ftpack merge ./lora --out ./merged
+    """
+    import json
+
+    from packager.cli.console import result
+    from packager.files import format_bytes
+    from packager.pipeline.merging import merge
+
+    console = console_for(options)
+    merged = merge(make_request(options), options["out"], console)
+    if options["as_json"]:
+        files = [str(path) for path in merged.files]
+        result(json.dumps({"folder": str(merged.folder), "files": files}, indent=2))
+        return
+    result(str(merged.folder))
+    console.note(f"{len(merged.files)} files, {format_bytes(merged.size_bytes)}")
+    console.note(f"Next: ftpack ollama {merged.folder} --name NAME, or load it with transformers")

@@ -1,0 +1,145 @@
+"""The options that several verbs share, and the request that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from packager.cli.console import Console
+from packager.gguf.quants import QUANTS, parse_quant
+from packager.plan import Request
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class QuantType(click.ParamType):
+    """A quant's name in any case; a wrong one lists the near ones."""
+
+    name = "quant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as llama.cpp writes it."""
+        return parse_quant(str(value)).name
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The quants that begin with what was typed, in its case."""
+        from click.shell_completion import CompletionItem
+
+        names = [name if incomplete.isupper() else name.lower() for name in QUANTS]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class ParameterType(click.ParamType):
+    """`KEY=VALUE`, the value a number where it reads as one."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int | float | str | bool]:
+        """The key, and the typed value."""
+        if isinstance(value, tuple):
+            return value
+        key, mark, text = str(value).partition("=")
+        if not mark or not key.isidentifier():
+            self.fail(f"{value!r} is not of the form KEY=VALUE, such as temperature=0.7.")
+        if text.lower() in ("true", "false"):
+            return key, text.lower() == "true"
+        for number in (int, float):
+            try:
+                return key, number(text)
+            except ValueError:
+                continue
+        return key, text
+
+
+def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def source_options() -> Callable[[Command], Command]:
+    """SOURCE, and what finds it and its base."""
+    return _stack(
+        click.argument("source"),
+        click.option("--base", metavar="PATH_OR_ID", help="The base model of the adapter."),
+        click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer."),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                     show_default=True, help="Where to merge."),
+    )  # fmt: skip
+
+
+def model_options() -> Callable[[Command], Command]:
+    """What the bundle holds."""
+    return _stack(
+        click.option("--quant", "quants", multiple=True, type=QuantType(), metavar="Q",
+                     help="llama.cpp's name, such as q5_k_m (the default); several are made "
+                     "from one read."),
+        click.option("--name", help="The model's name; by default its folder's."),
+        click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+                     help="The bundle's folder; by default NAME-gguf."),
+        click.option("--threads", type=click.IntRange(min=0), default=0,
+                     help="Threads that quantize; by default one per core."),
+        click.option("--dry-run", is_flag=True, help="Show what would be made, and what it costs."),
+        click.option("--force", is_flag=True, help="Overwrite another model's files in --out."),
+    )  # fmt: skip
+
+
+def prompt_options() -> Callable[[Command], Command]:
+    """What the Modelfile says."""
+    return _stack(
+        click.option("--system", metavar="TEXT", help="A system prompt."),
+        click.option("--param", "parameters", multiple=True, type=ParameterType(),
+                     metavar="K=V", help="A parameter of Ollama, such as num_ctx=8192."),
+        click.option("--stop", "stops", multiple=True, metavar="S", help="One more stop string."),
+        click.option("--template", default="auto", metavar="auto|native|FILE",
+                     help="Who renders the prompt; or the Jinja chat template of training."),
+    )  # fmt: skip
+
+
+def output_options() -> Callable[[Command], Command]:
+    """How much is said."""
+    return _stack(
+        click.option("--json", "as_json", is_flag=True, help="Results as JSON."),
+        click.option("-q", "--quiet", is_flag=True, help="Results and errors only."),
+        click.option("-v", "--verbose", is_flag=True, help="Tracebacks, and the libraries' logs."),
+    )
+
+
+def make_request(options: dict[str, Any]) -> Request:
+    """The request that a verb's options mean; options of other kinds are left alone."""
+    names = Request.__dataclass_fields__
+    chosen = {key: value for key, value in options.items() if key in names and value is not None}
+    if "parameters" in chosen:
+        chosen["parameters"] = dict(chosen["parameters"])
+    return Request(**chosen)
+
+
+def console_for(options: dict[str, Any]) -> Console:
+    """Where a verb's progress goes; the libraries' own chatter only with -v."""
+    quiet_libraries(is_verbose=options["verbose"])
+    return Console(is_quiet=options["quiet"])
+
+
+def quiet_libraries(*, is_verbose: bool) -> None:
+    """Keep the log lines and warnings of transformers and others off the screen."""
+    import logging
+    import os
+    import warnings
+
+    if is_verbose:
+        logging.basicConfig(level=logging.INFO)
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

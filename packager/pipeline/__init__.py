@@ -1,0 +1,1 @@
+"""The order of the stages: prepare (read no weight), build the bundle, register it."""

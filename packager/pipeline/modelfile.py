@@ -1,0 +1,22 @@
+"""The Modelfile alone: of a bundle as it stands, or of a source without reading its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from packager.bundle import read_bundle
+from packager.pipeline.prepare import decide_prompt, find_inputs, modelfile_spec
+from packager.plan import Request
+from packager.progress import Progress
+from packager.prompt.modelfile import render_modelfile
+
+
+def modelfile_of(request: Request, gguf: str, progress: Progress) -> tuple[str, str]:
+    """The Modelfile's text, and why it is so."""
+    folder = Path(request.source)
+    if (folder / "manifest.json").is_file() and (folder / "Modelfile").is_file():
+        manifest = read_bundle(folder)
+        return (folder / "Modelfile").read_text(encoding="utf-8"), manifest.prompt.reason
+    found = find_inputs(request, progress)
+    _, decision = decide_prompt(found, request, progress)
+    return render_modelfile(modelfile_spec(found, request, decision), gguf), decision.reason

@@ -1,0 +1,94 @@
+"""A bundle becomes a model, or one model with several tags, in an Ollama daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.bundle import GgufFile, Manifest
+from packager.errors import UsageError
+from packager.files import require_disk
+from packager.progress import Progress
+from packager.runtime.ollama import Daemon, Registration, validate_name
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What a daemon has now.
+
+    Attributes:
+        host: the daemon that was reached.
+        version: its version.
+        names: every name that answers, the first one first.
+        check: what was read back of the first one, and its short answer.
+    """
+
+    host: str
+    version: str
+    names: tuple[str, ...]
+    check: Registration
+
+
+def model_names(name: str, quants: Sequence[str]) -> tuple[str, ...]:
+    """The names that quants are registered under: `NAME` for one, `NAME:q4_k_m`, ... for several.
+
+    Raises:
+        InvalidNameError: if Ollama would refuse the name.
+        UsageError: if there are several quants and the name has a tag already.
+    """
+    validate_name(name)
+    if len(quants) == 1:
+        return (name,)
+    if ":" in name.rpartition("/")[2]:
+        raise UsageError(
+            f"The name {name!r} has a tag, but {len(quants)} quants need one each.",
+            next_step=f"Use --name {name.rpartition(':')[0]}; the quants become its tags.",
+        )
+    return tuple(f"{name}:{quant.lower()}" for quant in quants)
+
+
+def require_store_space(daemon: Daemon, needed_bytes: int) -> None:
+    """See that a daemon on this machine has room for its own copy of the GGUFs."""
+    folder = daemon.models_folder()
+    if folder is not None:
+        require_disk(folder, needed_bytes, "Ollama's copy of the model")
+
+
+def register(
+    folder: Path,
+    manifest: Manifest,
+    files: Sequence[GgufFile],
+    name: str,
+    daemon: Daemon,
+    progress: Progress,
+) -> Registered:
+    """Hand a bundle's GGUFs to the daemon, read back what it made of them, and let it answer.
+
+    Several files become tags of one name; `latest` is the first.
+
+    Raises:
+        DaemonError: if the daemon is not there, or goes away midway.
+        RegistrationError: if what is in force there is not what was sent.
+    """
+    version = daemon.version()
+    progress.note(f"Ollama {version} at {daemon.host}")
+    prompt = manifest.prompt
+    names = model_names(name, [file.quant for file in files])
+    for model, file in zip(names, files, strict=True):
+        digest = daemon.upload(folder / file.name, progress)
+        daemon.create(
+            model,
+            digest=digest,
+            file_name=file.name,
+            template=prompt.template,
+            system=prompt.system,
+            stops=prompt.stops,
+            parameters=prompt.parameters,
+        )
+        progress.note(f"Registered {model}")
+    checks = [daemon.verify(model, prompt.template, prompt.stops) for model in names]
+    if len(names) > 1:
+        daemon.copy(names[0], name)
+        names = (*names, f"{name}:latest")
+    return Registered(daemon.host, version, names, checks[0])
