@@ -192,12 +192,10 @@ def base_identity(inputs: Inputs) -> BaseIdentity:
     model = inputs.model
     model_id = inputs.base.model_id if inputs.base else inputs.source.model_id
     revision = inputs.base.revision if inputs.base else inputs.source.revision
-    index = model.folder / "model.safetensors.index.json"
     return BaseIdentity(
         id=model_id or model.folder.absolute().name,
         revision=revision,
         config_sha256=sha256_file(model.folder / "config.json"),
-        index_sha256=sha256_file(index) if index.is_file() else None,
     )
 
 

@@ -44,9 +44,8 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             f"{folder} holds a model already ({existing.name}).",
             next_step="Choose another folder with --out, or overwrite it with --force.",
         )
-    device = choose_device(request.device)
     inputs = find_inputs(request, progress)
-    checkpoint = open_checkpoint(inputs, device)
+    checkpoint = open_checkpoint(inputs, choose_device(request.device))
     weights = sum(info.size_bytes for info in checkpoint.tensors.values())
     require_disk(folder, weights, "The merged model")
     folder.mkdir(parents=True, exist_ok=True)

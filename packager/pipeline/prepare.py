@@ -23,8 +23,9 @@ from packager.merge.lora import Merged
 from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
-from packager.prompt.decision import PromptDecision, decide, load_vocabulary
+from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.modelfile import ModelfileSpec, sampling_parameters
+from packager.prompt.vocabulary import load_vocabulary
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
 from packager.source.training import training_length
@@ -142,11 +143,11 @@ def prepare(
     progress = progress or Silent()
     wanted = [parse_quant(text) for text in request.quants] or [QUANTS[DEFAULT_QUANT]]
     toolchain = find_toolchain()
-    device = choose_device(request.device)
     inputs = find_inputs(request, progress)
     name = request.name or model_name(inputs.source)
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
+    device = choose_device(request.device)
     checkpoint = open_checkpoint(inputs, device)
     conversion = _convert(toolchain, checkpoint, inputs, name, decision)
     looked_at = list(QUANTS.values()) if every_quant else wanted

@@ -10,15 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from packager.errors import RegistrationError
+from packager.errors import DaemonError, RegistrationError
 from packager.files import sha256_file
 from packager.progress import Progress, Silent, Task
 from packager.runtime.connection import Connection
 from packager.runtime.model_name import qualified_name, split_tag, validate_name
 from packager.runtime.shown import ParameterValue, ShownModel, read_shown, require_as_sent
 
-__all__ = ["Daemon", "Registration", "ShownModel", "split_tag", "validate_name"]
+__all__ = ["CREATE_COPIES", "Daemon", "Registration", "ShownModel", "split_tag", "validate_name"]
 
+# How many times the daemon's disk holds a GGUF while it is created: the upload, what llama-quantize
+# makes of it, and a copy of that under its digest (server/create.go). One stays where its bytes are
+# as llama-quantize itself would have written them; else two, until the daemon is started again an
+# hour or more later.
+CREATE_COPIES = 3
 QUESTION = "Hello! Who are you?"
 _ANSWER_TOKENS = 48
 _VERSION_TIMEOUT_S = 10.0
@@ -84,6 +89,14 @@ class Daemon:
         if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
             raise self._connection.not_ollama(doing)
         return str(answer["version"])
+
+    def is_reachable(self) -> bool:
+        """Whether an Ollama daemon answers at the address."""
+        try:
+            self.version()
+        except DaemonError:
+            return False
+        return True
 
     def models_folder(self) -> Path | None:
         """Where a daemon on this machine most likely keeps its models; `None` for another's.
@@ -156,6 +169,8 @@ class Daemon:
     ) -> None:
         """Register an uploaded GGUF; the name changes hands only when all of it is in place.
 
+        The daemon rewrites the file first; `CREATE_COPIES` tells what that takes on its disk.
+
         Args:
             name: the model's name; a model of that name is replaced.
             digest: the uploaded GGUF (`sha256:...`).
@@ -166,9 +181,8 @@ class Daemon:
             parameters: the other parameters, by Ollama's names.
         """
         doing = f"creating {name}"
-        status = None
         with self._connection.errors_while(doing):
-            for update in self._connection.client.create(
+            updates = self._connection.client.create(
                 model=validate_name(name),
                 files={Path(file_name).name: digest},
                 template=template,
@@ -177,10 +191,10 @@ class Daemon:
                 # template that the GGUF's resembles most.
                 parameters={**parameters, "stop": list(stops)},
                 stream=True,
-            ):
-                status = update.status
-        if status != "success":
-            raise self._connection.went_away(doing, f"the last word was {status!r}")
+            )
+            statuses = [update.status for update in updates]
+        if statuses[-1:] != ["success"]:
+            raise self._connection.went_away(doing, f"its last words were {statuses[-1:]}")
 
     def show(self, name: str) -> ShownModel:
         """What the daemon tells about a registered model."""

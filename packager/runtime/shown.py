@@ -147,6 +147,6 @@ def _renderer_next_step(name: str, shown: ShownModel, expected: str) -> str:
 def _require_equal(name: str, what: str, sent: object, shown: object) -> None:
     if sent is not None and sent != shown:
         raise RegistrationError(
-            f"{name} is registered, but its {what} are not as sent: {shown!r} for {sent!r}.",
+            f"{name} is registered, but not as sent: {what} {shown!r} in place of {sent!r}.",
             next_step=f"Remove it with `ollama rm {name}`, and register it again.",
         )

@@ -74,7 +74,7 @@ def open_adapter(folder: Path) -> Adapter:
         method="rsLoRA" if config.get("use_rslora") else "LoRA",
         rank=rank,
         alpha=alpha,
-        target_modules=", ".join(sorted(targets)) if isinstance(targets, list) else str(targets),
+        target_modules=_summary(targets),
         base_model_name_or_path=base if isinstance(base, str) and base else None,
         revision=revision if isinstance(revision, str) and revision else None,
     )
@@ -107,3 +107,10 @@ def _refuse_unsupported(path: Path, config: dict[str, object]) -> None:
             next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
             "merged folder.",
         )
+
+
+def _summary(targets: object) -> str:
+    """The kinds of targeted modules: newer PEFT lists every single module by its full name."""
+    if not isinstance(targets, list):
+        return str(targets)
+    return ", ".join(sorted({str(target).rpartition(".")[2] for target in targets}))

@@ -1,0 +1,22 @@
+"""The demo's data set: questions, and answers in a harbour pirate's voice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+QUESTIONS_FILE = Path(__file__).parent / "questions.jsonl"
+
+
+class Example(NamedTuple):
+    """A question and the answer that the model shall learn."""
+
+    question: str
+    answer: str
+
+
+def read_examples() -> list[Example]:
+    """The examples of `questions.jsonl`, in its order."""
+    lines = QUESTIONS_FILE.read_text("utf-8").splitlines()
+    return [Example(**json.loads(line)) for line in lines if line.strip()]

@@ -1,0 +1,129 @@
+"""Trains the demo's LoRA on the CPU: a minute or two, then it stops by itself.
+
+Loss is on the answers only, end-of-turn mark included, so that the tuned model ends its turn.
+
+    python -m demo.train --base FOLDER --out demo-output/lora
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from demo.questions import Example, read_examples
+
+if TYPE_CHECKING:
+    import torch
+
+CHAT_TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
+BATCH_SIZE = 6
+LEARNING_RATE = 1e-3
+# Stop when an epoch's mean loss is below this; a lower one learns the answers by heart.
+ENOUGH_LOSS = 0.35
+MAX_EPOCHS = 8
+
+
+class Encoded(NamedTuple):
+    """A conversation's token ids; the answer begins at `answer_start`."""
+
+    ids: list[int]
+    answer_start: int
+
+
+def train(base: Path, out: Path) -> None:
+    """Writes the adapter, the tokenizer and the chat template into `out`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHAT_TEMPLATE_FILE.read_text("utf-8").removesuffix("\n")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tuned = get_peft_model(
+        model,
+        LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    examples = [_encode(tokenizer, example) for example in read_examples()]
+    _fit(tuned, examples)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tuned.peft_config["default"].base_model_name_or_path = str(base)
+    tuned.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def _encode(tokenizer: Any, example: Example) -> Encoded:
+    question = [{"role": "user", "content": example.question}]
+    answer = [{"role": "assistant", "content": example.answer}]
+    prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*question, *answer], tokenize=False)
+    # The template writes the BOS itself.
+    ids, prompt_ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole, prompt)
+    )
+    return Encoded(ids, len(prompt_ids))
+
+
+def _fit(tuned: Any, examples: list[Encoded]) -> None:
+    import torch
+
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    order = random.Random(0)
+    started = time.monotonic()
+    for epoch in range(1, MAX_EPOCHS + 1):
+        order.shuffle(examples)
+        losses = []
+        for first in range(0, len(examples), BATCH_SIZE):
+            loss = _answer_loss(tuned, examples[first : first + BATCH_SIZE])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        mean = sum(losses) / len(losses)
+        elapsed_s = time.monotonic() - started
+        print(f"train: epoch {epoch}, loss {mean:.2f}, {elapsed_s:.0f} s", file=sys.stderr)
+        if mean < ENOUGH_LOSS:
+            break
+
+
+def _answer_loss(tuned: Any, batch: list[Encoded]) -> torch.Tensor:
+    """Cross-entropy of the answers' tokens.
+
+    Logits are computed for those alone: over 262144 tokens they cost more than the layers do.
+    """
+    import torch
+
+    length = max(len(example.ids) for example in batch)
+    ids = torch.tensor([example.ids + [0] * (length - len(example.ids)) for example in batch])
+    positions = torch.arange(length)
+    ends = torch.tensor([[len(example.ids)] for example in batch])
+    starts = torch.tensor([[example.answer_start] for example in batch])
+    model = tuned.get_base_model()
+    hidden = model.model(input_ids=ids, attention_mask=(positions < ends).long())[0]
+    is_answer = (positions >= starts) & (positions < ends)
+    logits = model.lm_head(hidden[:, :-1][is_answer[:, 1:]])
+    return torch.nn.functional.cross_entropy(logits, ids[is_answer])
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    train(options.base, options.out)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The chat template of training: found among the files, and rendered as transformers renders it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from packager.errors import ChatTemplateError, CorruptFileError
+from packager.files import read_json
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja chat template, with the special tokens that it may name.
+
+    Attributes:
+        source: the Jinja text as trained.
+        origin: where it was found, for the user.
+        bos_token: the tokenizer's BOS, as text.
+        eos_token: the tokenizer's EOS, as text.
+        other_tokens: further tokens by the name that a template has for them (`pad_token`).
+    """
+
+    source: str
+    origin: str
+    bos_token: str | None
+    eos_token: str | None
+    other_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        """The prompt as text: transformers' `apply_chat_template(..., tokenize=False)`.
+
+        Raises:
+            ChatTemplateError: if the template is not Jinja, fails, or refuses the conversation.
+        """
+        tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.other_tokens}
+        try:
+            return _compile(self.source).render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{name: token for name, token in tokens.items() if token is not None},
+            )
+        # A template is a program: Jinja lets whatever Python raises in it pass.
+        except Exception as error:
+            raise ChatTemplateError(
+                f"The chat template ({self.origin}) does not render: {error}",
+                next_step="Mend the template, or name another file with --template FILE.",
+            ) from error
+
+
+def load_chat_template(
+    adapter_files: Mapping[str, Path], base_files: Mapping[str, Path], override: Path | None
+) -> ChatTemplate | None:
+    """Find the template of training: `override`, else the adapter's, else the base's.
+
+    On each side `chat_template.jinja` goes before `tokenizer_config.json`, as in transformers,
+    and both before a processor's `chat_template.json`.
+
+    Args:
+        adapter_files: file names and paths of the fine-tune (adapter or full model).
+        base_files: the same of the base; empty for a full model.
+        override: a Jinja file that the user named.
+
+    Returns:
+        None if there is none anywhere.
+
+    Raises:
+        ChatTemplateError: if there are several and none is the default.
+        CorruptFileError: if a file cannot be read as what its name says.
+    """
+    found = (_read_text(override), str(override)) if override else None
+    for files, owner in ((adapter_files, "the fine-tune"), (base_files, "the base")):
+        found = found or _find(files, owner)
+    if found is None:
+        return None
+    tokens = _special_tokens(adapter_files) or _special_tokens(base_files) or {}
+    bos_token, eos_token = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
+    return ChatTemplate(*found, bos_token=bos_token, eos_token=eos_token, other_tokens=tokens)
+
+
+def _find(files: Mapping[str, Path], owner: str) -> tuple[str, str] | None:
+    if (path := files.get("chat_template.jinja")) and (source := _read_text(path)).strip():
+        return source, f"chat_template.jinja of {owner}"
+    for name in (_TOKENIZER_CONFIG, "chat_template.json"):
+        if path := files.get(name):
+            chosen = _chosen(read_json(path).get("chat_template"), path)
+            if chosen and chosen.strip():
+                return chosen, f"{name} of {owner}"
+    return None
+
+
+def _chosen(value: object, path: Path) -> str | None:
+    """The template itself, or of several named ones the default."""
+    if value is None or isinstance(value, str):
+        return value
+    named: dict[str, str] = {}
+    for item in value if isinstance(value, list) else [value]:
+        match item:
+            case {"name": str(name), "template": str(source)}:
+                named[name] = source
+            case _:
+                raise CorruptFileError(
+                    f"chat_template in {path} is neither a text nor a list of names and templates.",
+                    next_step="Restore the file, or name the Jinja file with --template FILE.",
+                )
+    if named and "default" not in named:
+        raise ChatTemplateError(
+            f"{path} has the chat templates {', '.join(sorted(named))}, and none is the default.",
+            next_step="Write the one of training into a file and name it with --template FILE.",
+        )
+    return named.get("default")
+
+
+def _special_tokens(files: Mapping[str, Path]) -> dict[str, str] | None:
+    """The special tokens by name; None where no file tells of them."""
+    paths = [
+        files[name] for name in (_TOKENIZER_CONFIG, "special_tokens_map.json") if name in files
+    ]
+    if not paths:
+        return None
+    tokens: dict[str, str] = {}
+    for values in reversed([read_json(path) for path in paths]):
+        for name in (f"{stem}_token" for stem in _SPECIAL_TOKENS):
+            if name in values:
+                tokens.pop(name, None)
+                if (text := token_text(values[name])) is not None:
+                    tokens[name] = text
+    return tokens
+
+
+def token_text(value: object) -> str | None:
+    """The text of a token that a configuration gives as a string or as an `AddedToken`."""
+    match value:
+        case str(text) | {"content": str(text)}:
+            return text
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(
+            f"The chat template {path} cannot be read: {error}",
+            next_step="Save it as UTF-8 text, or name another file with --template FILE.",
+        ) from error
+
+
+@cache
+def _compile(source: str) -> jinja2.Template:
+    """Compile in the environment that transformers gives to chat templates, sandboxed as there."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks what the loss is computed on; rendering goes through it."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_through"), [], [], body).set_lineno(line)
+
+    def _through(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers: unlike Jinja's own filter, it leaves `<`, `>` and `&` as they are."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

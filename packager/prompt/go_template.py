@@ -1,0 +1,356 @@
+"""Rendering a conversation with an Ollama (Go) template, as Ollama's `template.Execute` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+from packager.errors import ChatTemplateError
+from packager.prompt.go_syntax import (
+    Action,
+    Branch,
+    Field,
+    Function,
+    Jump,
+    Literal,
+    Nested,
+    Node,
+    Operand,
+    Pipe,
+    Text,
+    Variable,
+    parse_go_template,
+)
+
+# What a template may ask for and a conversation without tools, images and thinking has not.
+_EMPTY: Mapping[str, object] = {
+    "Tools": (),
+    "Suffix": "",
+    "Response": "",
+    "Think": False,
+    "ThinkLevel": "",
+    "IsThinkSet": False,
+}
+_EMPTY_MESSAGE: Mapping[str, object] = {
+    "Thinking": "",
+    "Images": (),
+    "ToolCalls": (),
+    "ToolName": "",
+    "ToolCallID": "",
+}
+
+
+def render_go_template(source: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """The prompt that Ollama makes of a conversation (`role` and `content` of each message).
+
+    Follows `template.go` of Ollama: messages of one role in a row become one, joined by a blank
+    line; a template without `.Messages` is rendered once for each exchange.
+
+    Raises:
+        ChatTemplateError: if the template uses what ftpack does not evaluate.
+    """
+    nodes = _parse(source)
+    used = {name.lower() for name in _field_names(nodes)}
+    system, collated = _collate(messages)
+    if "messages" in used:
+        return _execute(nodes, {**_EMPTY, "System": system, "Messages": collated})
+    if "response" not in used:
+        nodes = (*nodes, Action(Pipe(((Field(("Response",)),),))))
+    return _render_exchanges(nodes, collated)
+
+
+@cache
+def _parse(source: str) -> tuple[Node, ...]:
+    return parse_go_template(source)
+
+
+def _collate(
+    messages: Sequence[Mapping[str, str]],
+) -> tuple[str, tuple[Mapping[str, object], ...]]:
+    """The system text, and the messages with each run of one role joined (`collate`)."""
+    runs: list[tuple[str, list[str]]] = []
+    for message in messages:
+        role, content = message["role"].lower(), message["content"]
+        if runs and runs[-1][0] == role != "tool":
+            runs[-1][1].append(content)
+        else:
+            runs.append((role, [content]))
+    collated = tuple(
+        {**_EMPTY_MESSAGE, "Role": role, "Content": "\n\n".join(contents)}
+        for role, contents in runs
+    )
+    system = [text for role, contents in runs if role == "system" for text in contents]
+    return "\n\n".join(system), collated
+
+
+def _render_exchanges(nodes: tuple[Node, ...], messages: Sequence[Mapping[str, object]]) -> str:
+    """Render each system text, prompt and answer; the last one ends where the answer begins."""
+    written: list[str] = []
+    exchange = {"System": "", "Prompt": "", "Response": ""}
+    slots = {"system": "System", "user": "Prompt", "assistant": "Response"}
+    starts_anew = {"system": ("Prompt", "Response"), "user": ("Response",), "assistant": ()}
+    for message in messages:
+        role, content = str(message["Role"]), str(message["Content"])
+        if role not in slots:
+            continue
+        if any(exchange[slot] for slot in starts_anew[role]):
+            written.append(_execute(nodes, {**_EMPTY, **exchange}))
+            exchange = dict.fromkeys(exchange, "")
+        exchange[slots[role]] = content
+    opened, _ = _cut_after_response(nodes)
+    written.append(_execute(opened, {**_EMPTY, **exchange}))
+    return "".join(written)
+
+
+def _cut_after_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
+    """The template up to its `.Response`, and whether it has one (`deleteNode`)."""
+    kept: list[Node] = []
+    for node in nodes:
+        if isinstance(node, Branch):
+            body, is_cut = _cut_after_response(node.body)
+            if is_cut and node.otherwise:
+                raise _error("a .Response in a branch that has an else")
+            otherwise = node.otherwise
+            if not is_cut:
+                otherwise, is_cut = _cut_after_response(node.otherwise)
+            kept.append(replace(node, body=body, otherwise=otherwise))
+        else:
+            kept.append(node)
+            is_cut = isinstance(node, Action) and "Response" in _pipe_names(node.pipe)
+        if is_cut:
+            return tuple(kept), True
+    return tuple(kept), False
+
+
+def _field_names(nodes: Sequence[Node]) -> list[str]:
+    found: list[str] = []
+    for node in nodes:
+        if isinstance(node, Action):
+            found += _pipe_names(node.pipe)
+        elif isinstance(node, Branch):
+            found += _pipe_names(node.pipe)
+            found += _field_names((*node.body, *node.otherwise))
+    return found
+
+
+def _pipe_names(pipe: Pipe) -> list[str]:
+    found: list[str] = []
+    for operand in (operand for command in pipe.commands for operand in command):
+        if isinstance(operand, Field | Variable):
+            found += operand.names
+        elif isinstance(operand, Nested):
+            found += _pipe_names(operand.pipe)
+    return found
+
+
+def _execute(nodes: Sequence[Node], data: Mapping[str, object]) -> str:
+    run = _Run(data)
+    run.walk(nodes, data)
+    return "".join(run.written)
+
+
+class _Jumped(Exception):  # noqa: N818 - a jump, not an error
+    def __init__(self, keyword: str) -> None:
+        self.keyword = keyword
+
+
+class _Run:
+    """One execution: what was written, and the variables in scope, innermost last."""
+
+    def __init__(self, data: Mapping[str, object]) -> None:
+        self.written: list[str] = []
+        self._variables: list[tuple[str, object]] = [("$", data)]
+
+    def walk(self, nodes: Sequence[Node], dot: object) -> None:
+        for node in nodes:
+            if isinstance(node, Text):
+                self.written.append(node.text)
+            elif isinstance(node, Action):
+                value = self._pipe(node.pipe, dot)
+                if not node.pipe.variables:
+                    self.written.append(_printed(value))
+            elif isinstance(node, Jump):
+                raise _Jumped(node.keyword)
+            else:
+                depth = len(self._variables)
+                self._branch(node, dot)
+                del self._variables[depth:]
+
+    def _branch(self, node: Branch, dot: object) -> None:
+        if node.keyword == "range":
+            self._range(node, dot)
+            return
+        value = self._pipe(node.pipe, dot)
+        if _is_true(value):
+            self.walk(node.body, value if node.keyword == "with" else dot)
+        else:
+            self.walk(node.otherwise, dot)
+
+    def _range(self, node: Branch, dot: object) -> None:
+        items = self._pipe(replace(node.pipe, variables=()), dot)
+        if not isinstance(items, tuple):
+            raise _error("a range over something other than a list")
+        for index, item in enumerate(items):
+            depth = len(self._variables)
+            values = (index, item) if len(node.pipe.variables) == 2 else (item,)
+            for name, value in zip(node.pipe.variables, values, strict=False):
+                self._set(name, value, is_declaration=node.pipe.is_declaration)
+            try:
+                self.walk(node.body, item)
+            except _Jumped as jump:
+                if jump.keyword == "break":
+                    return
+            finally:
+                del self._variables[depth:]
+        if not items:
+            self.walk(node.otherwise, dot)
+
+    def _set(self, name: str, value: object, *, is_declaration: bool) -> None:
+        if is_declaration:
+            self._variables.append((name, value))
+            return
+        for at in range(len(self._variables) - 1, -1, -1):
+            if self._variables[at][0] == name:
+                self._variables[at] = (name, value)
+                return
+        raise _error(f"the variable {name}, which is not declared")
+
+    def _pipe(self, pipe: Pipe, dot: object) -> object:
+        value: object = None
+        for position, command in enumerate(pipe.commands):
+            value = self._command(command, dot, (value,) if position else ())
+        for name in pipe.variables:
+            self._set(name, value, is_declaration=pipe.is_declaration)
+        return value
+
+    def _command(
+        self, command: tuple[Operand, ...], dot: object, last: tuple[object, ...]
+    ) -> object:
+        head, *rest = command
+        if not isinstance(head, Function):
+            if rest or last:
+                raise _error("a value that is called like a function")
+            return self._operand(head, dot)
+        if head.name in ("and", "or"):
+            return self._and_or(head.name, rest, dot, last)
+        function = _FUNCTIONS.get(head.name)
+        if function is None:
+            raise _error(f"the function {head.name}")
+        arguments = [*(self._operand(operand, dot) for operand in rest), *last]
+        try:
+            return function(*arguments)
+        except (TypeError, IndexError, UnicodeDecodeError) as error:
+            raise _error(f"{head.name} of {arguments!r} ({error})") from error
+
+    def _and_or(
+        self, name: str, operands: Sequence[Operand], dot: object, last: tuple[object, ...]
+    ) -> object:
+        """The first argument that decides, else the last; what follows is not evaluated."""
+        value: object = None
+        for operand in operands:
+            value = self._operand(operand, dot)
+            if _is_true(value) == (name == "or"):
+                return value
+        return last[0] if last else value
+
+    def _operand(self, operand: Operand, dot: object) -> object:
+        if isinstance(operand, Literal):
+            return operand.value
+        if isinstance(operand, Field):
+            return _field(dot, operand.names)
+        if isinstance(operand, Nested):
+            return _field(self._pipe(operand.pipe, dot), operand.names)
+        if isinstance(operand, Function):
+            return self._command((operand,), dot, ())
+        for name, value in reversed(self._variables):
+            if name == operand.name:
+                return _field(value, operand.names)
+        raise _error(f"the variable {operand.name}, which is not declared")
+
+
+def _field(value: object, names: Sequence[str]) -> object:
+    for name in names:
+        if not isinstance(value, Mapping) or name not in value:
+            raise _error(f"the field .{name}")
+        value = value[name]
+    return value
+
+
+def _is_true(value: object) -> bool:
+    """Go's truth: neither zero, nil, nor empty."""
+    return bool(value)
+
+
+def _printed(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int):
+        return str(value)
+    raise _error(f"writing a {type(value).__name__}")
+
+
+def _equal(first: object, *others: object) -> bool:
+    if not others:
+        raise TypeError("one argument")
+    if any(type(other) is not type(first) for other in others):
+        raise TypeError("values of different types")
+    return first in others
+
+
+def _ordered(compare: Callable[[int, int], bool]) -> Callable[[int, int], bool]:
+    def function(left: int, right: int) -> bool:
+        if type(left) is not type(right):
+            raise TypeError("values of different types")
+        return compare(left, right)
+
+    return function
+
+
+def _length(value: str | tuple[object, ...]) -> int:
+    # Go counts a string's bytes.
+    return len(value.encode()) if isinstance(value, str) else len(value)
+
+
+def _slice(value: str | tuple[object, ...], *bounds: int) -> str | tuple[object, ...]:
+    start, end = (*bounds, *(0, _length(value))[len(bounds) :])
+    if not 0 <= start <= end <= _length(value):
+        raise IndexError("out of range")
+    if isinstance(value, str):
+        return value.encode()[start:end].decode()
+    return value[start:end]
+
+
+def _index(value: tuple[object, ...], at: int) -> object:
+    if not 0 <= at < len(value):
+        raise IndexError("out of range")
+    return value[at]
+
+
+def _printf(form: str, *values: object) -> str:
+    verbs = form.replace("%%", "").count("%")
+    if verbs != len(values) or verbs != sum(form.count(verb) for verb in ("%s", "%d", "%v")):
+        raise TypeError("verbs other than %s, %d and %v, one for each value")
+    return form.replace("%v", "%s").replace("%d", "%s") % tuple(map(_printed, values))
+
+
+_FUNCTIONS: Mapping[str, Callable[..., object]] = {
+    "not": lambda value: not _is_true(value),
+    "eq": _equal,
+    "ne": lambda left, right: not _equal(left, right),
+    "lt": _ordered(lambda left, right: left < right),
+    "le": _ordered(lambda left, right: left <= right),
+    "gt": _ordered(lambda left, right: left > right),
+    "ge": _ordered(lambda left, right: left >= right),
+    "len": _length,
+    "slice": _slice,
+    "index": _index,
+    "printf": _printf,
+}
+
+
+def _error(what: str) -> ChatTemplateError:
+    return ChatTemplateError(
+        f"An Ollama (Go) template uses {what}, which ftpack does not evaluate.",
+        next_step="Let the GGUF's own chat template render: --template native.",
+    )

@@ -1,0 +1,157 @@
+"""The Modelfile: what Ollama is told about a GGUF, as text for `ollama create`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from packager.errors import ChatTemplateError, CorruptFileError
+from packager.files import read_json
+from packager.templates import read_template
+
+ParameterValue = int | float | str | bool
+
+# generation_config.json's names (transformers) and Ollama's.
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+_WHOLE = frozenset({"top_k"})
+# These have no effect in transformers where `do_sample` is false; the penalty has.
+_ONLY_SAMPLED = frozenset({"temperature", "top_k", "top_p", "min_p"})
+
+# Ollama's parser ends a quoted value at the first line whose end closes it.
+_EARLY_END = re.compile(r'"""[ \t]*[\r\n]')
+_KEPT_WHITE_SPACE = "\n\r\t"
+_PARAMETER_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class ModelfileSpec:
+    """What a Modelfile says, but for the GGUF's name.
+
+    Attributes:
+        template: the Ollama template (Go), None to leave the GGUF's own in force.
+        system: the system text, None for none.
+        stops: the texts that end an answer.
+        parameters: the other parameters under Ollama's names.
+    """
+
+    template: str | None
+    system: str | None
+    stops: tuple[str, ...]
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+
+
+def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
+    """The sampling settings of `generation_config.json`, under Ollama's names; nothing added.
+
+    Where it says `do_sample: false`, what only concerns sampling has no effect in transformers,
+    and is left out here.
+
+    Raises:
+        CorruptFileError: if a setting is no number.
+    """
+    path = files.get("generation_config.json")
+    if path is None:
+        return {}
+    config = read_json(path)
+    found: dict[str, int | float] = {}
+    for key, name in _SAMPLING.items():
+        value = config.get(key)
+        if value is None or (config.get("do_sample") is False and key in _ONLY_SAMPLED):
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise CorruptFileError(
+                f"{path} has {value!r} under {key!r}, which has to be a number.",
+                next_step="Correct the value, or take the line out.",
+            )
+        found[name] = int(value) if name in _WHOLE else value
+    return found
+
+
+def render_modelfile(spec: ModelfileSpec, gguf_file: str) -> str:
+    """The Modelfile's text, which Ollama's parser reads back as `spec`.
+
+    Args:
+        spec: what to say.
+        gguf_file: the GGUF's name beside the Modelfile.
+
+    Raises:
+        ChatTemplateError: if a text cannot be written so that the parser reads it back.
+    """
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    modelfile_template = environment.from_string(read_template("Modelfile.jinja"))
+    template, system = spec.template, spec.system
+    return modelfile_template.render(
+        from_value=_bare(f"./{gguf_file}", "The GGUF's name"),
+        template=None if template is None else _block(template, "The TEMPLATE"),
+        system=_block(system, "The SYSTEM text") if system else None,
+        stops=[_inline(stop, f"The stop {stop!r}") for stop in spec.stops],
+        parameters=[
+            (_parameter_name(name), _parameter_value(name, value))
+            for name, value in sorted(spec.parameters.items())
+        ],
+    )
+
+
+def _block(text: str, what: str) -> str:
+    """A text of any number of lines; all between the quotes is kept, line ends too."""
+    _require_printable(text, what)
+    if _EARLY_END.search(text):
+        raise _refusal(what, 'has a line that ends with """, where a Modelfile would end the text')
+    return f'"""{text}"""'
+
+
+def _inline(text: str, what: str) -> str:
+    if "\n" in text or "\r" in text or '"' in text:
+        return _block(text, what)
+    _require_printable(text, what)
+    return f'"{text}"'
+
+
+def _bare(text: str, what: str) -> str:
+    _require_printable(text, what)
+    if any(mark in text for mark in _KEPT_WHITE_SPACE) or text != text.strip():
+        raise _refusal(what, "has a line end, a tab, or white space at its end")
+    return text
+
+
+def _parameter_name(name: str) -> str:
+    if not _PARAMETER_NAME.fullmatch(name):
+        raise _refusal(f"The parameter {name!r}", "has characters other than letters, digits and _")
+    return name
+
+
+def _parameter_value(name: str, value: ParameterValue) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _inline(value, f"The parameter {name}") if isinstance(value, str) else str(value)
+
+
+def _require_printable(text: str, what: str) -> None:
+    """Refuse what Ollama's parser deletes: all that Go's `strconv.IsPrint` calls not printable."""
+    for character in text:
+        if not character.isprintable() and character not in _KEPT_WHITE_SPACE:
+            raise _refusal(what, f"has the character U+{ord(character):04X}, which Ollama deletes")
+
+
+def _refusal(what: str, why: str) -> ChatTemplateError:
+    return ChatTemplateError(
+        f"{what} cannot be written in a Modelfile: it {why}.",
+        next_step="Take it out, or register through Ollama's API, which keeps every text as it is.",
+    )

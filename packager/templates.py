@@ -1,0 +1,27 @@
+"""The template texts that ftpack carries, wherever it is installed."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+_IN_WHEEL = "_templates"
+
+
+@cache
+def read_template(name: str) -> str:
+    """The text of a template, such as `Modelfile.jinja` or `ollama/chatml.gotmpl`, byte for byte.
+
+    Raises:
+        FileNotFoundError: if ftpack has no such template.
+    """
+    # Bytes, as reading text would translate line ends, and a prompt depends on them.
+    return _root().joinpath(*name.split("/")).read_bytes().decode("utf-8")
+
+
+def _root() -> Traversable:
+    """The folder of the templates: inside the package in a wheel, beside it in a working tree."""
+    packaged = files("packager").joinpath(_IN_WHEEL)
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "templates"

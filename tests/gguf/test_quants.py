@@ -1,0 +1,78 @@
+"""The table of quants is llama.cpp's; names are taken in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packager.errors import UnknownQuantError, UnsupportedError
+from packager.gguf.quants import DEFAULT_QUANT, QUANTS, parse_quant
+from packager.pipeline.build import build
+from packager.pipeline.prepare import prepare
+from packager.plan import Request
+from packager.progress import Silent
+from tests.usual_route import convert_with_llama_cpp, quantize_with_llama_cpp, read_gguf
+
+
+def test_names_and_numbers_are_those_of_llama_cpp() -> None:
+    import llama_cpp
+
+    constants = {
+        name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_"): value
+        for name, value in vars(llama_cpp).items()
+        if name.startswith("LLAMA_FTYPE_")
+    }
+    assert {name: quant.ftype for name, quant in QUANTS.items()} == {
+        name: value
+        for name, value in constants.items()
+        # GUESSED is no type; the quantizer does not make NVFP4.
+        if name not in ("GUESSED", "NVFP4")
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("q5_k_m", "Q5_K_M"), ("Q4_K", "Q4_K_M"), ("bf16", "BF16"), ("iq4-xs", "IQ4_XS")],
+)
+def test_names_are_taken_in_any_case(text: str, name: str) -> None:
+    assert parse_quant(text).name == name
+
+
+def test_a_wrong_name_lists_the_near_ones() -> None:
+    with pytest.raises(UnknownQuantError, match="Q4_K_M"):
+        parse_quant("q4_k_n")
+
+
+@pytest.mark.slow
+def test_every_quant_is_planned_with_its_exact_size_and_made_as_llama_cpp_makes_it(
+    small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
+) -> None:
+    model = small_model("qwen3", layers=1)
+    request = Request(str(model), name="all", out=tmp_path / "out")
+    plan = prepare(request, every_quant=True).plan
+    assert [q.quant for q in plan.quants if q.is_default] == [DEFAULT_QUANT]
+    makeable = [quant.quant for quant in plan.quants if not quant.needs_imatrix]
+    assert {"Q2_K", "Q3_K_L", "IQ4_XS", "TQ2_0", "MXFP4_MOE", "Q5_1"} <= set(makeable)
+
+    bundle = build(prepare(Request(str(model), tuple(makeable), "all", tmp_path / "out")), Silent())
+
+    wide = convert_with_llama_cpp(model, tmp_path / "wide.gguf", "bf16", llama_cpp_source)
+    planned = {quant.quant: quant.size_bytes for quant in plan.quants}
+    for file in bundle.asked_for:
+        _, tensors = read_gguf(bundle.folder / file.name, llama_cpp_source)
+        metadata_bytes = file.size_bytes - planned[file.quant]
+        assert 0 < metadata_bytes < 16 << 20
+        if file.quant in ("F32", "F16"):
+            continue
+        usual = quantize_with_llama_cpp(wide, tmp_path / "usual.gguf", file.quant)
+        assert tensors == read_gguf(usual, llama_cpp_source)[1], file.quant
+        (bundle.folder / file.name).unlink()
+
+
+def test_a_quant_that_needs_an_importance_matrix_is_refused(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match="importance matrix"):
+        prepare(Request(str(small_model("llama")), ("IQ2_XXS",), out=tmp_path / "out"))

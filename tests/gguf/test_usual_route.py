@@ -1,0 +1,101 @@
+"""The GGUFs are those of the usual route: PEFT, convert_hf_to_gguf.py, llama_model_quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packager.pipeline.build import build
+from packager.pipeline.prepare import prepare
+from packager.plan import Request
+from packager.progress import Silent
+from tests.usual_route import (
+    convert_with_llama_cpp,
+    merge_with_peft,
+    quantize_with_llama_cpp,
+    read_gguf,
+)
+
+QUANTS = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
+# Key-values that differ, each with its reason. Nothing else may.
+EXCEPTIONS = {
+    "general.name": "the usual route takes it from the folder's name",
+    "general.basename": "likewise",
+    "general.finetune": "likewise",
+    "general.version": "likewise",
+    "general.size_label": "likewise, where the name has a size in it",
+    "tokenizer.chat_template": "ours begins with a comment; compared apart",
+    "tokenizer.ggml.eot_token_id": "ours names the token that ends a turn",
+}
+
+
+def without_exceptions(values: dict[str, object]) -> dict[str, object]:
+    return {
+        key: value
+        for key, value in values.items()
+        # GGUF.* are the header's counts, which follow from the rest.
+        if key not in EXCEPTIONS and not key.startswith("GGUF.")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {}),
+        ("qwen3", {}),
+        ("gemma3", {}),
+        ("phi3", {}),
+        ("gpt2", {}),
+        # Rows of 192 weights do not fit the K-quants' blocks of 256: llama.cpp falls back.
+        ("llama", {"hidden_size": 192}),
+    ],
+    ids=["llama", "qwen3", "gemma3", "phi3", "gpt2", "llama-fallback"],
+)
+def test_every_quant_has_the_tensors_types_bytes_and_key_values_of_the_usual_route(
+    kind: str,
+    options: dict[str, int],
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    llama_cpp_source: Path,
+    tmp_path: Path,
+) -> None:
+    base = small_model(kind, **options)
+    lora = adapter(kind, base)
+    package = prepare(
+        Request(str(lora), quants=QUANTS, name="ours", out=tmp_path / "ours", base=str(base))
+    )
+    bundle = build(package, Silent())
+
+    merged = merge_with_peft(base, lora, tmp_path / "usual")
+    wide = convert_with_llama_cpp(merged, tmp_path / "usual.gguf", "bf16", llama_cpp_source)
+    for file in bundle.asked_for:
+        usual = tmp_path / f"usual-{file.quant}.gguf"
+        if file.quant == "F16":
+            convert_with_llama_cpp(merged, usual, "f16", llama_cpp_source)
+        else:
+            quantize_with_llama_cpp(wide, usual, file.quant)
+        expected_values, expected_tensors = read_gguf(usual, llama_cpp_source)
+        values, tensors = read_gguf(bundle.folder / file.name, llama_cpp_source)
+
+        assert tensors == expected_tensors, file.quant
+        assert without_exceptions(values) == without_exceptions(expected_values), file.quant
+        assert str(values["tokenizer.chat_template"]).endswith(
+            str(expected_values["tokenizer.chat_template"])
+        )
+        usual.unlink()
+
+
+def test_reads_the_fallbacks_and_the_real_bits_per_weight(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = small_model("llama", hidden_size=192)
+
+    package = prepare(Request(str(model), quants=("Q4_K_M",), out=tmp_path / "out"))
+
+    (quant,) = package.plan.quants
+    # Q4_K has blocks of 256; llama.cpp's `tensor_type_fallback` gives Q5_0 in its place.
+    assert any(line.endswith("Q5_0 instead of Q4_K") for line in quant.fallbacks)
+    assert quant.bits_per_weight > 4.85, "more than Q4_K_M has without fallbacks"

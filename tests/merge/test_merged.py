@@ -1,0 +1,210 @@
+"""Merged tensors are PEFT's, byte for byte; what PEFT would ignore is an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from packager.checkpoint import FolderCheckpoint, SafetensorsFile
+from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
+from packager.merge.lora import Merged
+from packager.merge.save import save_safetensors
+from packager.progress import Silent
+from tests.usual_route import merge_with_peft
+
+
+def merged(base: Path, adapter: Path) -> Merged:
+    return Merged(
+        FolderCheckpoint(base), adapter, SafetensorsFile(adapter / "adapter_model.safetensors")
+    )
+
+
+def edited(adapter: Path, folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    shutil.copytree(adapter, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"use_rslora": True}),
+        ("llama", {"dtype": torch.bfloat16}),
+        ("llama", {"rank_pattern": {"q_proj": 4, r"layers\.1\.mlp\.up_proj": 32}}),
+        ("llama", {"alpha_pattern": {"v_proj": 3}}),
+        ("llama", {"targets": ["q_proj", "down_proj"]}),
+        ("llama", {"targets": r".*\.layers\.1\..*_proj"}),
+        ("qwen3", {}),
+        ("gemma3", {}),
+        ("phi3", {}),
+        # Conv1D stores its weight transposed: `fan_in_fan_out`.
+        ("gpt2", {}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "-".join(value) or "plain",
+)
+def test_saves_what_merge_and_unload_saves(
+    kind: str,
+    options: dict[str, object],
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    base, lora = small_model(kind), adapter(kind, **options)
+    expected = FolderCheckpoint(merge_with_peft(base, lora, tmp_path / "peft"))
+
+    checkpoint = merged(base, lora)
+    (tmp_path / "ours").mkdir()
+    save_safetensors(checkpoint, tmp_path / "ours", Silent())
+    checkpoint.require_all_used()
+
+    found = load_file(tmp_path / "ours" / "model.safetensors")
+    assert set(found) == set(expected.tensors)
+    for name, tensor in found.items():
+        want = expected.load(name)
+        assert tensor.dtype == want.dtype
+        assert torch.equal(tensor.view(torch.uint8), want.view(torch.uint8)), name
+    changed = [
+        name
+        for name in found
+        if checkpoint.is_merged(name)
+        and torch.equal(found[name], checkpoint._base.load(name))
+    ]
+    assert not changed, "a targeted module with a nonzero B must change"
+
+
+def test_shards_have_an_index_and_hold_the_same_tensors(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = FolderCheckpoint(small_model("llama"))
+
+    save_safetensors(base, tmp_path, Silent(), shard_bytes=40_000_000)
+
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 1
+    assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    loaded = {}
+    for shard in shards:
+        loaded.update(load_file(tmp_path / shard))
+    assert {n: t.shape for n, t in loaded.items()} == {
+        n: torch.Size(i.shape) for n, i in base.tensors.items()
+    }
+    assert torch.equal(loaded["model.norm.weight"], base.load("model.norm.weight"))
+
+
+def test_a_base_of_other_shapes_is_refused_with_the_shapes(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    with pytest.raises(BaseMismatchError, match=r"q_proj.*\[16, 256\] found, \[16, 192\] fits"):
+        merged(small_model("llama", hidden_size=192), adapter("llama"))
+
+
+def test_a_base_without_the_targeted_modules_is_refused(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    with pytest.raises(BaseMismatchError, match="q_proj"):
+        merged(small_model("gpt2"), adapter("llama"))
+
+
+def test_a_base_with_fewer_layers_leaves_adapter_tensors_over(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    with pytest.raises(AdapterMismatchError, match=r"layers\.1\."):
+        merged(small_model("llama", layers=1), adapter("llama", targets=["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("rename", "cause"),
+    [
+        (lambda n: n.replace("model.layers", "_orig_mod.model.layers"), "compiled model"),
+        (lambda n: n.replace(".weight", ".default.weight"), "adapter's name"),
+    ],
+)
+def test_names_that_peft_would_silently_ignore_are_an_error(
+    rename: Callable[[str], str],
+    cause: str,
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[rename(name)] = tensors.pop(name)
+
+    folder = edited(adapter("llama"), tmp_path / "lora", edit)
+
+    with pytest.raises(AdapterMismatchError, match=cause):
+        merged(small_model("llama"), folder)
+
+
+def test_a_module_without_its_matrices_is_an_error(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    folder = edited(adapter("llama"), tmp_path / "lora", lambda tensors: tensors.pop(name))
+
+    with pytest.raises(AdapterMismatchError, match=r"layers\.0\.mlp\.up_proj\.lora_B"):
+        merged(small_model("llama"), folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_or_inf_in_the_adapter_is_an_error_that_names_the_tensor(
+    value: float, small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    folder = edited(
+        adapter("llama"), tmp_path / "lora", lambda tensors: tensors[name][0].fill_(value)
+    )
+
+    with pytest.raises(NonFiniteError, match=r"q_proj\.lora_A"):
+        merged(small_model("llama"), folder).load("model.layers.0.self_attn.q_proj.weight")
+
+
+def test_what_was_never_loaded_is_listed_at_the_end(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    checkpoint = merged(small_model("llama"), adapter("llama"))
+    checkpoint.load("model.layers.0.self_attn.q_proj.weight")
+
+    with pytest.raises(AdapterMismatchError, match=r"26 adapter tensors .*not used"):
+        checkpoint.require_all_used()
+
+
+def test_an_adapter_whose_change_vanishes_in_rounding_is_an_error(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name, value in tensors.items():
+            value.mul_(1e-20 if "lora_B" in name else 1)
+
+    checkpoint = merged(small_model("llama"), edited(adapter("llama"), tmp_path / "lora", edit))
+    for name in checkpoint.tensors:
+        checkpoint.load(name)
+
+    with pytest.raises(AdapterMismatchError, match="changed no weight"):
+        checkpoint.require_all_used()
+
+
+def test_an_untrained_adapter_is_known_as_one(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name, value in tensors.items():
+            value.mul_(0 if "lora_B" in name else 1)
+
+    checkpoint = merged(small_model("llama"), edited(adapter("llama"), tmp_path / "lora", edit))
+    for name in checkpoint.tensors:
+        checkpoint.load(name)
+
+    checkpoint.require_all_used()
+    assert checkpoint.is_untrained

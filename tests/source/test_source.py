@@ -1,0 +1,245 @@
+"""What people bring is recognised, chosen with a reason, or refused with the way out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packager.errors import (
+    BaseNotFoundError,
+    CorruptFileError,
+    MissingWeightsError,
+    NotAModelError,
+    SourceNotFoundError,
+    UnsupportedError,
+)
+from packager.progress import Silent
+from packager.source.base import find_base
+from packager.source.open import Source, open_source
+from packager.source.training import training_length
+from packager.source.trainer import list_checkpoints
+
+
+def open_(path: Path, checkpoint: str | None = None) -> Source:
+    return open_source(str(path), checkpoint, None, Silent())
+
+
+@pytest.fixture
+def trainer_output(adapter: Callable[..., Path], tmp_path: Path) -> Path:
+    """A Trainer's folder with three checkpoints, the second of them the best."""
+    folder = tmp_path / "outputs"
+    history = [
+        {"step": 10, "loss": 2.0}, {"step": 10, "eval_loss": 2.1},
+        {"step": 20, "loss": 1.0}, {"step": 20, "eval_loss": 1.1},
+        {"step": 30, "loss": 0.5}, {"step": 30, "eval_loss": 1.4},
+    ]  # fmt: skip
+    state = {
+        "best_model_checkpoint": "/home/trainer/run7/outputs/checkpoint-20",
+        "log_history": history,
+    }
+    for step in (10, 20, 30):
+        shutil.copytree(adapter("llama"), folder / f"checkpoint-{step}")
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wanted", "step"), [(None, "30"), ("last", "30"), ("best", "20"), ("10", "10")]
+)
+def test_chooses_a_checkpoint(trainer_output: Path, wanted: str | None, step: str) -> None:
+    assert open_(trainer_output, wanted).folder.name == f"checkpoint-{step}"
+
+
+def test_the_final_save_comes_before_the_checkpoints(
+    trainer_output: Path, adapter: Callable[..., Path]
+) -> None:
+    shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
+
+    source = open_(trainer_output)
+
+    assert source.folder == trainer_output
+    assert "3 checkpoints beside it" in source.reason
+
+
+def test_lists_checkpoints_with_their_losses(trainer_output: Path) -> None:
+    found = [(c.step, c.loss, c.eval_loss, c.is_best) for c in list_checkpoints(trainer_output)]
+
+    assert found == [(10, 2.0, 2.1, False), (20, 1.0, 1.1, True), (30, 0.5, 1.4, False)]
+
+
+def test_a_checkpoint_that_is_not_there_lists_those_that_are(trainer_output: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match="10, 20, 30"):
+        open_(trainer_output, "15")
+
+
+def test_best_without_a_record_is_refused(trainer_output: Path) -> None:
+    for state in trainer_output.rglob("trainer_state.json"):
+        state.unlink()
+
+    with pytest.raises(SourceNotFoundError, match="no best checkpoint"):
+        open_(trainer_output, "best")
+
+
+def test_a_full_model_needs_no_base(small_model: Callable[..., Path]) -> None:
+    source = open_(small_model("llama"))
+
+    assert source.adapter is None
+    assert source.model is not None
+
+
+def test_the_base_is_the_recorded_path(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    opened = open_(adapter("llama")).adapter
+    assert opened is not None
+
+    base = find_base(opened, None, None, Silent())
+
+    assert base.checkpoint.folder == small_model("llama")
+    assert "recorded in adapter_config.json" in base.reason
+
+
+def test_a_base_that_is_asked_for_overrides_the_recorded_one(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    opened = open_(adapter("llama")).adapter
+    assert opened is not None
+
+    base = find_base(opened, str(small_model("qwen3")), None, Silent())
+
+    assert base.checkpoint.folder == small_model("qwen3")
+    assert "--base" in base.reason
+
+
+def test_the_base_is_found_in_the_hugging_face_cache(
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub.constants
+
+    # The layout that huggingface_hub documents: refs name a commit, snapshots hold its files.
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(small_model("llama"), repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    opened = open_(adapter("llama")).adapter
+    assert opened is not None
+
+    base = find_base(opened, "someone/tiny", None, Silent())
+
+    assert (base.model_id, base.revision) == ("someone/tiny", commit)
+    assert "Hugging Face cache" in base.reason
+
+
+def test_a_base_that_is_nowhere_says_where_it_was_looked_for(adapter: Callable[..., Path]) -> None:
+    opened = open_(adapter("llama")).adapter
+    assert opened is not None
+
+    with pytest.raises(BaseNotFoundError) as error:
+        find_base(opened, "someone/not-there-bnb-4bit", None, Silent())
+
+    assert "not in the Hugging Face cache" in error.value.message
+    assert "--base someone/not-there" in error.value.next_step
+
+
+def test_a_training_machines_path_is_refused_as_a_base(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lora"
+    shutil.copytree(adapter("llama"), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "/mnt/trainer/models/base"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    opened = open_(folder).adapter
+    assert opened is not None
+
+    with pytest.raises(BaseNotFoundError, match="/mnt/trainer/models/base"):
+        find_base(opened, None, None, Silent())
+
+
+def test_a_quantized_base_is_refused(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(small_model("llama"), base)
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+    opened = open_(adapter("llama")).adapter
+    assert opened is not None
+
+    with pytest.raises(UnsupportedError, match="bitsandbytes"):
+        find_base(opened, str(base), None, Silent())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused_by_name(
+    change: dict[str, object], named: str, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lora"
+    shutil.copytree(adapter("llama"), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+
+    with pytest.raises(UnsupportedError, match=named):
+        open_(folder)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match="nothing-here"):
+        open_(tmp_path / "nothing-here")
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(NotAModelError) as error:
+        open_(tmp_path)
+
+    assert str(tmp_path / "lora") in error.value.next_step
+
+
+def test_a_configuration_without_weights(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    shutil.copy(adapter("llama") / "adapter_config.json", tmp_path)
+
+    with pytest.raises(MissingWeightsError, match="adapter_model"):
+        open_(tmp_path)
+
+
+def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{")
+
+    with pytest.raises(CorruptFileError, match="adapter_config"):
+        open_(tmp_path)
+
+
+def test_the_training_length_is_what_training_has_set(tmp_path: Path) -> None:
+    own, base = tmp_path / "own.json", tmp_path / "base.json"
+    own.write_text(json.dumps({"model_max_length": 2048}))
+    base.write_text(json.dumps({"model_max_length": 131072}))
+    name = "tokenizer_config.json"
+
+    assert training_length({name: own}, {name: base}) == 2048
+    assert training_length({name: base}, {name: base}) is None
+    own.write_text(json.dumps({"model_max_length": 10**30}))
+    assert training_length({name: own}, {name: base}) is None

@@ -1,0 +1,131 @@
+"""Tensors are read as they are, in memory of their own; damaged files are refused by name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from packager.checkpoint import FolderCheckpoint, PickleFile, SafetensorsFile
+from packager.errors import CorruptFileError, MissingWeightsError
+
+DTYPES = [
+    torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.int64,
+    torch.bool,
+]  # fmt: skip
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        str(dtype): torch.randn(5, 3, 2, generator=generator).mul(9).to(dtype) for dtype in DTYPES
+    }
+    made["empty"] = torch.empty(0, 4)
+    made["scalar"] = torch.tensor(2.5)
+    return made
+
+
+def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left.float(), right.float())
+
+
+def test_reads_what_safetensors_wrote(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+
+    file = SafetensorsFile(tmp_path / "model.safetensors")
+
+    assert set(file.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        assert file.tensors[name].shape == tuple(tensor.shape)
+        assert equal(file.load(name), tensor)
+    assert equal(file.load_rows("torch.bfloat16", 1, 4), tensors["torch.bfloat16"][1:4])
+
+
+def test_changing_a_tensor_does_not_change_the_next_read(
+    tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "model.safetensors")
+    file = SafetensorsFile(tmp_path / "model.safetensors")
+
+    file.load("torch.float32").zero_()
+
+    assert equal(file.load("torch.float32"), tensors["torch.float32"])
+
+
+def test_reads_plain_bin_files(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "model.bin")
+
+    file = PickleFile(tmp_path / "model.bin")
+
+    assert all(equal(file.load(name), tensor) for name, tensor in tensors.items())
+
+
+def test_a_bin_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return (Path.touch, (witness,))
+
+    (tmp_path / "model.bin").write_bytes(pickle.dumps(Evil()))
+
+    with pytest.raises(CorruptFileError, match=r"model\.bin"):
+        PickleFile(tmp_path / "model.bin")
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 200, -1])
+def test_a_truncated_file_is_refused_by_name(
+    keep: int, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors"):
+        SafetensorsFile(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"not json",
+        b"[]",
+        json.dumps({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}).encode(),
+        json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode(),
+        json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}).encode(),
+        json.dumps({"a": {"dtype": "F32"}}).encode(),
+        json.dumps({"a": 3}).encode(),
+    ],
+)
+def test_a_wrong_header_is_refused_by_name(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors"):
+        SafetensorsFile(path)
+
+
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+
+    with pytest.raises(CorruptFileError) as error:
+        SafetensorsFile(path)
+
+    assert "git lfs pull" in error.value.next_step
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
+
+    with pytest.raises(MissingWeightsError, match="model-00001-of-00002"):
+        FolderCheckpoint(tmp_path)
