@@ -1,7 +1,7 @@
 """ftpack: from what a fine-tuning run leaves behind to a model that answers in Ollama.
 
-    from packager import Request, package
-    bundle = package(Request(source="./lora", quants=("Q5_K_M",), name="mymodel"))
+    from packager import Request, build, prepare
+    bundle = build(prepare(Request("./lora", quants=("Q5_K_M",), name="mymodel")))
 
 The names below are the library's contract; they are imported when they are first used.
 """
@@ -11,15 +11,16 @@ from __future__ import annotations
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["FtpackError", "Package", "Plan", "Request", "__version__", "package", "prepare"]
+__all__ = ["Bundle", "FtpackError", "Package", "Plan", "Request", "__version__", "build", "prepare"]
 
 _HOME = {
+    "Bundle": "packager.pipeline.build",
     "FtpackError": "packager.errors",
-    "Package": "packager.pipeline",
+    "Package": "packager.pipeline.prepare",
     "Plan": "packager.plan",
     "Request": "packager.plan",
-    "package": "packager.pipeline",
-    "prepare": "packager.pipeline",
+    "build": "packager.pipeline.build",
+    "prepare": "packager.pipeline.prepare",
 }
 
 

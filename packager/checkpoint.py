@@ -103,7 +103,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         header, self._data_start = _read_header(path)
-        self.metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
+        header.pop("__metadata__", None)
         self.tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
         data_bytes = path.stat().st_size - self._data_start
@@ -141,7 +141,7 @@ class SafetensorsFile:
 
         size_bytes = math.prod(shape) * _DTYPE_BYTES[info.dtype]
         buffer = torch.empty(size_bytes, dtype=torch.uint8)
-        view = memoryview(buffer.numpy())
+        view = memoryview(buffer.numpy().data)
         file = self._file
         with self._lock:
             file.seek(self._data_start + offset)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What every test can ask for: llama.cpp's sources, small models with real vocabularies, a daemon."""
+"""What every test can ask for: llama.cpp's sources, small real-vocabulary models, a daemon."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def command(**options: Any) -> None:
         report_plan(package.plan, console, as_json=options["as_json"])
         return
     if daemon.is_reachable():
-        require_store_space(daemon, package.plan.write_bytes)
+        chosen = [quant for quant in package.plan.quants if quant.is_chosen]
+        require_store_space(daemon, [quant.size_bytes for quant in chosen])
     else:
         console.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
     bundle = build(package, console)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,10 +12,16 @@ from packager.cli.console import Console
 from packager.gguf.quants import QUANTS, parse_quant
 from packager.plan import Request
 
+if TYPE_CHECKING:
+    _StrType = click.ParamType[str]
+    _PairType = click.ParamType[tuple[str, int | float | str | bool]]
+else:  # only newer releases of Click let it be subscripted when the program runs
+    _StrType = _PairType = click.ParamType
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class QuantType(click.ParamType):
+class QuantType(_StrType):
     """A quant's name in any case; a wrong one lists the near ones."""
 
     name = "quant"
@@ -34,7 +40,7 @@ class QuantType(click.ParamType):
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-class ParameterType(click.ParamType):
+class ParameterType(_PairType):
     """`KEY=VALUE`, the value a number where it reads as one."""
 
     name = "key=value"

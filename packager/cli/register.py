@@ -48,7 +48,7 @@ def command(bundle: Path, **options: Any) -> None:
     verify_bundle(bundle)
     daemon = Daemon(options["host"])
     daemon.version()
-    require_store_space(daemon, sum(file.size_bytes for file in files))
+    require_store_space(daemon, [file.size_bytes for file in files])
     registered = register(bundle, manifest, files, name, daemon, console)
     if options["as_json"]:
         result(json.dumps(registration_json(registered), indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Conversion:
     Attributes:
         architecture: GGUF's name of it, such as `llama`.
         float_type: the 16-bit type that the converter would choose for this checkpoint.
-        tensors: in the converter's order.
+        tensors: in the order of llama.cpp's quantizer.
         key_values: the writer's metadata, ready to be written (`gguf.GGUFValue` by key).
         checkpoint: where the weights come from.
     """
@@ -82,12 +83,12 @@ class Conversion:
             for block in self.checkpoint.blocks(tensor.passes_from, rows):
                 yield block.to(torch.float32)
             return
-        from conversion.base import LazyTorchTensor  # type: ignore[import-not-found]
+        from conversion.base import LazyTorchTensor
 
         with torch.inference_mode():
             whole: torch.Tensor = LazyTorchTensor.to_eager(tensor.lazy)
-        for block in whole.split(rows) if whole.dim() else (whole,):
-            yield block.to(torch.float32)
+        for start in range(0, whole.shape[0], rows):
+            yield whole[start : start + rows].to(torch.float32)
 
 
 def convert(
@@ -127,10 +128,19 @@ def convert(
     _set_end_of_turn(writer, end_of_turn_id)
     (infos,) = writer.tensors
     tensors = tuple(
-        GgufTensor(gguf_name, tuple(info.shape), info.dtype.name, *_source(outputs, gguf_name))
-        for gguf_name, info in infos.items()
-    )
+        GgufTensor(
+            gguf_name, tuple(infos[gguf_name].shape), infos[gguf_name].dtype.name,
+            *_source(outputs, gguf_name),
+        )
+        for gguf_name in sorted(infos, key=_quantizer_order)
+    )  # fmt: skip
     return Conversion(writer.arch, float_type, tensors, writer.kv_data[0], checkpoint)
+
+
+def _quantizer_order(name: str) -> tuple[int, str]:
+    """Where llama.cpp's quantizer puts a tensor (`weight_name_comparer` in llama-model-loader.h)."""
+    layer = re.match(r"blk\.(\d+)\.", name)
+    return int(layer[1]) if layer else -1, name
 
 
 def _source(outputs: dict[str, tuple[Any, str | None]], name: str) -> tuple[str | None, Any]:

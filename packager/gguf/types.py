@@ -54,7 +54,11 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
     gguf: Any = importlib.import_module("gguf")
     writer = gguf.GGUFWriter(path=None, arch=conversion.architecture)
     writer.kv_data[0] = dict(conversion.key_values)
-    writer.add_file_type(ftype)
+    # Last, and in this order, as llama.cpp's quantizer leaves them: Ollama passes what it is given
+    # through that once more, and keeps one copy instead of two where nothing changes.
+    for key, value in (("quantization_version", gguf.GGML_QUANT_VERSION), ("file_type", ftype)):
+        writer.remove_key(f"general.{key}")
+        writer.add_uint32(f"general.{key}", value)
     for tensor in conversion.tensors:
         ggml_type = gguf.GGMLQuantizationType[types[tensor.name]]
         writer.add_tensor_info(

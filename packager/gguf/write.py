@@ -115,7 +115,7 @@ def _write_block(
     for output in outputs:
         type_name = output.typed.types[tensor.name]
         if type_name not in made:
-            made[type_name] = memoryview(quantizer.quantize(block, type_name)).cast("B")
+            made[type_name] = quantizer.quantize(block, type_name).data.cast("B")
         output.write(made[type_name])
 
 

@@ -112,7 +112,9 @@ class Merged:
         if name not in self._tuned:
             yield from self._base.blocks(name, rows)
             return
-        yield from self.load(name).split(rows)
+        merged = self.load(name)
+        for start in range(0, merged.shape[0], rows):
+            yield merged[start : start + rows]
 
     def _merge(self, name: str, item: _Tuned) -> torch.Tensor:
         import torch

@@ -89,5 +89,5 @@ def _write_shard(
                     f"The merged tensor {info.name} holds NaN or Inf.",
                     next_step="The training run diverged or overflowed; use an earlier checkpoint.",
                 )
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             task.advance(info.size_bytes)

@@ -22,7 +22,7 @@ from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.lora import Merged
 from packager.pipeline.prepare import SCHEMA, Inputs, Package, tool_versions
-from packager.progress import Progress
+from packager.progress import Progress, Silent
 from packager.prompt.modelfile import render_modelfile
 
 _MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ class Bundle:
     reused: tuple[str, ...]
 
 
-def build(package: Package, progress: Progress) -> Bundle:
+def build(package: Package, progress: Progress | None = None) -> Bundle:
     """Make the bundle of a package, or what is missing of it.
 
     A rerun after a kill ends in the same bytes: files have a `.partial` name until they are whole,
@@ -60,6 +60,7 @@ def build(package: Package, progress: Progress) -> Bundle:
         NonFiniteError: if a weight is NaN or Inf.
         AdapterMismatchError: if something of the adapter was left out.
     """
+    progress = progress or Silent()
     folder = package.plan.out
     kept = _kept_files(package, folder, progress)
     missing = [item for item in package.chosen if _file_name(package, item) not in kept]

@@ -113,6 +113,11 @@ def open_checkpoint(inputs: Inputs, device: str) -> Checkpoint:
 
 
 def choose_device(wanted: str) -> str:
+    """The device to merge on; `auto` is a GPU where torch finds one.
+
+    Raises:
+        UsageError: if a GPU is asked for and there is none.
+    """
     if wanted == "cpu":
         return "cpu"
     import torch
@@ -198,8 +203,11 @@ def decide_prompt(
             next_step="Name the Jinja file of training with --template FILE.",
         )
     progress.note(f"Chat template: {chat_template.origin}")
-    mode = "native" if request.template == "native" else "auto"
-    decision = decide(chat_template, load_vocabulary(inputs.files), mode=mode)
+    decision = decide(
+        chat_template,
+        load_vocabulary(inputs.files),
+        mode="native" if request.template == "native" else "auto",
+    )
     progress.note(f"Prompt: {decision.reason}")
     return chat_template, decision
 

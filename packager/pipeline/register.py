@@ -10,7 +10,7 @@ from packager.bundle import GgufFile, Manifest
 from packager.errors import UsageError
 from packager.files import require_disk
 from packager.progress import Progress
-from packager.runtime.ollama import Daemon, Registration, validate_name
+from packager.runtime.ollama import CREATE_COPIES, Daemon, Registration, validate_name
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,15 @@ def model_names(name: str, quants: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}:{quant.lower()}" for quant in quants)
 
 
-def require_store_space(daemon: Daemon, needed_bytes: int) -> None:
-    """See that a daemon on this machine has room for its own copy of the GGUFs."""
+def require_store_space(daemon: Daemon, sizes_bytes: Sequence[int]) -> None:
+    """See that a daemon on this machine has room for its own copies of the GGUFs.
+
+    It keeps one of each; while it makes a model of one, it holds that one `CREATE_COPIES` times.
+    """
     folder = daemon.models_folder()
     if folder is not None:
-        require_disk(folder, needed_bytes, "Ollama's copy of the model")
+        needed = sum(sizes_bytes) + (CREATE_COPIES - 1) * max(sizes_bytes, default=0)
+        require_disk(folder, needed, "Ollama's copy of the model")
 
 
 def register(
@@ -76,7 +80,7 @@ def register(
     prompt = manifest.prompt
     names = model_names(name, [file.quant for file in files])
     for model, file in zip(names, files, strict=True):
-        digest = daemon.upload(folder / file.name, progress)
+        digest = daemon.upload(folder / file.name, progress, sha256=file.sha256)
         daemon.create(
             model,
             digest=digest,
@@ -87,7 +91,10 @@ def register(
             parameters=prompt.parameters,
         )
         progress.note(f"Registered {model}")
-    checks = [daemon.verify(model, prompt.template, prompt.stops) for model in names]
+    checks = [
+        daemon.verify(model, prompt.template, prompt.stops, parameters=prompt.parameters)
+        for model in names
+    ]
     if len(names) > 1:
         daemon.copy(names[0], name)
         names = (*names, f"{name}:latest")

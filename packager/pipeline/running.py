@@ -9,6 +9,9 @@ from packager.bundle import Manifest, read_bundle
 from packager.errors import NotAModelError, SourceNotFoundError
 from packager.runtime.embedded import EmbeddedModel
 
+# The context of a chat whose model asks for none, in tokens.
+_CONTEXT = 4096
+
 
 class Chat:
     """Turns with one model; what was said is part of each prompt.
@@ -16,7 +19,9 @@ class Chat:
     Args:
         model: the loaded model.
         system: a system prompt.
-        settings: `stops`, `max_tokens` and sampling parameters for each answer.
+        stops: what ends an answer, beside the model's own end-of-generation tokens.
+        max_tokens: the longest answer.
+        parameters: sampling parameters by Ollama's names.
     """
 
     def __init__(
@@ -66,10 +71,10 @@ def open_chat(
     gguf, manifest = _find_gguf(path, quant)
     settings = dict(manifest.prompt.parameters) if manifest else {}
     settings |= parameters
-    context = settings.get("num_ctx", 4096)
-    model = EmbeddedModel(gguf, n_ctx=int(context), threads=threads)
     stops = manifest.prompt.stops if manifest else ()
     own_system = manifest.prompt.system if manifest else None
+    context = int(settings.get("num_ctx", _CONTEXT))
+    model = EmbeddedModel(gguf, n_ctx=context, threads=threads or None)
     return Chat(model, system or own_system, stops, max_tokens, settings)
 
 

@@ -41,17 +41,15 @@ def load_vocabulary(files: Mapping[str, Path]) -> Vocabulary:
         CorruptFileError: if a file is not what its name says.
     """
     token_of: dict[int, str] = {}
-    control_tokens: set[str] = set()
+    special: dict[int, bool] = {}
     for number, token, is_special in _added_tokens(files):
-        token_of[number] = token
-        control_tokens.discard(token)
-        if is_special:
-            control_tokens.add(token)
+        token_of[number], special[number] = token, is_special
+    control_tokens = frozenset(token_of[number] for number, is_it in special.items() if is_it)
     eos_token_ids = _eos_token_ids(files)
     unnamed = set(eos_token_ids) - token_of.keys()
     if unnamed and (path := files.get("tokenizer.json")):
         token_of |= {number: t for number, t in _model_tokens(path) if number in unnamed}
-    return Vocabulary(eos_token_ids, token_of, frozenset(control_tokens))
+    return Vocabulary(eos_token_ids, token_of, control_tokens)
 
 
 def _added_tokens(files: Mapping[str, Path]) -> Iterator[tuple[int, str, bool]]:

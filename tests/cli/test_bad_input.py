@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,9 +38,7 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def refused(
-    result: subprocess.CompletedProcess[str], code: int, *words: str, folder: Path
-) -> None:
+def refused(result: subprocess.CompletedProcess[str], code: int, *words: str, folder: Path) -> None:
     assert result.returncode == code, result.stderr
     for word in words:
         assert word in result.stderr
@@ -163,17 +162,13 @@ def test_a_tag_for_several_quants(run: Run, adapter: Callable[..., Path], tmp_pa
     next_step(result)
 
 
-def test_a_missing_toolchain(
-    run: Run, adapter: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_missing_toolchain(run: Run, adapter: Callable[..., Path], tmp_path: Path) -> None:
     result = run("gguf", adapter("llama"), FTPACK_CACHE=str(tmp_path / "no-cache"))
 
     refused(result, 3, "converter", "ftpack doctor --install-toolchain", folder=tmp_path)
 
 
-def test_a_device_that_is_not_there(
-    run: Run, adapter: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_device_that_is_not_there(run: Run, adapter: Callable[..., Path], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
 
@@ -190,7 +185,7 @@ def test_not_enough_disk(
     from packager.progress import Silent
 
     package = prepare(Request(str(small_model("llama")), out=tmp_path / "out"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: (10**12, 10**12 - 10**6, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
 
     with pytest.raises(DiskSpaceError, match="976"):
         build(package, Silent())

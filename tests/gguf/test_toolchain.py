@@ -46,7 +46,7 @@ def test_a_checkout_of_llama_cpp_can_be_named(
     assert find_toolchain().version == "checkout"
 
     monkeypatch.setenv("FTPACK_LLAMA_CPP", str(tmp_path))
-    with pytest.raises(ToolchainError, match="no llama.cpp checkout"):
+    with pytest.raises(ToolchainError, match=r"no llama\.cpp checkout"):
         find_toolchain()
 
 

@@ -76,8 +76,7 @@ def test_saves_what_merge_and_unload_saves(
     changed = [
         name
         for name in found
-        if checkpoint.is_merged(name)
-        and torch.equal(found[name], checkpoint._base.load(name))
+        if checkpoint.is_merged(name) and torch.equal(found[name], checkpoint._base.load(name))
     ]
     assert not changed, "a targeted module with a nonzero B must change"
 

@@ -1,4 +1,4 @@
-"""Killed at any point, a rerun ends in the same bytes, and no half-written file has a final name."""
+"""Killed anywhere, a rerun ends in the same bytes; no half-written file has a final name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def command(lora: Path, out: Path) -> list[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
-    }
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def grown(path: Path, size_bytes: int) -> bool:

@@ -20,8 +20,8 @@ from packager.errors import (
 from packager.progress import Silent
 from packager.source.base import find_base
 from packager.source.open import Source, open_source
-from packager.source.training import training_length
 from packager.source.trainer import list_checkpoints
+from packager.source.training import training_length
 
 
 def open_(path: Path, checkpoint: str | None = None) -> Source:

@@ -1,0 +1,143 @@
+"""Chat templates and vocabularies of well-known shapes, and the Modelfiles they lead to.
+
+`python -m tests.prompt.examples` writes the Modelfiles of the examples into Modelfiles/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.decision import PromptDecision, Vocabulary, decide
+from packager.prompt.modelfile import ModelfileSpec, ParameterValue, render_modelfile
+
+FOLDER = Path(__file__).parents[2] / "Modelfiles"
+_OPENER = "{% if add_generation_prompt %}{{ 'OPENER' }}{% endif %}"
+
+
+def per_turn(turn: str, opener: str, before: str = "") -> str:
+    """A chat template that renders each message by one expression, then opens the answer."""
+    body = "{% for message in messages %}{{ " + turn + " }}{% endfor %}"
+    return before + body + _OPENER.replace("OPENER", opener)
+
+
+CHATML = per_turn(
+    "'<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n'",
+    "<|im_start|>assistant\\n",
+)
+LLAMA3 = per_turn(
+    "(bos_token if loop.first else '') + '<|start_header_id|>' + message.role"
+    " + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>'",
+    "<|start_header_id|>assistant<|end_header_id|>\\n\\n",
+)
+GEMMA = (
+    "{{ bos_token }}{% set system = '' %}{% if messages[0].role == 'system' %}"
+    "{% set system = messages[0].content + '\\n\\n' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{{ '<start_of_turn>' }}"
+    "{{ 'model' if message.role == 'assistant' else message.role }}{{ '\\n' }}"
+    "{{ (system if loop.first else '') + message.content | trim + '<end_of_turn>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'system' %}"
+    "{{ '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' }}"
+    "{% elif message.role == 'user' %}{{ '[INST]' + message.content + '[/INST]' }}"
+    "{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL_FIRST = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if message.role == 'user' %}{{ '[INST] ' + message.content + ' [/INST]' }}"
+    "{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
+)
+PHI3 = per_turn(
+    "'<|' + message.role + '|>\\n' + message.content + '<|end|>\\n'", "<|assistant|>\\n"
+)
+PHI4 = per_turn(
+    "'<|im_start|>' + message.role + '<|im_sep|>' + message.content + '<|im_end|>'",
+    "<|im_start|>assistant<|im_sep|>",
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A fine-tune's chat template with its vocabulary.
+
+    Attributes:
+        chat_template: as trained.
+        vocabulary: its special tokens and EOS ids.
+        parameters: what its generation configuration says.
+    """
+
+    chat_template: ChatTemplate
+    vocabulary: Vocabulary
+    parameters: dict[str, ParameterValue]
+
+    def decide(self) -> PromptDecision:
+        """The decision in the automatic mode."""
+        return decide(self.chat_template, self.vocabulary)
+
+
+def make_example(
+    source: str, tokens: dict[int, str], eos: list[int], bos: str | None = None, **parameters: float
+) -> Example:
+    """An example whose tokens are all special."""
+    chat_template = ChatTemplate(source, "the example", bos, tokens[eos[0]])
+    vocabulary = Vocabulary(tuple(eos), tokens, frozenset(tokens.values()))
+    return Example(chat_template, vocabulary, dict(parameters))
+
+
+EXAMPLES = {
+    "chatml": make_example(
+        CHATML,
+        {151643: "<|endoftext|>", 151644: "<|im_start|>", 151645: "<|im_end|>"},
+        [151645, 151643],
+        temperature=0.7,
+        top_p=0.8,
+        top_k=20,
+        repeat_penalty=1.05,
+    ),
+    "llama3": make_example(
+        LLAMA3,
+        {128000: "<|begin_of_text|>", 128001: "<|end_of_text|>", 128006: "<|start_header_id|>",
+         128007: "<|end_header_id|>", 128008: "<|eom_id|>", 128009: "<|eot_id|>"},
+        [128001, 128008, 128009],
+        "<|begin_of_text|>",
+        temperature=0.6,
+        top_p=0.9,
+    ),
+    "gemma": make_example(
+        GEMMA,
+        {1: "<eos>", 2: "<bos>", 105: "<start_of_turn>", 106: "<end_of_turn>"},
+        [1, 106],
+        "<bos>",
+        top_k=64,
+        top_p=0.95,
+    ),
+    "mistral": make_example(
+        MISTRAL, {1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]"}, [2], "<s>", num_ctx=8192
+    ),
+    "phi": make_example(
+        PHI3,
+        {1: "<s>", 32000: "<|endoftext|>", 32001: "<|assistant|>", 32007: "<|end|>"},
+        [32007, 32001, 32000],
+        "<s>",
+    ),
+}  # fmt: skip
+
+
+def example_modelfile(name: str) -> str:
+    """The Modelfile of an example, as a bundle would have it."""
+    example = EXAMPLES[name]
+    decision = example.decide()
+    spec = ModelfileSpec(decision.ollama_template, None, decision.stops, example.parameters)
+    return render_modelfile(spec, f"{name}-Q5_K_M.gguf")
+
+
+if __name__ == "__main__":
+    for example_name in EXAMPLES:
+        path = FOLDER / f"{example_name}.Modelfile"
+        path.write_text(example_modelfile(example_name), encoding="utf-8", newline="")

@@ -1,0 +1,254 @@
+"""Who renders is decided by what a chat template renders, and what ends an answer with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from packager.errors import ChatTemplateError, CorruptFileError
+from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.decision import Vocabulary, decide, load_vocabulary
+from packager.prompt.families import FAMILIES, conversation, find_family
+from packager.prompt.go_template import render_go_template
+from packager.templates import read_template
+from tests.prompt.examples import CHATML, EXAMPLES, MISTRAL_FIRST, PHI4, Example, make_example
+
+TURNS = {0: "<|im_start|>", 1: "<|im_end|>", 2: "</s>"}
+PHI4_EXAMPLE = make_example(PHI4, TURNS, [1])
+
+
+@pytest.mark.parametrize("family", list(EXAMPLES))
+def test_each_family_is_recognised_by_what_it_renders(family: str) -> None:
+    decision = EXAMPLES[family].decide()
+    assert (decision.renderer, decision.family) == ("TEMPLATE", family)
+    assert f"TEMPLATE of the {family} family" in decision.reason
+
+
+@pytest.mark.parametrize("name", [file for files in FAMILIES.values() for file in files])
+def test_no_template_has_a_bos_or_claims_tools(name: str) -> None:
+    source = read_template(f"ollama/{name}.gotmpl")
+    for text in ("<s>", "<bos>", "begin_of_text", ".Tools", ".Thinking", ".Suffix"):
+        assert text not in source
+
+
+@pytest.mark.parametrize("example", [*EXAMPLES.values(), PHI4_EXAMPLE])
+def test_the_template_in_force_makes_the_prompts_of_training(example: Example) -> None:
+    ollama_template = example.decide().ollama_template
+    assert ollama_template is not None
+    chat_template = example.chat_template
+    for messages in (
+        conversation("Hi"),
+        conversation("Hi", system="S"),
+        conversation("Hi", "A\nA", "{{ B }}", '"""', "C"),
+        conversation("Hi", "A", "B", system="S\n\nT"),
+    ):
+        expected = chat_template.render(messages, add_generation_prompt=True)
+        expected = expected.removeprefix(chat_template.bos_token or "")
+        assert render_go_template(ollama_template, messages) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("google-gemma-2-2b-it", "gemma"), ("microsoft-Phi-3.5-mini-instruct", "phi")],
+)
+def test_published_templates_are_recognised(name: str, family: str, llama_cpp_source: Path) -> None:
+    found = find_family(_published(name, llama_cpp_source))
+    assert found is not None
+    assert found.name == family
+
+
+def test_the_same_markers_spaced_otherwise_are_another_template_of_the_family() -> None:
+    first = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>").decide()
+    other = EXAMPLES["mistral"].decide()
+    assert first.family == other.family == "mistral"
+    assert first.ollama_template != other.ollama_template
+
+
+def test_a_refused_system_turn_is_told() -> None:
+    decision = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>").decide()
+    assert decision.renderer == "TEMPLATE"
+    assert "refused by the chat template" in decision.reason
+
+
+def test_what_no_template_can_do_is_told() -> None:
+    reason = EXAMPLES["llama3"].decide().reason
+    assert "white space around a message" in reason
+    assert "two turns of one role in a row" in reason
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("'\\n' + message.content", "' ' + message.content"),
+        ("<|im_end|>\\n", "<|im_end|>"),
+        ("assistant\\n", "assistant\\n\\n"),
+        ("message.role + ", "message.role | upper + "),
+        ("message.content + ", "message.content | upper + "),
+        ("{% for", "{{ '<|im_start|>system\\nDefault.<|im_end|>\\n' }}{% for"),
+    ],
+)
+def test_a_template_that_differs_in_one_place_is_left_to_the_gguf(change: tuple[str, str]) -> None:
+    source = CHATML.replace(*change)
+    assert source != CHATML
+    decision = make_example(source, TURNS, [1]).decide()
+    assert (decision.renderer, decision.family, decision.ollama_template) == ("native", None, None)
+    assert "no TEMPLATE" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("addition", "ability"),
+    [
+        ("{% if tools %}{% endif %}", "tools"),
+        ("{# tool_call #}", "tools"),
+        ("{# <think></think> #}", "thinking"),
+        ("{# content.split('</think>') #}", "thinking"),
+    ],
+)
+def test_where_ollama_prefers_the_ggufs_template_none_is_sent(addition: str, ability: str) -> None:
+    decision = make_example(CHATML + addition, TURNS, [1]).decide()
+    assert (decision.renderer, decision.ollama_template) == ("native", None)
+    assert f"takes {ability}" in decision.reason
+
+
+def test_native_leaves_the_ggufs_template_in_force() -> None:
+    example = EXAMPLES["chatml"]
+    decision = decide(example.chat_template, example.vocabulary, mode="native")
+    assert (decision.renderer, decision.ollama_template) == ("native", None)
+    assert decision.stops == example.decide().stops
+
+
+def test_without_a_chat_template_there_is_nothing_to_render_with() -> None:
+    decision = decide(None, Vocabulary((2,), {2: "</s>"}, frozenset({"</s>"})))
+    assert decision.gguf_chat_template is None
+    assert decision.ollama_template is None
+    assert decision.stops == ("</s>",)
+    assert "no chat template" in decision.reason
+
+
+def test_a_chat_template_that_does_not_render_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="does not render"):
+        make_example("{{ raise_exception('no') }}", TURNS, [1]).decide()
+
+
+def test_the_gguf_carries_the_training_template_behind_a_comment(llama_cpp_source: Path) -> None:
+    for name in ("google-gemma-2-2b-it", "Qwen-Qwen3-0.6B", "openai-gpt-oss-120b"):
+        chat_template = _published(name, llama_cpp_source)
+        padded = decide(chat_template, Vocabulary((), {}, frozenset())).gguf_chat_template
+        assert padded is not None
+        assert padded.startswith("{#" + "~" * 100 + "#}\n")
+        assert padded.endswith(chat_template.source)
+        messages = conversation("Hi", "A", "B")
+        assert replace(chat_template, source=padded).render(
+            messages, add_generation_prompt=True
+        ) == chat_template.render(messages, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "stops", "end_of_turn"),
+    [
+        ("chatml", ("<|im_end|>", "<|endoftext|>"), "<|im_end|>"),
+        ("llama3", ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"), "<|eot_id|>"),
+        ("gemma", ("<end_of_turn>", "<eos>"), "<end_of_turn>"),
+        ("mistral", ("</s>",), "</s>"),
+    ],
+)
+def test_stops_are_what_ends_a_turn_and_every_eos(
+    name: str, stops: tuple[str, ...], end_of_turn: str
+) -> None:
+    decision = EXAMPLES[name].decide()
+    assert decision.stops == stops
+    assert decision.end_of_turn == end_of_turn
+
+
+def test_what_opens_a_turn_is_no_stop() -> None:
+    source = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}<|assistant|>"
+    )
+    tokens = {7: "<|assistant|>", 8: "<|user|>", 9: "<eos>"}
+    decision = make_example(source, tokens, [9]).decide()
+    assert decision.stops == ("<eos>",)
+    assert decision.end_of_turn is None
+
+
+def test_a_marker_that_is_no_token_stops_as_text() -> None:
+    decision = decide(
+        EXAMPLES["chatml"].chat_template, Vocabulary((2,), {2: "</s>"}, frozenset({"</s>"}))
+    )
+    assert decision.stops == ("<|im_end|>", "</s>")
+    assert decision.end_of_turn is None
+
+
+@pytest.mark.parametrize(("name", "expected"), [("llama3", True), ("chatml", False)])
+def test_it_tells_whether_training_had_a_bos(name: str, expected: bool) -> None:
+    assert EXAMPLES[name].decide().begins_with_bos is expected
+
+
+def test_the_vocabulary_is_read_from_the_tokenizer_and_the_generation_config(
+    tmp_path: Path,
+) -> None:
+    files = _files(
+        tmp_path,
+        {
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {
+                    "5": {"content": "<old>", "special": True},
+                    "6": {"content": "<tool>", "special": False},
+                }
+            },
+            "tokenizer.json": {
+                "added_tokens": [{"id": 5, "content": "<end>", "special": True}],
+                "model": {"vocab": {"a": 0, "</s>": 2}},
+            },
+            "generation_config.json": {"eos_token_id": [5, 2]},
+            "config.json": {"eos_token_id": 9},
+        },
+    )
+    vocabulary = load_vocabulary(files)
+    assert vocabulary.eos_token_ids == (5, 2)
+    assert vocabulary.token_of == {5: "<end>", 6: "<tool>", 2: "</s>"}
+    assert vocabulary.control_tokens == {"<end>"}
+
+
+@pytest.mark.parametrize(
+    "config", [{"eos_token_id": 9}, {"eos_token_id": [9]}, {"text_config": {"eos_token_id": 9}}]
+)
+def test_without_a_generation_config_the_config_tells_the_eos(
+    config: dict[str, object], tmp_path: Path
+) -> None:
+    files = _files(tmp_path, {"config.json": config, "generation_config.json": {}})
+    files["tokenizer.json"] = _files(
+        tmp_path / "t", {"tokenizer.json": {"model": {"vocab": [[f"p{i}", 0] for i in range(12)]}}}
+    )["tokenizer.json"]
+    assert load_vocabulary(files) == Vocabulary((9,), {9: "p9"}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"eos_token_id": "two"}),
+        ("tokenizer.json", {"added_tokens": [{"id": "x", "content": "<s>"}]}),
+        ("tokenizer.json", {"added_tokens": 3}),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused(
+    name: str, values: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(CorruptFileError, match=name):
+        load_vocabulary(_files(tmp_path, {name: values}))
+
+
+def _published(name: str, llama_cpp_source: Path) -> ChatTemplate:
+    path = llama_cpp_source / "models" / "templates" / f"{name}.jinja"
+    bos_token = "<bos>" if "gemma" in name else "<s>"
+    return ChatTemplate(path.read_text(encoding="utf-8"), name, bos_token, "</s>")
+
+
+def _files(folder: Path, contents: dict[str, dict[str, object]]) -> dict[str, Path]:
+    folder.mkdir(exist_ok=True)
+    for name, values in contents.items():
+        (folder / name).write_text(json.dumps(values))
+    return {name: folder / name for name in contents}
