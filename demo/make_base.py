@@ -131,7 +131,9 @@ def _write_model(reader: Any, folder: Path) -> None:
     """Dequantizes every tensor to bf16 under its Hugging Face name."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     _say("dequantizing its weights to bf16")
     config = _model_config(reader)
     with torch.device("meta"):
@@ -197,7 +199,7 @@ def _check_tokenizer(gguf: Path, folder: Path) -> None:
 
     from demo.questions import read_examples
 
-    model = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
+    model = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False, n_ctx=64)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [text for example in read_examples() for text in (example.question, example.answer)]
     for text in [*texts, "<start_of_turn>user\n\tNaïve  café — 北京 🏴\u200d☠️<end_of_turn>\n"]:

@@ -34,7 +34,8 @@ class GgufTensor:
         shape: its dimensions, outermost first.
         float_type: what the converter makes of it in a 16-bit GGUF: `F32`, `F16` or `BF16`.
             Weights are quantized from their own precision, not from this one.
-        passes_from: the checkpoint's tensor that it is, unaltered; None if it is computed.
+        passes_from: the checkpoint's tensor whose first rows it is, unaltered (all of them, as a
+            rule); None if it is computed.
         lazy: the converter's lazy tensor, which holds how it is computed.
     """
 
@@ -80,8 +81,12 @@ class Conversion:
         slice_elements = max(1, math.prod(tensor.shape[1:]))
         rows = max(1, max_elements // slice_elements)
         if tensor.passes_from is not None and len(tensor.shape) > 1:
+            left = tensor.shape[0]
             for block in self.checkpoint.blocks(tensor.passes_from, rows):
-                yield block.to(torch.float32)
+                yield block[:left].to(torch.float32)
+                left -= len(block)
+                if left <= 0:
+                    return
             return
         from conversion.base import LazyTorchTensor
 
@@ -96,8 +101,10 @@ def convert(
     checkpoint: Checkpoint,
     files: Mapping[str, Path],
     name: str,
-    chat_template: str | None,
+    chat_template: str,
     end_of_turn_id: int | None,
+    *,
+    begins_with_bos: bool,
 ) -> Conversion:
     """Let llama.cpp's converter name, lay out and describe a checkpoint's tensors.
 
@@ -108,6 +115,8 @@ def convert(
         name: `general.name`.
         chat_template: what `tokenizer.chat_template` is to be.
         end_of_turn_id: the token that ends a turn, for `tokenizer.ggml.eot_token_id`.
+        begins_with_bos: whether a prompt of training begins with BOS. Runtimes add it where the
+            GGUF says so, whatever the template renders: two of them, or none, are one step away.
 
     Raises:
         UnsupportedError: with the converter's reason, if it does not take the model.
@@ -123,8 +132,8 @@ def convert(
         outputs: dict[str, tuple[Any, str | None]] = {}
         model = _run_converter(folder, name, float_type, checkpoint, outputs)
     writer = model.gguf_writer
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
+    writer.add_chat_template(chat_template)
+    writer.add_add_bos_token(begins_with_bos)
     _set_end_of_turn(writer, end_of_turn_id)
     (infos,) = writer.tensors
     tensors = tuple(
@@ -138,7 +147,7 @@ def convert(
 
 
 def _quantizer_order(name: str) -> tuple[int, str]:
-    """Where llama.cpp's quantizer puts a tensor (`weight_name_comparer` in llama-model-loader.h)."""
+    """Where llama.cpp puts a tensor (`weight_name_comparer` in llama-model-loader.h)."""
     layer = re.match(r"blk\.(\d+)\.", name)
     return int(layer[1]) if layer else -1, name
 
@@ -226,7 +235,7 @@ def _over_checkpoint(
             self, data_torch: Any, name: str, bid: int | None
         ) -> Iterator[tuple[str, Any]]:
             for gguf_name, tensor in super().modify_tensors(data_torch, name, bid):
-                is_unaltered = tensor is data_torch and name in checkpoint_names
+                is_unaltered = name in checkpoint_names and _is_beginning(tensor, data_torch)
                 outputs[gguf_name] = (tensor, checkpoint_names[name] if is_unaltered else None)
                 yield gguf_name, tensor
 
@@ -236,6 +245,20 @@ def _over_checkpoint(
         return lambda: lazy_tensor(meta=meta, args=(name,), func=checkpoint.load)
 
     return OverCheckpoint
+
+
+def _is_beginning(tensor: Any, whole: Any) -> bool:
+    """Whether a lazy tensor is another one unaltered, or just its first rows.
+
+    Gemma's converter cuts the embedding to the vocabulary; it is the largest tensor of all, and to
+    compute it as a whole would take several times its size.
+    """
+    if tensor is whole:
+        return True
+    match getattr(tensor, "_args", ()):
+        case (source, slice(start=None | 0, step=None | 1)):
+            return source is whole
+    return False
 
 
 def _set_end_of_turn(writer: Any, token_id: int | None) -> None:

@@ -166,7 +166,6 @@ def _is_ours(package: Package, folder: Path) -> bool:
 
 def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
     decision, spec = package.decision, package.modelfile
-    template = package.chat_template
     return Manifest(
         schema=SCHEMA,
         name=package.name,
@@ -179,7 +178,7 @@ def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
             renderer=decision.renderer,
             family=decision.family,
             reason=decision.reason,
-            template_origin=template.origin if template else None,
+            template_origin=package.chat_template.origin,
             template=spec.template,
             system=spec.system,
             stops=spec.stops,

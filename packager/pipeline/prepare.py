@@ -76,7 +76,7 @@ class Package:
     checkpoint: Checkpoint
     conversion: Conversion
     quants: tuple[TypedQuant, ...]
-    chat_template: ChatTemplate | None
+    chat_template: ChatTemplate
     decision: PromptDecision
     modelfile: ModelfileSpec
     fingerprint: str
@@ -185,7 +185,7 @@ def model_name(source: Source) -> str:
 
 def decide_prompt(
     inputs: Inputs, request: Request, progress: Progress
-) -> tuple[ChatTemplate | None, PromptDecision]:
+) -> tuple[ChatTemplate, PromptDecision]:
     """Find the chat template of training, and decide who will render it."""
     override = None
     if request.template not in ("auto", "native"):
@@ -234,11 +234,15 @@ def _convert(
 ) -> Conversion:
     vocabulary = load_vocabulary(inputs.files)
     ids = {token: number for number, token in vocabulary.token_of.items()}
-    end_of_turn_id = ids.get(decision.end_of_turn) if decision.end_of_turn else None
     return convert(
-        toolchain, checkpoint, inputs.files, name,
-        decision.gguf_chat_template, end_of_turn_id,
-    )  # fmt: skip
+        toolchain,
+        checkpoint,
+        inputs.files,
+        name,
+        decision.gguf_chat_template,
+        ids.get(decision.end_of_turn) if decision.end_of_turn else None,
+        begins_with_bos=decision.begins_with_bos,
+    )
 
 
 def _refuse_imatrix(typed: tuple[TypedQuant, ...], wanted: list[Quant]) -> None:

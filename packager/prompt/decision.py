@@ -40,7 +40,7 @@ class PromptDecision:
     renderer: Literal["native", "TEMPLATE"]
     family: str | None
     ollama_template: str | None
-    gguf_chat_template: str | None
+    gguf_chat_template: str
     stops: tuple[str, ...]
     end_of_turn: str | None
     reason: str
@@ -48,7 +48,7 @@ class PromptDecision:
 
 
 def decide(
-    chat_template: ChatTemplate | None,
+    chat_template: ChatTemplate,
     vocabulary: Vocabulary,
     *,
     mode: Literal["auto", "native"] = "auto",
@@ -68,9 +68,6 @@ def decide(
     """
     eos_tokens = [vocabulary.token_of.get(number) for number in vocabulary.eos_token_ids]
     stops = tuple(dict.fromkeys(token for token in eos_tokens if token))
-    if chat_template is None:
-        reason = "there is no chat template, so that Ollama would invent one"
-        return PromptDecision("native", None, None, None, stops, None, reason)
     prompt = chat_template.render(conversation("Hello."), add_generation_prompt=True)
     bos_token = chat_template.bos_token
     end = _turn_end(chat_template, vocabulary)

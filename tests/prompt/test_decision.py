@@ -120,14 +120,6 @@ def test_native_leaves_the_ggufs_template_in_force() -> None:
     assert decision.stops == example.decide().stops
 
 
-def test_without_a_chat_template_there_is_nothing_to_render_with() -> None:
-    decision = decide(None, Vocabulary((2,), {2: "</s>"}, frozenset({"</s>"})))
-    assert decision.gguf_chat_template is None
-    assert decision.ollama_template is None
-    assert decision.stops == ("</s>",)
-    assert "no chat template" in decision.reason
-
-
 def test_a_chat_template_that_does_not_render_is_refused() -> None:
     with pytest.raises(ChatTemplateError, match="does not render"):
         make_example("{{ raise_exception('no') }}", TURNS, [1]).decide()
