@@ -44,7 +44,9 @@ def main() -> None:
 
 def _package(source: list[str], name: str, host: str | None) -> None:
     verb = ["ollama", "--host", host] if host else ["gguf"]
-    _run([_ftpack(), *verb, *source, "--quant", QUANT, "--name", name, "--out", str(OUTPUT / name)])
+    # --force: after another training, the folder still holds the model of the last one
+    options = ["--quant", QUANT, "--name", name, "--out", str(OUTPUT / name), "--force"]
+    _run([_ftpack(), *verb, *source, *options])
 
 
 def _ftpack() -> str:

@@ -46,6 +46,9 @@ def test_an_installation_has_the_templates(form: str, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False, system_site_packages=False)
     python = tmp_path / "venv" / "bin" / "python"
     # What ftpack needs is taken from where the tests run; ftpack itself is installed afresh.
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text("\n".join(libraries))
     pip = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps"]
     if form == "wheel":
         subprocess.run(
@@ -57,9 +60,7 @@ def test_an_installation_has_the_templates(form: str, tmp_path: Path) -> None:
         subprocess.run([*pip, wheel], check=True)
     else:
         subprocess.run([*pip, "--no-build-isolation", "--editable", ROOT], check=True)
-    libraries = [path for path in sys.path if path.endswith("site-packages")]
     code = (
-        f"import sys; sys.path += {libraries!r}\n"
         "import packager, json\n"
         "from packager.prompt.modelfile import ModelfileSpec, render_modelfile\n"
         "text = render_modelfile(ModelfileSpec(None, None, ('<end>',), {}), 'x.gguf')\n"

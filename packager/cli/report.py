@@ -64,7 +64,7 @@ def report_bundle(
         value: dict[str, object] = {
             "folder": str(bundle.folder),
             "reused": list(bundle.reused),
-            "manifest": bundle.manifest.to_json(),
+            "manifest": json.loads(bundle.manifest.to_json()),
         }
         if registered is not None:
             value["ollama"] = registered

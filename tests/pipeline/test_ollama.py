@@ -228,4 +228,4 @@ def test_what_is_in_force_is_what_was_decided(
     tokenizer = AutoTokenizer.from_pretrained(small_model("gemma3"))
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     rendered = Daemon(ollama_daemon.host).render("forced", messages)
-    assert rendered == expected.removeprefix("<bos>")
+    assert rendered == expected.removeprefix(tokenizer.bos_token)

@@ -1,0 +1,97 @@
+"""What a command costs: wall time, CPU time, peak memory of its process tree, bytes moved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command, with all that it started, cost.
+
+    Attributes:
+        wall_s: from start to end.
+        cpu_s: user and system time.
+        peak_bytes: the largest sum of resident memory (RSS) over the process tree, polled every
+            50 ms. Pages of mapped files count, whoever else maps them.
+        written_bytes: handed to `write` calls (`wchar`).
+        read_bytes: taken from `read` calls (`rchar`); reading through a mapping is not in it.
+        disk_read_bytes: fetched from storage, because the page cache did not have it.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    written_bytes: int
+    read_bytes: int
+    disk_read_bytes: int
+
+    def __add__(self, later: Cost) -> Cost:
+        """The cost of both, one after the other."""
+        return Cost(
+            self.wall_s + later.wall_s,
+            self.cpu_s + later.cpu_s,
+            max(self.peak_bytes, later.peak_bytes),
+            self.written_bytes + later.written_bytes,
+            self.read_bytes + later.read_bytes,
+            self.disk_read_bytes + later.disk_read_bytes,
+        )
+
+
+def measure(command: Sequence[str | Path], log: Path) -> Cost:
+    """Runs a command to its end, its output going to `log`.
+
+    Raises:
+        RuntimeError: if it fails; the message has the end of its output.
+    """
+    os.sync()  # what an earlier command left to be written is not this one's
+    with log.open("ab") as output:
+        started = time.monotonic()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        peak_bytes = _watch_memory(process.pid)
+        wall_s = time.monotonic() - started
+    # The process is a zombie now: its counters, with those of its ended children, can be read.
+    counters = _io_counters(process.pid)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        tail = log.read_text("utf-8", "replace")[-2000:]
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{tail}")
+    return Cost(
+        wall_s=wall_s,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_bytes=max(peak_bytes, usage.ru_maxrss * 1024),
+        written_bytes=counters["wchar"],
+        read_bytes=counters["rchar"],
+        disk_read_bytes=counters["read_bytes"],
+    )
+
+
+def _watch_memory(pid: int) -> int:
+    """Waits for the end of `pid` without reaping it; the largest RSS of its tree."""
+    import psutil
+
+    root = psutil.Process(pid)
+    peak = 0
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        total = 0
+        try:
+            for process in (root, *root.children(recursive=True)):
+                total += process.memory_info().rss
+        except psutil.Error:  # one of them ended just now
+            pass
+        peak = max(peak, total)
+        time.sleep(POLL_S)
+    return peak
+
+
+def _io_counters(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/io").read_text("ascii").splitlines()
+    return {key: int(value) for key, value in (line.split(": ") for line in lines)}

@@ -1,0 +1,137 @@
+"""What the runtime reads of a prompt is what training read: ids, one BOS, control tokens."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packager.pipeline.build import build
+from packager.pipeline.prepare import prepare
+from packager.plan import Request
+from packager.prompt.chat_template import load_chat_template
+from tests.usual_route import read_gguf
+
+MESSAGES = [
+    {"role": "user", "content": "Where do birds live, and why? 12 345 naïve 你好 🐦\n"},
+    {"role": "assistant", "content": "In nests."},
+    {"role": "user", "content": "All of them?"},
+]
+# The token that ends a turn in each model's chat template, by its published card.
+END_OF_TURN = {
+    "llama": "<|eot_id|>",
+    "qwen3": "<|im_end|>",
+    "gemma3": "<end_of_turn>",
+    "phi3": "<|end|>",
+}
+
+
+def vocabulary_of(gguf: Path) -> Any:
+    import llama_cpp
+
+    return llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def gguf(
+    small_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            out = tmp_path_factory.mktemp(kind)
+            bundle = build(prepare(Request(str(small_model(kind)), ("Q4_0",), kind, out)))
+            made[kind] = out / bundle.asked_for[0].name
+        return made[kind]
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", END_OF_TURN)
+def test_the_prompt_has_the_ids_of_training_and_not_one_bos_too_many(
+    kind: str, gguf: Callable[[str], Path], small_model: Callable[..., Path]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(small_model(kind))
+    expected = tokenizer.apply_chat_template(
+        MESSAGES, add_generation_prompt=True, return_dict=False
+    )
+    text = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False)
+    llama = vocabulary_of(gguf(kind))
+
+    # As llama-server does: it takes a BOS that the template wrote off the text where it adds one.
+    adds_bos = llama.metadata["tokenizer.ggml.add_bos_token"] == "true"
+    text = text.removeprefix(tokenizer.bos_token or "") if adds_bos else text
+    found = llama.tokenize(text.encode(), add_bos=adds_bos, special=True)
+
+    assert found == list(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", END_OF_TURN)
+def test_the_end_of_a_turn_is_one_control_token_that_ends_generation(
+    kind: str, gguf: Callable[[str], Path]
+) -> None:
+    import llama_cpp
+
+    llama = vocabulary_of(gguf(kind))
+    (token,) = llama.tokenize(END_OF_TURN[kind].encode(), add_bos=False, special=True)
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+
+    assert llama_cpp.llama_vocab_is_control(vocabulary, token)
+    assert llama_cpp.llama_vocab_is_eog(vocabulary, token)
+
+
+@pytest.mark.slow
+def test_an_added_token_with_content_is_not_a_control_token(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A control token vanishes from the output; what a user added to be read must not."""
+    import llama_cpp
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(small_model("qwen3"), model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<verdict>"])
+    assert len(tokenizer) <= rows_of(model), "Qwen's embedding is padded"
+    tokenizer.save_pretrained(model)
+
+    bundle = build(prepare(Request(str(model), ("Q4_0",), "x", tmp_path / "out")))
+
+    llama = vocabulary_of(tmp_path / "out" / bundle.asked_for[0].name)
+    (token,) = llama.tokenize(b"<verdict>", add_bos=False, special=True)
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    assert not llama_cpp.llama_vocab_is_control(vocabulary, token)
+    assert llama.detokenize([token]) == b"<verdict>"
+
+
+def rows_of(model: Path) -> int:
+    from packager.checkpoint import FolderCheckpoint
+
+    return FolderCheckpoint(model).tensors["model.embed_tokens.weight"].shape[0]
+
+
+@pytest.mark.slow
+def test_the_gguf_carries_the_template_of_training_behind_a_comment(
+    gguf: Callable[[str], Path], small_model: Callable[..., Path], llama_cpp_source: Path
+) -> None:
+    values, _ = read_gguf(gguf("llama"), llama_cpp_source)
+    carried = values["tokenizer.chat_template"]
+    trained = (small_model("llama") / "chat_template.jinja").read_text(encoding="utf-8")
+
+    comment, _, rest = carried.partition("#}\n")
+    assert comment.startswith("{#")
+    # Ollama takes a template for one that it knows if fewer than 100 characters differ.
+    assert len(comment) >= 100
+    assert rest == trained
+    files = {"chat_template.jinja": small_model("llama") / "chat_template.jinja"}
+    template = load_chat_template(files, {}, None)
+    assert template is not None
+    assert template.source == rest

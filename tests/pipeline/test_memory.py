@@ -1,0 +1,78 @@
+"""Memory is that of a few tensors, whatever the model's size."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from packager.checkpoint import FolderCheckpoint
+from packager.pipeline.build import build
+from packager.pipeline.prepare import prepare
+from packager.plan import Request
+
+
+@pytest.mark.slow
+def test_no_more_than_a_few_tensors_are_alive_at_once(
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_model("llama", layers=8)
+    lora = adapter("llama", model)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    load = FolderCheckpoint.load
+
+    def watched(self: FolderCheckpoint, name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = load(self, name)
+        alive.append(weakref.ref(tensor))
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        return tensor
+
+    monkeypatch.setattr(FolderCheckpoint, "load", watched)
+
+    package = prepare(Request(str(lora), ("Q4_0",), "x", tmp_path / "out", str(model)))
+    assert not alive, "nothing is read before the work starts"
+    build(package)
+
+    assert len(alive) > 50
+    assert most <= 3
+
+
+@pytest.mark.slow
+def test_every_tensor_is_read_once_for_several_quants(
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from packager.checkpoint import SafetensorsFile
+
+    read = 0
+    original = SafetensorsFile._read
+
+    def counted(self: SafetensorsFile, *arguments: object) -> torch.Tensor:
+        nonlocal read
+        tensor = original(self, *arguments)  # type: ignore[arg-type]
+        read += tensor.numel() * tensor.element_size()
+        return tensor
+
+    monkeypatch.setattr(SafetensorsFile, "_read", counted)
+    lora = adapter("llama")
+    quants = ("Q4_K_M", "Q8_0", "F16")
+
+    build(prepare(Request(str(lora), quants, "x", tmp_path / "out")))
+
+    files = [small_model("llama") / "model.safetensors", lora / "adapter_model.safetensors"]
+    expected = sum(
+        info.size_bytes for file in files for info in SafetensorsFile(file).tensors.values()
+    )
+    assert read == expected
