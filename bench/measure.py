@@ -20,7 +20,8 @@ class Cost:
         wall_s: from start to end.
         cpu_s: user and system time.
         peak_bytes: the largest sum of resident memory (RSS) over the process tree, polled every
-            50 ms. Pages of mapped files count, whoever else maps them.
+            50 ms. Pages of mapped files count, which the system can take back at any time.
+        peak_own_bytes: the same without mapped files: what has to fit into memory.
         written_bytes: handed to `write` calls (`wchar`).
         read_bytes: taken from `read` calls (`rchar`); reading through a mapping is not in it.
         disk_read_bytes: fetched from storage, because the page cache did not have it.
@@ -29,6 +30,7 @@ class Cost:
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    peak_own_bytes: int
     written_bytes: int
     read_bytes: int
     disk_read_bytes: int
@@ -39,6 +41,7 @@ class Cost:
             self.wall_s + later.wall_s,
             self.cpu_s + later.cpu_s,
             max(self.peak_bytes, later.peak_bytes),
+            max(self.peak_own_bytes, later.peak_own_bytes),
             self.written_bytes + later.written_bytes,
             self.read_bytes + later.read_bytes,
             self.disk_read_bytes + later.disk_read_bytes,
@@ -55,7 +58,7 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
     with log.open("ab") as output:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        peak_bytes = _watch_memory(process.pid)
+        peak_bytes, peak_own_bytes = _watch_memory(process.pid)
         wall_s = time.monotonic() - started
     # The process is a zombie now: its counters, with those of its ended children, can be read.
     counters = _io_counters(process.pid)
@@ -68,28 +71,43 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
         wall_s=wall_s,
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_bytes=max(peak_bytes, usage.ru_maxrss * 1024),
+        peak_own_bytes=peak_own_bytes,
         written_bytes=counters["wchar"],
         read_bytes=counters["rchar"],
         disk_read_bytes=counters["read_bytes"],
     )
 
 
-def _watch_memory(pid: int) -> int:
-    """Waits for the end of `pid` without reaping it; the largest RSS of its tree."""
+def _watch_memory(pid: int) -> tuple[int, int]:
+    """Waits for the end of `pid` without reaping it; the largest RSS of its tree, all and own."""
     import psutil
 
     root = psutil.Process(pid)
-    peak = 0
+    peak = peak_own = 0
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        total = 0
         try:
-            for process in (root, *root.children(recursive=True)):
-                total += process.memory_info().rss
-        except psutil.Error:  # one of them ended just now
-            pass
-        peak = max(peak, total)
+            tree = [pid, *(child.pid for child in root.children(recursive=True))]
+        except psutil.Error:  # it ended just now
+            break
+        sizes = [_resident_bytes(member) for member in tree]
+        peak = max(peak, sum(size for size, _ in sizes))
+        peak_own = max(peak_own, sum(own for _, own in sizes))
         time.sleep(POLL_S)
-    return peak
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return peak, peak_own
+
+
+def _resident_bytes(pid: int) -> tuple[int, int]:
+    """A process's RSS, and the part of it that is no mapped file (proc_pid_status(5))."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    except OSError:  # ended since its parent was looked at
+        return 0, 0
+    fields = {key: value for key, _, value in (line.partition(":") for line in lines)}
+    if "VmRSS" not in fields:  # a zombie
+        return 0, 0
+    rss, mapped = (int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "RssFile"))
+    return rss, rss - mapped
 
 
 def _io_counters(pid: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,11 @@ def print_report(result: dict[str, Any], ours: Run, usual: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table("", "wall", "CPU", "peak memory", "written", "read", "intermediate files")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    table = Table("", "wall", "CPU", "peak RSS", "of it own", "written", "left over")
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "right" if column.header else "left"
     for name, cost in usual.steps.items():
         table.add_row(f"  {name}", *_cells(cost), "", style="dim")
     table.add_row("usual route", *_cells(usual.total), format_bytes(usual.intermediate_bytes))
@@ -26,6 +28,9 @@ def print_report(result: dict[str, Any], ours: Run, usual: Run) -> None:
     table.add_section()
     table.add_row("ratio", *_ratios(usual.total, ours.total), "", style="bold")
     console.print(table)
+    console.print(
+        "Own memory is without mapped files; left over are files that only the route needs."
+    )
     machine, model = result["machine"], result["model"]
     console.print(
         f"{model['parameters'] / 1e9:.2f} B weights ({model['shape']}), LoRA {model['lora']}, "
@@ -42,8 +47,8 @@ _FIGURES: tuple[tuple[Callable[[Cost], float], Callable[[float], str]], ...] = (
     (lambda cost: cost.wall_s, lambda value: f"{value:.1f} s"),
     (lambda cost: cost.cpu_s, lambda value: f"{value:.1f} s"),
     (lambda cost: cost.peak_bytes, format_bytes),
+    (lambda cost: cost.peak_own_bytes, format_bytes),
     (lambda cost: cost.written_bytes, format_bytes),
-    (lambda cost: cost.read_bytes, format_bytes),
 )
 
 

@@ -21,13 +21,18 @@ _READ_BYTES = 1 << 20
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for writing; it gets its name, synced, only when the block ends well.
 
-    Until then, and after a crash, the bytes are in `PATH.partial`, which the next run overwrites.
+    Until then the bytes are in `PATH.partial`: an error removes it, a crash leaves it to be
+    overwritten by the next run.
     """
     partial = partial_path(path)
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     publish(path)
 
 

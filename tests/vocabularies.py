@@ -107,7 +107,7 @@ def write_tokenizer(kind: Kind, folder: Path, llama_cpp: Path) -> int:
         merges = reader.fields["tokenizer.ggml.merges"].contents()
         tokenizer = _byte_level_tokenizer(kind, tokens, types, merges)
     all_tokens = [*tokens, *family.added]
-    _add_special_tokens(tokenizer, all_tokens, [*types, *[_CONTROL] * len(family.added)])
+    _add_special_tokens(kind, tokenizer, all_tokens, [*types, *[_CONTROL] * len(family.added)])
     has_bos = family.bos_id is not None and kind != "gpt2"
     if has_bos:
         _begin_with_bos(tokenizer, all_tokens[family.bos_id or 0])
@@ -125,7 +125,7 @@ def write_tokenizer(kind: Kind, folder: Path, llama_cpp: Path) -> int:
         else _TURN_TEMPLATE
     )
     fast.save_pretrained(folder)
-    _add_bos_entry(folder / "tokenizer_config.json", has_bos)
+    _add_published_entries(folder, has_bos)
     return len(all_tokens)
 
 
@@ -225,7 +225,9 @@ def _write_sentencepiece_model(
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _add_special_tokens(tokenizer: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
+def _add_special_tokens(
+    kind: Kind, tokenizer: Any, tokens: Sequence[str], types: Sequence[int]
+) -> None:
     from tokenizers import AddedToken
 
     special = [
@@ -235,7 +237,16 @@ def _add_special_tokens(tokenizer: Any, tokens: Sequence[str], types: Sequence[i
         if type_ not in (_NORMAL, _BYTE, _UNUSED) and not token.startswith("[PAD")
     ]
     tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for _, t in special]
+        [
+            # Phi-3's marks take the white space after them along, all but the end of the text.
+            AddedToken(
+                token,
+                special=True,
+                normalized=False,
+                rstrip=kind == "phi3" and token.startswith("<|") and token != "<|endoftext|>",
+            )
+            for _, token in special
+        ]
     )
     for i, token in special:
         if tokenizer.token_to_id(token) != i:
@@ -253,8 +264,13 @@ def _begin_with_bos(tokenizer: Any, bos_token: str) -> None:
     )
 
 
-def _add_bos_entry(path: Path, has_bos: bool) -> None:
-    """Says in `tokenizer_config.json` whether a BOS begins a text, as published models do."""
+def _add_published_entries(folder: Path, has_bos: bool) -> None:
+    """What published models say in `tokenizer_config.json`, and transformers 5 no longer writes."""
+    path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8"))
     config["add_bos_token"] = has_bos
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    config["added_tokens_decoder"] = {
+        str(token.pop("id")): token for token in tokenizer["added_tokens"]
+    }
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")

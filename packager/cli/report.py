@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from packager.cli.console import Console, result
 from packager.files import format_bytes
@@ -76,10 +77,10 @@ def report_bundle(
             f"  {file.quant}: {format_bytes(file.size_bytes)}, {file.bits_per_weight:.2f} bits "
             f"per weight{' (was there already)' if file.name in bundle.reused else ''}"
         )
-        for line in file.fallbacks[:8]:
-            console.note(f"  fallback: {line}")
-        if len(file.fallbacks) > 8:
-            console.note(f"  and {len(file.fallbacks) - 8} more fallbacks, all in manifest.json")
+        # "TENSOR: Q5_0 instead of Q4_K": many tensors, few kinds.
+        kinds = Counter(line.rpartition(": ")[2] for line in file.fallbacks)
+        for kind, count in kinds.items():
+            console.note(f"  fallback: {kind} for {count} tensors (listed in manifest.json)")
 
 
 def report_registered(registered: Registered, console: Console) -> None:

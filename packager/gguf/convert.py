@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
+from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# What the converter reads of a model's folder. A model card is left out, as in a folder that
-# save_pretrained has written: names and sizes in it would be another model's.
-_NOT_FOR_CONVERTER = (".md",)
 _FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
 
 
@@ -88,10 +86,8 @@ class Conversion:
                 if left <= 0:
                     return
             return
-        from conversion.base import LazyTorchTensor
-
         with torch.inference_mode():
-            whole: torch.Tensor = LazyTorchTensor.to_eager(tensor.lazy)
+            whole: torch.Tensor = _evaluate(tensor.lazy)
         for start in range(0, whole.shape[0], rows):
             yield whole[start : start + rows].to(torch.float32)
 
@@ -126,9 +122,7 @@ def convert(
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
-        for file_name, path in files.items():
-            if path.suffix not in _NOT_FOR_CONVERTER:
-                (folder / file_name).symlink_to(path.absolute())
+        link_files(files, folder)
         outputs: dict[str, tuple[Any, str | None]] = {}
         model = _run_converter(folder, name, float_type, checkpoint, outputs)
     writer = model.gguf_writer
@@ -245,6 +239,21 @@ def _over_checkpoint(
         return lambda: lazy_tensor(meta=meta, args=(name,), func=checkpoint.load)
 
     return OverCheckpoint
+
+
+def _evaluate(value: Any) -> Any:
+    """What a lazy tensor stands for, computed without keeping anything.
+
+    gguf's own `to_eager` stores every step in the lazy tensors, so that all of a model's computed
+    tensors would stay in memory to the end.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(_evaluate(item) for item in value)
+    if not hasattr(value, "_func"):
+        return value
+    if value._data is not None:
+        return value._data
+    return value._func(*_evaluate(value._args), **value._kwargs)
 
 
 def _is_beginning(tensor: Any, whole: Any) -> bool:

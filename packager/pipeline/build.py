@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,14 @@ from packager.bundle import (
     write_bundle,
 )
 from packager.errors import CorruptFileError, OutputExistsError
-from packager.files import publish, read_json, require_disk, sha256_file, write_json
+from packager.files import (
+    partial_path,
+    publish,
+    read_json,
+    require_disk,
+    sha256_file,
+    write_json,
+)
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.lora import Merged
@@ -67,10 +75,10 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
     needed = sum(item.size_bytes + _METADATA_BYTES for item in missing)
     require_disk(folder, needed, "The bundle")
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / _MARKER, {"fingerprint": package.fingerprint})
-        for written in _write(package, missing, progress):
-            kept[written.path.name] = _describe(written)
+        with _cleaned_up_on_error(folder, [_file_name(package, item) for item in missing]):
+            write_json(folder / _MARKER, {"fingerprint": package.fingerprint})
+            for written in _write(package, missing, progress):
+                kept[written.path.name] = _describe(written)
     manifest = _manifest(package, tuple(kept.values()))
     asked_for = tuple(kept[_file_name(package, item)] for item in package.chosen)
     first = asked_for[0].name
@@ -79,6 +87,22 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
     made = {_file_name(package, item) for item in missing}
     reused = tuple(file.name for file in asked_for if file.name not in made)
     return Bundle(folder, manifest, asked_for, reused)
+
+
+@contextmanager
+def _cleaned_up_on_error(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Make the folder; after an error, leave nothing unfinished in it, nor an empty folder."""
+    was_there = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            partial_path(folder / name).unlink(missing_ok=True)
+        (folder / _MARKER).unlink(missing_ok=True)
+        if not was_there and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _file_name(package: Package, typed: TypedQuant) -> str:

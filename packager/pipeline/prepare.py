@@ -24,7 +24,7 @@ from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.modelfile import ModelfileSpec, sampling_parameters
+from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
 from packager.prompt.vocabulary import load_vocabulary
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
@@ -220,9 +220,12 @@ def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -
         if length is not None:
             parameters["num_ctx"] = length
     stops = tuple(dict.fromkeys((*decision.stops, *request.stops)))
-    return ModelfileSpec(
+    spec = ModelfileSpec(
         decision.ollama_template, request.system, stops, {**parameters, **request.parameters}
     )
+    # What Modelfile syntax cannot hold is refused here, not after the work.
+    render_modelfile(spec, "model.gguf")
+    return spec
 
 
 def _convert(

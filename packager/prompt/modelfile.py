@@ -87,7 +87,7 @@ def render_modelfile(spec: ModelfileSpec, gguf_file: str) -> str:
 
     Args:
         spec: what to say.
-        gguf_file: the GGUF's name beside the Modelfile.
+        gguf_file: the GGUF's name beside the Modelfile, or its path.
 
     Raises:
         ChatTemplateError: if a text cannot be written so that the parser reads it back.
@@ -98,7 +98,7 @@ def render_modelfile(spec: ModelfileSpec, gguf_file: str) -> str:
     modelfile_template = environment.from_string(read_template("Modelfile.jinja"))
     template, system = spec.template, spec.system
     return modelfile_template.render(
-        from_value=_bare(f"./{gguf_file}", "The GGUF's name"),
+        from_value=_bare(gguf_file if "/" in gguf_file else f"./{gguf_file}", "The GGUF's name"),
         template=None if template is None else _block(template, "The TEMPLATE"),
         system=_block(system, "The SYSTEM text") if system else None,
         stops=[_inline(stop, f"The stop {stop!r}") for stop in spec.stops],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,29 @@ def test_an_added_token_with_content_is_not_a_control_token(
     vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
     assert not llama_cpp.llama_vocab_is_control(vocabulary, token)
     assert llama.detokenize([token]) == b"<verdict>"
+
+
+@pytest.mark.slow
+def test_added_tokens_that_transformers_5_writes_to_tokenizer_json_only_are_in_the_gguf(
+    gguf: Callable[[str], Path],
+    small_model: Callable[..., Path],
+    llama_cpp_source: Path,
+    tmp_path: Path,
+) -> None:
+    """With a tokenizer.model, llama.cpp's converter alone would make them unused entries."""
+    model = tmp_path / "gemma3"
+    shutil.copytree(small_model("gemma3"), model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    del config["added_tokens_decoder"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    before = (model / "tokenizer_config.json").read_bytes()
+
+    build(prepare(Request(str(model), ("Q4_0",), "gemma3", tmp_path / "out")))
+
+    found, _ = read_gguf(tmp_path / "out" / "gemma3-Q4_0.gguf", llama_cpp_source)
+    expected, _ = read_gguf(gguf("gemma3"), llama_cpp_source)
+    assert found == expected, "as if it had been published with transformers 4"
+    assert (model / "tokenizer_config.json").read_bytes() == before
 
 
 def rows_of(model: Path) -> int:
