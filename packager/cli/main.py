@@ -57,6 +57,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every error ends here, as a message and an exit code."""
+    # OpenMP threads that wait shall sleep: spinning, they take the cores from the quantizers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     is_verbose = any(arg in ("-v", "--verbose") for arg in sys.argv[1:])
     try:
         code = cli.main(prog_name="ftpack", standalone_mode=False)

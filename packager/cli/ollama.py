@@ -45,6 +45,7 @@ def command(**options: Any) -> None:
         model_names(request.name, request.quants or ("default",))
     daemon = Daemon(options["host"])
     package = prepare(request, console, every_quant=options["dry_run"])
+    model_names(package.name, [typed.quant.name for typed in package.chosen])
     if options["dry_run"]:
         report_plan(package.plan, console, as_json=options["as_json"])
         return

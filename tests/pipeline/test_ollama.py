@@ -55,6 +55,8 @@ def test_an_adapter_becomes_a_model_that_answers(
     assert shown.parameters is not None
     assert 'stop                           "<|im_end|>"' in shown.parameters
     assert "num_ctx" in shown.parameters
+    # What the chat template can do is what the daemon offers: nothing was lost on the way.
+    assert {"completion", "tools", "thinking"} <= set(shown.capabilities or [])
     assert shown.modelfile is not None
     assert "You are terse." in shown.modelfile
     reply = client.chat("one", [{"role": "user", "content": "Hi"}], options={"num_predict": 3})
@@ -189,6 +191,23 @@ def test_a_real_daemon_that_is_killed_midway_is_exit_code_4(
 
     assert process.returncode == 4, errors
     assert "Next: " in errors
+
+
+def test_a_full_disk_of_the_daemon_is_refused_before_the_work(
+    ollama_daemon: OllamaDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    from packager.errors import DiskSpaceError
+    from packager.pipeline.register import require_store_space
+    from packager.runtime.ollama import Daemon
+
+    # Two files are kept, and the larger one stands there three times while create rewrites it.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=39 << 20))
+    with pytest.raises(DiskSpaceError, match=r"Ollama's copy .* 44\.0 MiB"):
+        require_store_space(Daemon(ollama_daemon.host), [8 << 20, 8 << 20 | 4 << 20])
+    require_store_space(Daemon(ollama_daemon.host), [5 << 20, 10 << 20])
 
 
 def test_a_daemon_of_another_host_is_named(

@@ -139,6 +139,24 @@ def test_the_base_is_found_in_the_hugging_face_cache(
     assert "Hugging Face cache" in base.reason
 
 
+def test_a_hub_id_is_a_source(
+    small_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    commit = "89abcdef0123456789abcdef0123456789abcdef"
+    repository = tmp_path / "models--someone--tuned"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(small_model("llama"), repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+    source = open_source("someone/tuned", None, None, Silent())
+
+    assert (source.model_id, source.revision) == ("someone/tuned", commit)
+    assert source.model is not None
+
+
 def test_a_base_that_is_nowhere_says_where_it_was_looked_for(adapter: Callable[..., Path]) -> None:
     opened = open_(adapter("llama")).adapter
     assert opened is not None
