@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 POLL_S = 0.05
 
@@ -20,7 +21,9 @@ class Cost:
         wall_s: from start to end.
         cpu_s: user and system time.
         peak_bytes: the largest sum of resident memory (RSS) over the process tree, polled every
-            50 ms. Pages of mapped files count, which the system can take back at any time.
+            50 ms, or the largest that one of its processes ever had. Pages of mapped files count,
+            which the system can take back at any time. Not `ru_maxrss`: that begins with what the
+            parent had when it forked.
         peak_own_bytes: the same without mapped files: what has to fit into memory.
         written_bytes: handed to `write` calls (`wchar`).
         read_bytes: taken from `read` calls (`rchar`); reading through a mapping is not in it.
@@ -70,7 +73,7 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
     return Cost(
         wall_s=wall_s,
         cpu_s=usage.ru_utime + usage.ru_stime,
-        peak_bytes=max(peak_bytes, usage.ru_maxrss * 1024),
+        peak_bytes=peak_bytes,
         peak_own_bytes=peak_own_bytes,
         written_bytes=counters["wchar"],
         read_bytes=counters["rchar"],
@@ -90,24 +93,34 @@ def _watch_memory(pid: int) -> tuple[int, int]:
         except psutil.Error:  # it ended just now
             break
         sizes = [_resident_bytes(member) for member in tree]
-        peak = max(peak, sum(size for size, _ in sizes))
-        peak_own = max(peak_own, sum(own for _, own in sizes))
+        peak = max(peak, sum(size.rss for size in sizes), *(size.rss_peak for size in sizes))
+        peak_own = max(peak_own, sum(size.own for size in sizes))
         time.sleep(POLL_S)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     return peak, peak_own
 
 
-def _resident_bytes(pid: int) -> tuple[int, int]:
-    """A process's RSS, and the part of it that is no mapped file (proc_pid_status(5))."""
+class _Resident(NamedTuple):
+    """A process's memory in bytes: now, the part that is no mapped file, and at its peak."""
+
+    rss: int = 0
+    own: int = 0
+    rss_peak: int = 0
+
+
+def _resident_bytes(pid: int) -> _Resident:
+    """What proc_pid_status(5) says of a process; zeros where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     except OSError:  # ended since its parent was looked at
-        return 0, 0
+        return _Resident()
     fields = {key: value for key, _, value in (line.partition(":") for line in lines)}
     if "VmRSS" not in fields:  # a zombie
-        return 0, 0
-    rss, mapped = (int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "RssFile"))
-    return rss, rss - mapped
+        return _Resident()
+    rss, mapped, peak = (
+        int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "RssFile", "VmHWM")
+    )
+    return _Resident(rss, rss - mapped, peak)
 
 
 def _io_counters(pid: int) -> dict[str, int]:

@@ -81,6 +81,26 @@ def test_saves_what_merge_and_unload_saves(
     assert not changed, "a targeted module with a nonzero B must change"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_on_a_gpu_it_is_what_merge_and_unload_gives_there(
+    kind: str, small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, lora = small_model(kind), adapter(kind)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").to("cuda")
+    expected = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
+
+    weights = SafetensorsFile(lora / "adapter_model.safetensors")
+    checkpoint = Merged(FolderCheckpoint(base), lora, weights, "cuda")
+
+    for name in checkpoint.tensors:
+        want = expected[name].cpu()
+        assert torch.equal(checkpoint.load(name).view(torch.uint8), want.view(torch.uint8)), name
+
+
 def test_shards_have_an_index_and_hold_the_same_tensors(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
