@@ -17,6 +17,14 @@ from packager.progress import Progress
 _NOT_TO_COPY = ("README.md", "trainer_state.json")
 
 
+def _remove_stale_weights(folder: Path, written: list[Path]) -> None:
+    """Remove shards and indexes of what is being overwritten: loaders would prefer them."""
+    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
+        for path in folder.glob(pattern):
+            if path not in written:
+                path.unlink()
+
+
 @dataclass(frozen=True)
 class MergedFolder:
     """A merged checkpoint.
@@ -36,7 +44,8 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
     """Write source and base as one checkpoint that transformers loads.
 
     Raises:
-        OutputExistsError: if the folder holds a model already, and `request.force` is not set.
+        OutputExistsError: if the folder holds a model already, and `request.force` is not set; or
+            if it is the source's or the base's own.
     """
     existing = folder / "config.json"
     if existing.exists() and not request.force:
@@ -45,11 +54,19 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             next_step="Choose another folder with --out, or overwrite it with --force.",
         )
     inputs = find_inputs(request, progress)
+    if folder.resolve() in (inputs.model.folder.resolve(), inputs.source.folder.resolve()):
+        raise OutputExistsError(
+            f"{folder} is where the model is read from.",
+            next_step="Choose another folder with --out.",
+        )
     checkpoint = open_checkpoint(inputs, choose_device(request.device))
     weights = sum(info.size_bytes for info in checkpoint.tensors.values())
     require_disk(folder, weights, "The merged model")
     folder.mkdir(parents=True, exist_ok=True)
+    # With --force: a model without its config.json is none, until the new one is whole.
+    existing.unlink(missing_ok=True)
     files = save_safetensors(checkpoint, folder, progress)
+    _remove_stale_weights(folder, files)
     if isinstance(checkpoint, Merged):
         checkpoint.require_all_used()
     # config.json comes last: a folder without it is no model, so that an interrupted run shows.
