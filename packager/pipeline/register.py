@@ -95,6 +95,12 @@ def register(
         daemon.verify(model, prompt.template, prompt.stops, parameters=prompt.parameters)
         for model in names
     ]
+    for check in checks:
+        shown = [stop for stop in prompt.stops if stop in check.answer]
+        if shown:
+            progress.warn(
+                f"{check.name} wrote {shown[0]!r} as text, where a turn should have ended"
+            )
     if len(names) > 1:
         daemon.copy(names[0], name)
         names = (*names, f"{name}:latest")
