@@ -1,0 +1,38 @@
+"""The manifest says what was merged into what, by digest, and why the prompt is as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from packager.pipeline.build import build
+from packager.pipeline.prepare import prepare
+from packager.plan import Request
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_manifest_names_base_adapter_tools_and_decisions(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, lora, out = small_model("llama"), adapter("llama"), tmp_path / "out"
+
+    build(prepare(Request(str(lora), ("Q4_0",), "x", out, system="Be terse.")))
+
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["base"]["config_sha256"] == digest(base / "config.json")
+    assert manifest["adapter"]["sha256"] == digest(lora / "adapter_model.safetensors")
+    assert manifest["adapter"]["method"] == "LoRA"
+    assert manifest["adapter"]["rank"] == 16
+    assert {"ftpack", "llama-cpp-python", "peft", "torch", "transformers"} <= set(manifest["tools"])
+    (gguf,) = manifest["ggufs"]
+    assert gguf["sha256"] == digest(out / "x-Q4_0.gguf")
+    assert gguf["size_bytes"] == (out / "x-Q4_0.gguf").stat().st_size
+    assert manifest["prompt"]["system"] == "Be terse."
+    assert manifest["prompt"]["reason"]
+    assert "<|eot_id|>" in manifest["prompt"]["stops"]
+    assert "SYSTEM" in (out / "Modelfile").read_text(encoding="utf-8")
