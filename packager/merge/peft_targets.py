@@ -1,0 +1,189 @@
+"""Which tensors a LoRA changes, and how: PEFT's own word, from its layers on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from packager.checkpoint import Checkpoint, TensorInfo
+from packager.errors import AdapterMismatchError, BaseMismatchError, UnsupportedError
+from packager.merge.targets import PREFIX, LoraTarget, listed
+
+_ADAPTER = "default"
+
+
+def targets_by_peft(
+    base: Checkpoint, folder: Path, found: Mapping[str, TensorInfo]
+) -> dict[str, LoraTarget]:
+    """Build the base's modules without weights, let PEFT inject the adapter, and read its layers.
+
+    Args:
+        base: the checkpoint that the adapter was trained on.
+        folder: the adapter's folder (for its `adapter_config.json`).
+        found: the adapter's tensors.
+
+    Returns:
+        What is added to each tensor of the base, by its name.
+
+    Raises:
+        AdapterMismatchError: listing adapter tensors that nothing would use, or targeted modules
+            that have none.
+        BaseMismatchError: listing the shapes that differ.
+        UnsupportedError: if transformers does not know the base's architecture.
+    """
+    model = _meta_model(base.files["config.json"].parent)
+    prefix = f"{model.base_model_prefix}."
+    layers: dict[str, Any] = {}
+    targets: dict[str, LoraTarget] = {}
+    for module, layer in _inject(model, folder).items():
+        # Checkpoints saved from the bare model (GPT-2 on the Hub) lack the head's prefix.
+        name = f"{module}.weight"
+        name = name if name in base.tensors else name.removeprefix(prefix)
+        stem = f"{PREFIX}{module}"
+        layers[name] = layer
+        targets[name] = LoraTarget(
+            a_name=f"{stem}.lora_A.weight",
+            b_name=f"{stem}.lora_B.weight",
+            scaling=layer.scaling[_ADAPTER],
+            is_transposed=layer.fan_in_fan_out,
+        )
+    expected = {name for item in targets.values() for name in (item.a_name, item.b_name)}
+    _require_all_there(folder, found, expected)
+    _require_shapes(base, found, targets, layers)
+    return targets
+
+
+def _require_shapes(
+    base: Checkpoint,
+    found: Mapping[str, TensorInfo],
+    targets: Mapping[str, LoraTarget],
+    layers: Mapping[str, Any],
+) -> None:
+    """Hold each matrix against the layer that PEFT made for it, and that against the base."""
+    absent, differing = [], []
+    for name, item in targets.items():
+        if name not in base.tensors:
+            absent.append(name)
+            continue
+        layer = layers[name]
+        pairs = (
+            (name, layer.get_base_layer().weight, base.tensors[name]),
+            (item.a_name, layer.lora_A[_ADAPTER].weight, found[item.a_name]),
+            (item.b_name, layer.lora_B[_ADAPTER].weight, found[item.b_name]),
+        )
+        differing += [
+            f"{label.removeprefix(PREFIX)}: {list(info.shape)} found, {list(want.shape)} fits"
+            for label, want, info in pairs
+            if tuple(want.shape) != info.shape
+        ]
+    if absent:
+        raise BaseMismatchError(
+            f"The base has no tensor for {len(absent)} of {len(targets)} targeted modules: "
+            f"{listed(absent)}.",
+            next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
+        )
+    if differing:
+        raise BaseMismatchError(
+            f"Adapter and base do not fit: {len(differing)} shapes differ: "
+            f"{listed(differing, '; ')}.",
+            next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
+        )
+
+
+def _meta_model(folder: Path) -> Any:
+    """The base's model class without weights, for its module tree."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(
+            f"transformers cannot build the base of {folder / 'config.json'}: {reason}",
+            next_step="Check `model_type` and `architectures` there; a newer transformers may "
+            "know the model.",
+        ) from error
+
+
+def _inject(model: Any, folder: Path) -> dict[str, Any]:
+    """Put PEFT's layers into a model on the meta device: which modules they are is PEFT's word."""
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import Linear
+
+    config: Any = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    # The values come from the file, so that no initialisation needs to see the base.
+    config.init_lora_weights = True
+    try:
+        peft_model = PeftModel(model, config, _ADAPTER)
+    except ValueError as error:
+        raise BaseMismatchError(
+            f"The adapter's targets do not fit the base: {str(error).strip().splitlines()[0]}",
+            next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
+        ) from error
+    _require_every_target(folder, config, peft_model)
+    tuned: dict[str, Any] = {}
+    for module, layer in peft_model.base_model.model.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        if type(layer) is not Linear:
+            raise UnsupportedError(
+                f"{folder} targets {module}, a {type(layer.get_base_layer()).__name__}; ftpack "
+                "merges LoRA on linear layers.",
+                next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package "
+                "the merged folder.",
+            )
+        tuned[module] = layer
+    return tuned
+
+
+def _require_every_target(folder: Path, config: Any, peft_model: Any) -> None:
+    """PEFT only minds when none of the targets is found; a typo in one of them is an error too."""
+    if not isinstance(config.target_modules, set | list):
+        return
+    modules = peft_model.base_model.targeted_module_names
+    missing = [
+        target
+        for target in sorted(config.target_modules)
+        if not any(module == target or module.endswith(f".{target}") for module in modules)
+    ]
+    if missing:
+        raise BaseMismatchError(
+            f"{folder / 'adapter_config.json'} targets modules that the base does not have: "
+            f"{listed(missing)}.",
+            next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
+        )
+
+
+def _require_all_there(folder: Path, found: Mapping[str, TensorInfo], expected: set[str]) -> None:
+    """Every tensor of the file is expected, and every expected one is in the file."""
+    left = [name for name in found if name not in expected]
+    absent = sorted(expected - set(found))
+    if left:
+        raise AdapterMismatchError(
+            f"{len(left)} adapter tensors in {folder} belong to no targeted module of this base"
+            f"{_cause(left)}: {listed(left)}.",
+            next_step="Check --base; or save the adapter again with PEFT's save_pretrained.",
+        )
+    if absent:
+        raise AdapterMismatchError(
+            f"{folder} has no tensors for {len(absent)} matrices of targeted modules: "
+            f"{listed(absent)}.",
+            next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
+        )
+
+
+def _cause(names: list[str]) -> str:
+    """Why names are not as PEFT saves them, where that is known."""
+    causes = {
+        "_orig_mod.": " (saved from a compiled model)",
+        ".lora_A.default.": " (saved with the adapter's name in them)",
+        ".module.": " (saved from a wrapped model)",
+        "lora_magnitude_vector": " (DoRA's magnitudes)",
+        "lora_embedding_": " (LoRA on embeddings)",
+    }
+    return next((text for mark, text in causes.items() if any(mark in n for n in names)), "")

@@ -1,0 +1,114 @@
+"""Which tensors a LoRA changes, and how: from names and shapes alone, where these leave no doubt.
+
+Asking PEFT (`peft_targets`) takes the import of transformers and peft and a model's module tree:
+several seconds and some 300 MiB. Most adapters are so plain that it is not needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from packager.checkpoint import Checkpoint, TensorInfo
+
+PREFIX = "base_model.model."
+_KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+_SHOWN = 6
+# Settings that may be anything without changing what a plain merge does, and those that it reads.
+# A setting that is on and not listed here is PEFT's to interpret.
+_UNDERSTOOD = frozenset({
+    "base_model_name_or_path", "bias", "inference_mode", "init_lora_weights",
+    "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoraTarget:
+    """What is added to a tensor: `lora_B @ lora_A * scaling`.
+
+    Attributes:
+        a_name: the adapter's tensor `lora_A`, `[r, in_features]`.
+        b_name: the adapter's tensor `lora_B`, `[out_features, r]`.
+        scaling: `lora_alpha / r`, or `lora_alpha / sqrt(r)` for rsLoRA.
+        is_transposed: whether the base keeps the weight as `[in_features, out_features]`
+            (`fan_in_fan_out`, transformers' Conv1D).
+    """
+
+    a_name: str
+    b_name: str
+    scaling: float
+    is_transposed: bool
+
+
+def targets_by_name(
+    base: Checkpoint, config: Mapping[str, object], found: Mapping[str, TensorInfo]
+) -> dict[str, LoraTarget] | None:
+    """Match an adapter's tensors with the base's, or give None where only PEFT can tell.
+
+    Sure is what is a plain LoRA by its configuration, tunes exactly those matrices of the base that
+    `target_modules` names, and fits in every shape.
+
+    Args:
+        base: the checkpoint that the adapter was trained on.
+        config: `adapter_config.json`.
+        found: the adapter's tensors.
+    """
+    rank, alpha, wanted = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        return None
+    if not isinstance(wanted, list) or any(config[k] for k in config.keys() - _UNDERSTOOD):
+        return None
+    tuned = _tuned_modules(found)
+    if tuned is None or tuned != _wanted_modules(base, wanted):
+        return None
+    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    targets = {}
+    has_oblong = False
+    for module in tuned:
+        target = LoraTarget(
+            f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight", scaling, False
+        )
+        rows, columns = base.tensors[f"{module}.weight"].shape
+        if found[target.a_name].shape != (rank, columns):
+            return None
+        if found[target.b_name].shape != (rows, rank):
+            return None
+        has_oblong |= rows != columns
+        targets[f"{module}.weight"] = target
+    # Square matrices alone would fit transposed as well.
+    return targets if has_oblong else None
+
+
+def _tuned_modules(found: Mapping[str, TensorInfo]) -> set[str] | None:
+    """The modules that have both matrices, or None if there is any other tensor."""
+    modules: dict[str, set[str]] = {"A": set(), "B": set()}
+    for name in found:
+        match = _KEY.fullmatch(name)
+        if match is None:
+            return None
+        modules[match["matrix"]].add(match["module"])
+    return modules["A"] if modules["A"] == modules["B"] else None
+
+
+def _wanted_modules(base: Checkpoint, wanted: list[object]) -> set[str] | None:
+    """The base's matrices that `target_modules` names, or None if one of its names finds none."""
+    modules = set()
+    used = set()
+    ends = {str(target) for target in wanted}
+    for name, info in base.tensors.items():
+        module = name.removesuffix(".weight")
+        parts = module.split(".")
+        matching = {".".join(parts[i:]) for i in range(len(parts))} & ends
+        if matching and module != name and len(info.shape) == 2:
+            modules.add(module)
+            used |= matching
+    return modules if used == ends else None
+
+
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first of some names, and how many more there are."""
+    more = f"{separator}... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
+    return separator.join(names[:_SHOWN]) + more
