@@ -20,7 +20,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.gguf.toolchain import cache_folder, find_toolchain
+from packager.files import cache_folder
+from packager.gguf.toolchain import find_toolchain
 
 if TYPE_CHECKING:
     import torch

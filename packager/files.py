@@ -131,3 +131,10 @@ def format_bytes(size_bytes: float) -> str:
         if size_bytes < 1024 or unit == "GiB":
             return f"{size_bytes:.{digits}f} {unit}"
     raise AssertionError("unreachable")
+
+
+def cache_folder() -> Path:
+    """The folder of ftpack among the user's caches (`FTPACK_CACHE` overrides it)."""
+    if override := os.environ.get("FTPACK_CACHE"):
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftpack"

@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 _FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
@@ -59,6 +58,7 @@ class Conversion:
         tensors: in the order of llama.cpp's quantizer.
         key_values: the writer's metadata, ready to be written (`gguf.GGUFValue` by key).
         checkpoint: where the weights come from.
+        packed: bytes of `key_values`' lists, by the list's identity: packed once, written often.
     """
 
     architecture: str
@@ -66,14 +66,15 @@ class Conversion:
     tensors: tuple[GgufTensor, ...]
     key_values: Mapping[str, Any]
     checkpoint: Checkpoint
+    packed: dict[int, bytes] = field(default_factory=dict, compare=False)
 
-    def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[np.ndarray[Any, Any]]:
-        """A tensor's weights as fp32 `[rows, columns]`, at most about `max_elements` at a time."""
+    def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
+        """A tensor's weights, in their own dtype, as `[rows, columns]` of about `max_elements`."""
         columns = tensor.shape[-1]
-        for block in self._float_blocks(tensor, max_elements):
-            yield block.reshape(-1, columns).contiguous().numpy()
+        for block in self._blocks(tensor, max_elements):
+            yield block.reshape(-1, columns).contiguous()
 
-    def _float_blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
+    def _blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
         import torch
 
         slice_elements = max(1, math.prod(tensor.shape[1:]))
@@ -81,7 +82,7 @@ class Conversion:
         if tensor.passes_from is not None and len(tensor.shape) > 1:
             left = tensor.shape[0]
             for block in self.checkpoint.blocks(tensor.passes_from, rows):
-                yield block[:left].to(torch.float32)
+                yield block[:left]
                 left -= len(block)
                 if left <= 0:
                     return
@@ -89,7 +90,7 @@ class Conversion:
         with torch.inference_mode():
             whole: torch.Tensor = _evaluate(tensor.lazy)
         for start in range(0, whole.shape[0], rows):
-            yield whole[start : start + rows].to(torch.float32)
+            yield whole[start : start + rows]
 
 
 def convert(

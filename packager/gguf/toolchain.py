@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from packager.errors import FtpackError, ToolchainError
-from packager.files import read_json, sha256_file, write_json
+from packager.files import cache_folder, read_json, sha256_file, write_json
 from packager.progress import Progress
 
 DISTRIBUTION = "llama-cpp-python"
@@ -61,13 +61,6 @@ class Toolchain:
         # They log each tensor; what matters of it is reported by ftpack itself.
         for name in ("hf-to-gguf", "gguf", "gguf.gguf_writer", "gguf.vocab", "gguf.metadata"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def cache_folder() -> Path:
-    """The folder of ftpack among the user's caches (`FTPACK_CACHE` overrides it)."""
-    if override := os.environ.get("FTPACK_CACHE"):
-        return Path(override)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftpack"
 
 
 def installed_version() -> str:

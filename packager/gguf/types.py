@@ -6,8 +6,10 @@ import ctypes
 import importlib
 import os
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
     import numpy as np
 
     gguf: Any = importlib.import_module("gguf")
-    writer = gguf.GGUFWriter(path=None, arch=conversion.architecture)
+    writer = _writer_class()(path=None, arch=conversion.architecture)
+    writer.packed = conversion.packed
     writer.kv_data[0] = dict(conversion.key_values)
     # Last, and in this order, as llama.cpp's quantizer leaves them: Ollama passes what it is given
     # through that once more, and keeps one copy instead of two where nothing changes.
@@ -77,6 +80,45 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
     offset: int = file.tell()
     writer.close()
     return offset
+
+
+@cache
+def _writer_class() -> Any:
+    gguf: Any = importlib.import_module("gguf")
+
+    class Writer(gguf.GGUFWriter):  # type: ignore[misc]
+        """gguf's writer, for the same vocabulary several times: once a file, and for the dry run.
+
+        It packs a vocabulary's hundreds of thousands of strings one by one, for half a second.
+        """
+
+        packed: dict[int, bytes]
+
+        def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+            if not isinstance(val, list):
+                result: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+                return result
+            # By identity: the conversion keeps the lists for as long as their bytes.
+            if id(val) not in self.packed:
+                self.packed[id(val)] = self._pack_list(val, vtype, sub_type)
+            return (self._pack("I", vtype) if add_vtype else b"") + self.packed[id(val)]
+
+        def _pack_list(self, items: list[Any], vtype: Any, sub_type: Any) -> bytes:
+            kinds = {type(item) for item in items}
+            if sub_type is not None or kinds not in ({str}, {int}, {float}):
+                result: bytes = super()._pack_val(items, vtype, False, sub_type)
+                return result
+            kind = gguf.GGUFValueType.get_type(items[0])
+            head: bytes = self._pack("I", kind) + self._pack("Q", len(items))
+            if kind != gguf.GGUFValueType.STRING:
+                return head + struct.pack(
+                    f"<{len(items)}{self._simple_value_packing[kind]}", *items
+                )
+            encoded = [item.encode("utf-8") for item in items]
+            length = struct.Struct("<Q").pack
+            return head + b"".join([part for item in encoded for part in (length(len(item)), item)])
+
+    return Writer
 
 
 def tensor_bytes(elements: int, type_name: str) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import FtpackError
-from packager.files import existing_parent, format_bytes
-from packager.gguf.toolchain import cache_folder, find_toolchain
+from packager.files import cache_folder, existing_parent, format_bytes
+from packager.gguf.toolchain import find_toolchain
 from packager.runtime.ollama import Daemon
 
 _NEEDED = ("llama-cpp-python", "torch", "transformers", "peft", "safetensors", "ollama")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +149,29 @@ def prepare(
     """
     progress = progress or Silent()
     wanted = [parse_quant(text) for text in request.quants] or [QUANTS[DEFAULT_QUANT]]
+    with _without_collection():
+        return _prepare(request, progress, wanted, every_quant)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage.
+
+    A vocabulary is a million small objects, read several times here, and the libraries as many:
+    looking through them over and over again took longer than everything else.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _prepare(
+    request: Request, progress: Progress, wanted: list[Quant], every_quant: bool
+) -> Package:
     toolchain = find_toolchain()
     inputs = find_inputs(request, progress)
     name = request.name or model_name(inputs.source)
@@ -235,15 +260,13 @@ def _convert(
     name: str,
     decision: PromptDecision,
 ) -> Conversion:
-    vocabulary = load_vocabulary(inputs.files)
-    ids = {token: number for number, token in vocabulary.token_of.items()}
     return convert(
         toolchain,
         checkpoint,
         inputs.files,
         name,
         decision.gguf_chat_template,
-        ids.get(decision.end_of_turn) if decision.end_of_turn else None,
+        decision.end_of_turn_id,
         begins_with_bos=decision.begins_with_bos,
     )
 

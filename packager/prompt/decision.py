@@ -32,6 +32,7 @@ class PromptDecision:
         gguf_chat_template: what goes into the GGUF (Jinja): the one of training, padded.
         stops: the texts that end an answer, what ends a turn first.
         end_of_turn: the token that ends an assistant's turn, if that is one token.
+        end_of_turn_id: its id.
         reason: the decision and why, in one sentence for the user.
         begins_with_bos: whether the prompts of training begin with the BOS token. The GGUF has to
             add it then: no Ollama template does, and the daemon takes it off the native prompt.
@@ -44,6 +45,7 @@ class PromptDecision:
     stops: tuple[str, ...]
     end_of_turn: str | None
     reason: str
+    end_of_turn_id: int | None = None
     begins_with_bos: bool = False
 
 
@@ -73,13 +75,15 @@ def decide(
     end = _turn_end(chat_template, vocabulary)
     stops = tuple(dict.fromkeys((end, *stops))) if end else stops
     family, reason = _family(chat_template, mode)
+    ids = {token: number for number, token in vocabulary.token_of.items()}
     return PromptDecision(
         renderer="TEMPLATE" if family else "native",
         family=family.name if family else None,
         ollama_template=family.ollama_template if family else None,
         gguf_chat_template=pad(chat_template.source),
         stops=stops,
-        end_of_turn=end if end in vocabulary.token_of.values() else None,
+        end_of_turn=end if end in ids else None,
+        end_of_turn_id=ids.get(end) if end else None,
         reason=reason,
         begins_with_bos=bool(bos_token) and prompt.startswith(bos_token or ""),
     )

@@ -40,26 +40,31 @@ def load_vocabulary(files: Mapping[str, Path]) -> Vocabulary:
     Raises:
         CorruptFileError: if a file is not what its name says.
     """
+    path = files.get("tokenizer.json")
+    # Read once: it is tens of megabytes.
+    tokenizer = read_json(path) if path else {}
     token_of: dict[int, str] = {}
     special: dict[int, bool] = {}
-    for number, token, is_special in _added_tokens(files):
+    for number, token, is_special in _added_tokens(files, tokenizer):
         token_of[number], special[number] = token, is_special
     control_tokens = frozenset(token_of[number] for number, is_it in special.items() if is_it)
     eos_token_ids = _eos_token_ids(files)
     unnamed = set(eos_token_ids) - token_of.keys()
-    if unnamed and (path := files.get("tokenizer.json")):
-        token_of |= {number: t for number, t in _model_tokens(path) if number in unnamed}
+    if unnamed:
+        token_of |= {number: t for number, t in _model_tokens(tokenizer) if number in unnamed}
     return Vocabulary(eos_token_ids, token_of, control_tokens)
 
 
-def _added_tokens(files: Mapping[str, Path]) -> Iterator[tuple[int, str, bool]]:
+def _added_tokens(
+    files: Mapping[str, Path], tokenizer: Mapping[str, object]
+) -> Iterator[tuple[int, str, bool]]:
     """Each added token, its id and whether it is special; `tokenizer.json` has the last word."""
     if path := files.get("tokenizer_config.json"):
         decoder = read_json(path).get("added_tokens_decoder") or {}
         for number, entry in _items(decoder, path):
             yield _added_token(number, entry, path)
     if path := files.get("tokenizer.json"):
-        for entry in _list(read_json(path).get("added_tokens") or [], path):
+        for entry in _list(tokenizer.get("added_tokens") or [], path):
             yield _added_token(entry.get("id") if isinstance(entry, dict) else None, entry, path)
 
 
@@ -71,9 +76,9 @@ def _added_token(number: object, entry: object, path: Path) -> tuple[int, str, b
     return int(str(number)), token, is_special
 
 
-def _model_tokens(path: Path) -> Iterator[tuple[int, str]]:
+def _model_tokens(tokenizer: Mapping[str, object]) -> Iterator[tuple[int, str]]:
     """Every token of the model itself: a table of ids (BPE), or pieces in their order (Unigram)."""
-    model = read_json(path).get("model")
+    model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
         yield from ((number, token) for token, number in vocabulary.items())
