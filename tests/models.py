@@ -27,6 +27,7 @@ __all__ = ["Kind", "cached_model", "make_adapter", "make_model", "model_config"]
 _SAMPLING: dict[Kind, dict[str, float]] = {
     "llama": {"temperature": 0.6, "top_p": 0.9},
     "qwen3": {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+    "qwen3moe": {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
     "gemma3": {"top_k": 64, "top_p": 0.95},
     "phi3": {},
     "gpt2": {},
@@ -68,6 +69,15 @@ def model_config(kind: Kind, vocab_size: int, *, hidden_size: int, layers: int) 
         )
     if kind == "qwen3":
         return transformers.Qwen3Config(**shape, head_dim=64, tie_word_embeddings=True)
+    if kind == "qwen3moe":
+        return transformers.Qwen3MoeConfig(
+            **shape,
+            head_dim=64,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=hidden_size,
+            tie_word_embeddings=False,
+        )
     if kind == "gemma3":
         return transformers.Gemma3TextConfig(
             **shape, head_dim=64, query_pre_attn_scalar=64, sliding_window=128

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["llama", "qwen3", "gemma3", "phi3", "gpt2"]
+Kind = Literal["llama", "qwen3", "qwen3moe", "gemma3", "phi3", "gpt2"]
 
 _TURN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -71,6 +71,7 @@ FAMILIES: dict[Kind, Family] = {
     ),
     "gpt2": Family("gpt-2", "", 50256, (50256,), 50256),
 }
+FAMILIES["qwen3moe"] = FAMILIES["qwen3"]
 
 
 def import_gguf(llama_cpp: Path) -> Any:

@@ -88,9 +88,9 @@ class Conversion:
                     return
             return
         with torch.inference_mode():
-            whole: torch.Tensor = _evaluate(tensor.lazy)
-        for start in range(0, whole.shape[0], rows):
-            yield whole[start : start + rows]
+            for piece in _pieces(tensor.lazy):
+                for start in range(0, piece.shape[0], rows):
+                    yield piece[start : start + rows]
 
 
 def convert(
@@ -255,6 +255,21 @@ def _evaluate(value: Any) -> Any:
     if value._data is not None:
         return value._data
     return value._func(*_evaluate(value._args), **value._kwargs)
+
+
+def _pieces(lazy: Any) -> Iterator[torch.Tensor]:
+    """What a lazy tensor stands for, in pieces along its first dimension where that can be had.
+
+    A stack of experts is the largest tensor of its model by far; each expert is a piece of it.
+    """
+    import torch
+
+    dimension = lazy._kwargs.get("dim", 0) if hasattr(lazy, "_kwargs") else None
+    if getattr(lazy, "_func", None) is torch.stack and len(lazy._args) == 1 and dimension == 0:
+        for item in lazy._args[0]:
+            yield _evaluate(item)[None]
+    else:
+        yield _evaluate(lazy)
 
 
 def _is_beginning(tensor: Any, whole: Any) -> bool:

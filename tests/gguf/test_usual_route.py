@@ -45,10 +45,12 @@ def without_exceptions(values: dict[str, object]) -> dict[str, object]:
         ("gemma3", {}),
         ("phi3", {}),
         ("gpt2", {}),
+        # Experts are stacked by the converter, and read here one by one.
+        ("qwen3moe", {}),
         # Rows of 192 weights do not fit the K-quants' blocks of 256: llama.cpp falls back.
         ("llama", {"hidden_size": 192}),
     ],
-    ids=["llama", "qwen3", "gemma3", "phi3", "gpt2", "llama-fallback"],
+    ids=["llama", "qwen3", "gemma3", "phi3", "gpt2", "qwen3moe", "llama-fallback"],
 )
 def test_every_quant_has_the_tensors_types_bytes_and_key_values_of_the_usual_route(
     kind: str,
@@ -59,7 +61,8 @@ def test_every_quant_has_the_tensors_types_bytes_and_key_values_of_the_usual_rou
     tmp_path: Path,
 ) -> None:
     base = small_model(kind, **options)
-    lora = adapter(kind, base)
+    attention = {"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    lora = adapter(kind, base, **attention if kind == "qwen3moe" else {})
     package = prepare(
         Request(str(lora), quants=QUANTS, name="ours", out=tmp_path / "ours", base=str(base))
     )

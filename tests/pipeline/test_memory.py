@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from packager.checkpoint import FolderCheckpoint
+from packager.gguf import write
+from packager.gguf.convert import Conversion, GgufTensor
 from packager.pipeline.build import build
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
@@ -38,6 +40,8 @@ def test_no_more_than_a_few_tensors_are_alive_at_once(
         return tensor
 
     monkeypatch.setattr(FolderCheckpoint, "load", watched)
+    # Tensors this small would all be read ahead of writing.
+    monkeypatch.setattr(write, "_AHEAD_ELEMENTS", 0)
 
     package = prepare(Request(str(lora), ("Q4_0",), "x", tmp_path / "out", str(model)))
     assert not alive, "nothing is read before the work starts"
@@ -45,6 +49,27 @@ def test_no_more_than_a_few_tensors_are_alive_at_once(
 
     assert len(alive) > 50
     assert most <= 3
+
+
+@pytest.mark.slow
+def test_a_stack_of_experts_is_read_expert_by_expert(
+    small_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = prepare(Request(str(small_model("qwen3moe")), ("Q8_0",), "x", tmp_path / "out"))
+    sizes: dict[str, list[int]] = {}
+    blocks = Conversion.blocks
+
+    def watched(self: Conversion, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
+        for block in blocks(self, tensor, max_elements):
+            sizes.setdefault(tensor.name, []).append(block.numel())
+            yield block
+
+    monkeypatch.setattr(Conversion, "blocks", watched)
+
+    build(package)
+
+    # Eight experts of 256 x 256 (`model_config` in tests/models.py).
+    assert sizes["blk.0.ffn_gate_exps.weight"] == [256 * 256] * 8
 
 
 @pytest.mark.slow
