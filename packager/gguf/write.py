@@ -35,7 +35,7 @@ BLOCK_ELEMENTS = 8 << 20
 # cache of a core, in which it stays for every type that it is quantized to.
 _SHARE_ELEMENTS = 1 << 18
 # How far reading runs ahead of writing.
-_AHEAD_ELEMENTS = 4 * BLOCK_ELEMENTS
+AHEAD_ELEMENTS = 4 * BLOCK_ELEMENTS
 # Hashed and written at once: larger pieces took Linux up to ten times as long (ext4, 64 MiB).
 _WRITE_BYTES = 1 << 20
 # Written data is handed to the disk this often, so that little is left to wait for in the end.
@@ -180,7 +180,7 @@ class _Line:
         """Add a block; wait for the oldest ones until there is room for another."""
         self._blocks.append((elements, written))
         self._elements += elements
-        while self._elements > _AHEAD_ELEMENTS:
+        while self._elements > AHEAD_ELEMENTS:
             self._wait_for_oldest()
 
     def finish(self) -> None:

@@ -41,7 +41,7 @@ def test_no_more_than_a_few_tensors_are_alive_at_once(
 
     monkeypatch.setattr(FolderCheckpoint, "load", watched)
     # Tensors this small would all be read ahead of writing.
-    monkeypatch.setattr(write, "_AHEAD_ELEMENTS", 0)
+    monkeypatch.setattr(write, "AHEAD_ELEMENTS", 0)
 
     package = prepare(Request(str(lora), ("Q4_0",), "x", tmp_path / "out", str(model)))
     assert not alive, "nothing is read before the work starts"
