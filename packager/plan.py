@@ -125,8 +125,7 @@ def estimate_memory(largest_merged_bytes: int, largest_computed_bytes: int, targ
     """The peak memory of packaging: it depends on the largest tensors, not on the model's size.
 
     Args:
-        largest_merged_bytes: of the 16-bit tensors that the adapter changes; the change to it is in
-            memory in fp32.
+        largest_merged_bytes: of the 16-bit tensors that the adapter changes.
         largest_computed_bytes: of the 16-bit tensors that are not read in blocks.
         targets: how many quants are written; what is read ahead is in memory for each.
     """

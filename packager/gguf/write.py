@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# What is read at once of a tensor that can be read in blocks: 16 MiB of a 16-bit type.
-BLOCK_ELEMENTS = 8 << 20
+# What is read at once of a tensor that can be read in blocks: 8 MiB of a 16-bit type.
+BLOCK_ELEMENTS = 4 << 20
 # One worker's piece of work: large enough that handing it over costs nothing; as fp32 it fits the
 # cache of a core, in which it stays for every type that it is quantized to.
 _SHARE_ELEMENTS = 1 << 18

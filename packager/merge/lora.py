@@ -47,7 +47,6 @@ class Merged:
         self._weights = weights
         self._device = device
         self._targets = _find_targets(base, folder, weights)
-        self._room: torch.Tensor | None = None
         self._used: set[str] = set()
         self._has_change = False
         self._has_nonzero_b = False
@@ -96,13 +95,13 @@ class Merged:
         before = weight[:_SAMPLED_ROWS].clone()
         with torch.inference_mode():
             a, b = self._matrix(target.a_name), self._matrix(target.b_name)
+            self._has_nonzero_b |= bool(b.any())
             if self._device == "cpu":
-                _add_in_chunks(weight, self._delta(a, b, target))
+                _add_in_chunks(weight, a, b, target)
             else:
                 on_device = weight.to(self._device)
-                on_device += self._delta(a, b, target)
+                on_device += _delta(a, b, target)
                 weight = on_device.to("cpu")
-        self._has_nonzero_b |= bool(b.any())
         self._used.update((target.a_name, target.b_name))
         self._has_change |= not torch.equal(before, weight[:_SAMPLED_ROWS])
         return weight
@@ -118,19 +117,6 @@ class Merged:
                 next_step="The training run diverged; use an earlier checkpoint.",
             )
         return matrix.to(self._device, torch.float32)
-
-    def _delta(self, a: torch.Tensor, b: torch.Tensor, target: LoraTarget) -> torch.Tensor:
-        """What is added to the weight, fp32 in the weight's shape; valid until the next one."""
-        import torch
-
-        # The same memory each time: fresh pages cost more than the product itself.
-        elements = b.shape[0] * a.shape[1]
-        if self._room is None or self._room.numel() < elements:
-            self._room = torch.empty(elements, dtype=torch.float32, device=a.device)
-        delta = self._room[:elements].view(b.shape[0], a.shape[1])
-        torch.mm(b, a, out=delta)
-        delta *= target.scaling
-        return delta.T if target.is_transposed else delta
 
     def require_all_used(self) -> None:
         """Check, after everything was loaded, that the adapter is in the result.
@@ -170,8 +156,21 @@ def _find_targets(base: Checkpoint, folder: Path, weights: TensorFile) -> dict[s
     return targets_by_peft(base, folder, weights.tensors)
 
 
-def _add_in_chunks(weight: torch.Tensor, delta: torch.Tensor) -> None:
-    """`weight += delta`, several times as fast as torch does it where the dtypes differ."""
+def _delta(a: torch.Tensor, b: torch.Tensor, target: LoraTarget) -> torch.Tensor:
+    """What is added to the weight, in fp32 (`get_delta_weight` of PEFT)."""
+    delta = b @ a
+    delta *= target.scaling
+    return delta.T if target.is_transposed else delta
+
+
+def _add_in_chunks(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, target: LoraTarget
+) -> None:
+    """`weight += delta`, some rows at a time, in memory that stays in a core's cache.
+
+    Several times as fast as torch's sum of two dtypes, and without a fp32 copy of the tensor. Every
+    element of the product is a sum over r by itself: it is the same whatever rows are asked for.
+    """
     import torch
 
     rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
@@ -180,5 +179,8 @@ def _add_in_chunks(weight: torch.Tensor, delta: torch.Tensor) -> None:
         chunk = weight[start : start + rows]
         total = room[: len(chunk)]
         total.copy_(chunk)
-        total += delta[start : start + rows]
+        if target.is_transposed:
+            total += _delta(a[:, start : start + rows], b, target)
+        else:
+            total += _delta(a, b[start : start + rows], target)
         chunk.copy_(total)

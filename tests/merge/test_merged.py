@@ -227,3 +227,34 @@ def test_an_untrained_adapter_is_known_as_one(
 
     checkpoint.require_all_used()
     assert checkpoint.is_untrained
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("shape", "rank"), [((2048, 5632), 16), ((8192, 1024), 64), ((513, 770), 8)]
+)
+def test_a_matrix_of_real_size_is_merged_as_peft_merges_it(
+    shape: tuple[int, int], rank: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    rows, columns = shape
+    layer = torch.nn.Linear(columns, rows, bias=False, dtype=dtype)
+    model = peft.get_peft_model(
+        torch.nn.ModuleDict({"proj": layer}),
+        peft.LoraConfig(r=rank, lora_alpha=3 * rank - 1, target_modules=["proj"]),
+    )
+    torch.nn.init.normal_(model.base_model.model.proj.lora_B["default"].weight, std=0.02)
+    model.save_pretrained(tmp_path / "lora")
+    # PEFT notes the wrapped class where it is no transformers model.
+    config = tmp_path / "lora" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_mapping": None}))
+    (tmp_path / "base").mkdir()
+    save_file({"proj.weight": layer.weight.data.clone()}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    expected = model.merge_and_unload()["proj"].weight.data
+
+    found = merged(tmp_path / "base", tmp_path / "lora").load("proj.weight")
+
+    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
