@@ -1,0 +1,112 @@
+"""What is told from names and shapes alone is what PEFT's layers say, or it is left to PEFT."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packager.checkpoint import FolderCheckpoint, TensorInfo, open_tensor_file
+from packager.merge.peft_targets import targets_by_peft
+from packager.merge.targets import targets_by_name
+
+
+def config_of(lora: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((lora / "adapter_config.json").read_text())
+    return config
+
+
+def found_in(lora: Path) -> dict[str, TensorInfo]:
+    return dict(open_tensor_file(lora / "adapter_model.safetensors").tensors)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_rslora": True, "r": 8}, {"targets": ["v_proj", "down_proj"], "alpha": 7}],
+    ids=["plain", "rslora", "some"],
+)
+def test_the_targets_are_those_of_peft(
+    kind: str,
+    options: dict[str, Any],
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+) -> None:
+    if kind == "phi3" and "targets" in options:
+        options = options | {"targets": ["qkv_proj", "down_proj"]}
+    base, lora = FolderCheckpoint(small_model(kind)), adapter(kind, **options)
+
+    targets = targets_by_name(base, config_of(lora), found_in(lora))
+
+    assert targets is not None
+    assert targets == targets_by_peft(base, lora, found_in(lora))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"rank_pattern": {"q_proj": 4}},
+        {"alpha_pattern": {"q_proj": 4}},
+        {"layers_to_transform": [0]},
+        {"exclude_modules": ["v_proj"]},
+        {"target_modules": r".*\.q_proj"},
+        {"target_modules": ["q_proj", "nothing"]},
+        {"fan_in_fan_out": True},
+        {"use_something_new": True},
+        {"r": 8},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_is_not_plain_is_left_to_peft(
+    setting: dict[str, Any], small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    base, lora = FolderCheckpoint(small_model("llama")), adapter("llama")
+
+    assert targets_by_name(base, config_of(lora) | setting, found_in(lora)) is None
+
+
+def test_tensors_that_do_not_fit_are_left_to_peft(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    base, lora = FolderCheckpoint(small_model("llama")), adapter("llama")
+    config, found = config_of(lora), found_in(lora)
+    name = next(name for name in found if name.endswith("lora_B.weight"))
+    extra = TensorInfo("base_model.model.lm_head.weight", (8, 8), "F32")
+
+    assert targets_by_name(base, config, {k: v for k, v in found.items() if k != name}) is None
+    assert targets_by_name(base, config, found | {extra.name: extra}) is None
+    assert targets_by_name(base, config, found | {name: TensorInfo(name, (3, 16), "F32")}) is None
+
+
+def test_square_matrices_alone_are_left_to_peft(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    base, lora = FolderCheckpoint(small_model("llama")), adapter("llama", targets=["q_proj"])
+    assert base.tensors["model.layers.0.self_attn.q_proj.weight"].shape == (256, 256)
+
+    assert targets_by_name(base, config_of(lora), found_in(lora)) is None
+
+
+def test_a_plain_adapter_is_merged_without_peft_and_transformers(
+    small_model: Callable[..., Path], adapter: Callable[..., Path]
+) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from packager.checkpoint import FolderCheckpoint, open_tensor_file\n"
+        "from packager.merge.lora import Merged\n"
+        "base, lora = map(Path, sys.argv[1:])\n"
+        "weights = open_tensor_file(lora / 'adapter_model.safetensors')\n"
+        "merged = Merged(FolderCheckpoint(base), lora, weights)\n"
+        "merged.load('model.layers.0.mlp.down_proj.weight')\n"
+        "sys.exit(', '.join({'peft', 'transformers'} & sys.modules.keys()) or 0)"
+    )
+    command = [sys.executable, "-c", script, str(small_model("llama")), str(adapter("llama"))]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr[-500:]
