@@ -1,121 +1,201 @@
 """Measures `ftpack gguf` beside the usual route, in the same run and on the same machine.
 
-    scripts/bench --shape 1.2b --quant q4_k_m --quant q8_0 --json bench.json
+    scripts/bench --shape 1.2b --quant q4_k_m --quant q8_0 --each --json bench.json --plot bench.svg
+    scripts/bench --kernels
 
-Makes a random model of a known shape with a real vocabulary and a LoRA, runs both routes, checks
-that every tensor of their GGUFs is the same, and prints what each cost.
+Makes a random model of a known shape with a real vocabulary and a LoRA, runs both routes in turn,
+several times, checks that every tensor of their GGUFs is the same, and prints what each cost.
+Paths are seen from the project's root.
+
+With --kernels it times each of ftpack's quantizers beside ggml's, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from bench.model import SHAPES
-from bench.report import print_report
-from bench.routes import Inputs, Run, run_ftpack, run_usual_route
+from bench.kernels import time_kernels
+from bench.machine import describe_machine
+from bench.measure import measure
+from bench.model import LORA, SHAPES, parameter_count
+from bench.plot import can_plot, write_plot
+from bench.report import format_kernel_times, format_result
+from bench.result import Result, Setting, read_result, write_kernel_times, write_result
+from bench.rounds import Plan, run_rounds
+from bench.routes import Inputs
+from packager.errors import FtpackError
+from packager.files import format_bytes, require_disk
+from packager.gguf.quantize.quantizer import ENVIRONMENT_VARIABLE
 from packager.gguf.quants import parse_quant
 from packager.gguf.toolchain import find_toolchain
-from tests.usual_route import read_gguf
 
-LIBRARIES = ("ftpack", "torch", "transformers", "peft", "llama_cpp_python")
+_COLD_HELP = """drop what a step reads from the page cache before it, so that reads through mappings
+are counted; the times then have the disk in them"""
 
 
 def main() -> None:
     """Reads the command line and runs the bench."""
     options = _parse_arguments()
-    llama_cpp = find_toolchain().folder
-    quants = tuple(parse_quant(name).name for name in options.quant or ["q4_k_m"])
+    try:
+        if options.kernels:
+            _bench_kernels(options)
+        elif options.from_json:
+            _report(read_result(options.from_json), options)
+        else:
+            _bench_routes(options)
+    except (FtpackError, RuntimeError) as error:
+        sys.exit(f"bench: {error}")
+
+
+def _bench_kernels(options: argparse.Namespace) -> None:
     machine = describe_machine()
-    if machine["load_average"] > 0.5:
-        _say(f"the machine is busy (load {machine['load_average']}): times will be too long")
-    with tempfile.TemporaryDirectory(prefix="ftpack-bench.", dir=options.work) as name:
-        work = Path(name)
-        _say(f"making a random model: {SHAPES[options.shape].description}")
-        parameters = _make_inputs(options.shape, work, llama_cpp)
-        inputs = Inputs(work / "base", work / "lora", quants, options.threads, llama_cpp)
-        _say("ftpack")
-        ours = run_ftpack(inputs, work / "ftpack")
-        _say("the usual route: merge, convert, quantize")
-        usual = run_usual_route(inputs, work / "usual")
-        _say("comparing the tensors of both")
-        differing = {quant: differing_tensors(ours, usual, quant, llama_cpp) for quant in quants}
-        result = {
-            "machine": machine,
-            "model": {"shape": options.shape, "parameters": parameters, "lora": "r=16, all-linear"},
-            "quants": quants,
-            "threads": options.threads,
-            "ftpack": _as_json(ours),
-            "usual": _as_json(usual),
-            "differing_tensors": differing,
-        }
+    _warn_if_busy(machine.load_average)
+    times = []
+    for time in time_kernels():
+        times.append(time)
+        _say(f"{time.type_name}{', with importance' if time.has_importance else ''}")
+    print(format_kernel_times(machine, times), end="")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print_report(result, ours, usual)
-    if any(differing.values()):
+        write_kernel_times(options.json, machine, times)
+    if not all(time.has_same_bytes for time in times):
         sys.exit(1)
 
 
-def describe_machine() -> dict[str, Any]:
-    """CPU, cores, memory and versions: without these the figures mean nothing."""
-    import psutil
+def _bench_routes(options: argparse.Namespace) -> None:
+    llama_cpp = find_toolchain().folder
+    quants = tuple(dict.fromkeys(parse_quant(name).name for name in options.quant or ["q4_k_m"]))
+    plan = Plan(
+        quants,
+        options.repeat,
+        has_usual=options.only != "ftpack",
+        has_each=options.each and len(quants) > 1,
+    )
+    machine = describe_machine()
+    _warn_if_busy(machine.load_average)
+    with _work_folder(options.work) as work:
+        model = (options.keep_model or work / "model").absolute()
+        _require_disk_space(options.shape, plan, work, model)
+        parameters = _make_inputs(options.shape, model, llama_cpp)
+        compiled, compiling_s = _compile_kernels(work)
+        inputs = Inputs(
+            model / "base", model / "lora", options.threads, llama_cpp, is_cold=options.cold
+        )
+        measured = run_rounds(inputs, plan, work, _say)
+    setting = Setting(
+        shape=options.shape,
+        parameters=parameters,
+        lora=LORA,
+        quants=quants,
+        threads=options.threads,
+        is_cold=options.cold,
+        quantizer=os.environ.get(ENVIRONMENT_VARIABLE) or "kernels",
+        compiled_kernels=compiled,
+        compiling_s=compiling_s,
+    )
+    _report(Result(machine, setting, measured), options)
 
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
 
-
-def differing_tensors(ours: Run, usual: Run, quant: str, llama_cpp: Path) -> list[str]:
-    """Names of the tensors whose shape, type or bytes are not the same in both GGUFs."""
-    (_, left), (_, right) = (read_gguf(run.ggufs[quant], llama_cpp) for run in (ours, usual))
-    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+def _report(result: Result, options: argparse.Namespace) -> None:
+    print(format_result(result), end="")
+    if options.json:
+        write_result(options.json, result)
+    if options.plot:
+        setting = result.setting
+        title = f"From a LoRA to GGUFs, {setting.parameters / 1e9:.1f} B weights, no GPU"
+        write_plot(options.plot, result.comparisons, title)
+    if any(result.measured.differing_tensors.values()):
+        sys.exit(1)
 
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--quant", action="append", metavar="Q", help="default q4_k_m; repeatable")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--work", type=Path, help="folder for the files, deleted afterwards")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    return parser.parse_args()
+    add = parser.add_argument
+    cores = len(os.sched_getaffinity(0))
+    add("--shape", choices=SHAPES, default="small", help="default small")
+    add("--quant", action="append", metavar="Q", help="default q4_k_m; repeatable")
+    add("--each", action="store_true", help="run ftpack for each quant alone, too")
+    add("--repeat", type=int, default=3, metavar="N", help="rounds, default 3")
+    add("--only", choices=["ftpack"], help="leave the usual route out")
+    add("--cold", action="store_true", help=_COLD_HELP)
+    add("--threads", type=int, default=cores, help="that quantize, default one per core")
+    add(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="a folder for the files, which are deleted afterwards",
+    )
+    add("--keep-model", type=Path, metavar="DIR", help="make the model there, or use what is there")
+    add("--kernels", action="store_true", help="time each kernel beside ggml instead")
+    add("--from-json", type=Path, metavar="FILE", help="measure nothing, report this again")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--plot", type=Path, metavar="FILE.svg", help="draw the times (needs matplotlib)")
+    options = parser.parse_args()
+    if options.repeat < 1:
+        parser.error("--repeat must be 1 or more")
+    if options.work and not options.work.is_dir():
+        parser.error(f"--work {options.work} is no folder")
+    if options.plot and not can_plot():
+        parser.error("--plot needs matplotlib: .venv/bin/pip install matplotlib")
+    if options.plot and options.kernels:
+        parser.error("--plot draws the routes, not the kernels")
+    return options
 
 
-def _make_inputs(shape: str, work: Path, llama_cpp: Path) -> int:
-    command = [sys.executable, "-m", "bench.model", shape, str(work), str(llama_cpp)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"bench: no model could be made:\n{done.stderr[-2000:]}")
-    return int(done.stdout.split()[-1])
+@contextlib.contextmanager
+def _work_folder(parent: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ftpack-bench.", dir=parent) as name:
+        yield Path(name)
 
 
-def _as_json(run: Run) -> dict[str, Any]:
-    return {
-        "steps": {name: dataclasses.asdict(cost) for name, cost in run.steps.items()},
-        "total": dataclasses.asdict(run.total),
-        "intermediate_bytes": run.intermediate_bytes,
-    }
+def _make_inputs(shape: str, folder: Path, llama_cpp: Path) -> int:
+    """Makes the model and the adapter, if they are not there; the number of weights."""
+    marker = folder / "bench.json"
+    if not marker.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            sys.exit(f"bench: {folder} holds something else, or half a model; remove it")
+        _say(f"making a random model: {SHAPES[shape].description}")
+        command = [sys.executable, "-m", "bench.model", shape, str(folder), str(llama_cpp)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"bench: no model could be made:\n{done.stderr[-2000:]}")
+    made = json.loads(marker.read_text("utf-8"))
+    if made["shape"] != shape:
+        sys.exit(f"bench: {folder} holds the shape {made['shape']}, not {shape}")
+    return int(made["parameters"])
+
+
+def _compile_kernels(work: Path) -> tuple[int, float]:
+    """How many kernels were compiled, and how long it took."""
+    _say("compiling the kernels, if this machine has not yet")
+    log = work / "compile.log"
+    cost = measure([sys.executable, "-m", "bench.compile_step"], log)
+    return int(log.read_text("utf-8").split()[-1]), cost.wall_s
+
+
+def _require_disk_space(shape: str, plan: Plan, work: Path, model: Path) -> None:
+    """Stops before the work if the disk cannot hold it; GGUFs are taken for 8.5 bits a weight."""
+    sixteen_bits = 2 * parameter_count(SHAPES[shape])
+    needed = len(plan.quants) * sixteen_bits * 8.5 / 16
+    if plan.has_usual:
+        needed += 2 * sixteen_bits  # the merged model, and the GGUF that is quantized
+    if not (model / "bench.json").is_file():
+        needed += sixteen_bits
+    _say(f"the work takes up to {format_bytes(needed)} of the disk")
+    require_disk(work, int(needed), "The bench")
+
+
+def _warn_if_busy(load_average: float) -> None:
+    if load_average > 0.5:
+        _say(f"the machine is busy (load {load_average}): times will be too long")
 
 
 def _say(text: str) -> None:

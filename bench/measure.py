@@ -20,19 +20,23 @@ class Cost:
     Attributes:
         wall_s: from start to end.
         cpu_s: user and system time.
-        peak_bytes: the largest sum of resident memory (RSS) over the process tree, polled every
-            50 ms, or the largest that one of its processes ever had. Pages of mapped files count,
-            which the system can take back at any time. Not `ru_maxrss`: that begins with what the
-            parent had when it forked.
-        peak_own_bytes: the same without mapped files: what has to fit into memory.
+        peak_rss_bytes: the largest resident memory that one of its processes ever had (`VmHWM`).
+            Not `ru_maxrss`: that begins with what the parent had when it forked.
+        peak_tree_bytes: the largest sum of resident memory over the process tree at one moment,
+            polled every 50 ms; never less than `peak_rss_bytes`. Pages of mapped files count,
+            which the system can take back at any time.
+        peak_own_bytes: the same sum without mapped files: what has to fit into memory.
         written_bytes: handed to `write` calls (`wchar`).
-        read_bytes: taken from `read` calls (`rchar`); reading through a mapping is not in it.
-        disk_read_bytes: fetched from storage, because the page cache did not have it.
+        read_bytes: taken from `read` calls (`rchar`), the program's own files among them; reading
+            through a mapping is not in it.
+        disk_read_bytes: fetched from storage by calls and through mappings, because the page cache
+            did not have it.
     """
 
     wall_s: float
     cpu_s: float
-    peak_bytes: int
+    peak_rss_bytes: int
+    peak_tree_bytes: int
     peak_own_bytes: int
     written_bytes: int
     read_bytes: int
@@ -43,7 +47,8 @@ class Cost:
         return Cost(
             self.wall_s + later.wall_s,
             self.cpu_s + later.cpu_s,
-            max(self.peak_bytes, later.peak_bytes),
+            max(self.peak_rss_bytes, later.peak_rss_bytes),
+            max(self.peak_tree_bytes, later.peak_tree_bytes),
             max(self.peak_own_bytes, later.peak_own_bytes),
             self.written_bytes + later.written_bytes,
             self.read_bytes + later.read_bytes,
@@ -61,7 +66,7 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
     with log.open("ab") as output:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        peak_bytes, peak_own_bytes = _watch_memory(process.pid)
+        peak = _watch_memory(process.pid)
         wall_s = time.monotonic() - started
     # The process is a zombie now: its counters, with those of its ended children, can be read.
     counters = _io_counters(process.pid)
@@ -73,31 +78,45 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
     return Cost(
         wall_s=wall_s,
         cpu_s=usage.ru_utime + usage.ru_stime,
-        peak_bytes=peak_bytes,
-        peak_own_bytes=peak_own_bytes,
+        peak_rss_bytes=peak.rss_peak,
+        peak_tree_bytes=peak.rss,
+        peak_own_bytes=peak.own,
         written_bytes=counters["wchar"],
         read_bytes=counters["rchar"],
         disk_read_bytes=counters["read_bytes"],
     )
 
 
-def _watch_memory(pid: int) -> tuple[int, int]:
-    """Waits for the end of `pid` without reaping it; the largest RSS of its tree, all and own."""
+def forget_cached(folder: Path) -> None:
+    """Drops the files in `folder` from the page cache: who reads them next reads from storage."""
+    os.sync()  # pages that still have to be written cannot be dropped
+    for path in folder.rglob("*") if folder.is_dir() else [folder]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _watch_memory(pid: int) -> _Resident:
+    """Waits for the end of `pid` without reaping it; the largest of each figure of its tree."""
     import psutil
 
     root = psutil.Process(pid)
-    peak = peak_own = 0
+    peak = _Resident()
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         try:
             tree = [pid, *(child.pid for child in root.children(recursive=True))]
         except psutil.Error:  # it ended just now
             break
         sizes = [_resident_bytes(member) for member in tree]
-        peak = max(peak, sum(size.rss for size in sizes), *(size.rss_peak for size in sizes))
-        peak_own = max(peak_own, sum(size.own for size in sizes))
+        largest = max(peak.rss_peak, *(size.rss_peak for size in sizes))
+        peak = _Resident(
+            max(peak.rss, sum(size.rss for size in sizes), largest),
+            max(peak.own, sum(size.own for size in sizes)),
+            largest,
+        )
         time.sleep(POLL_S)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    return peak, peak_own
+    return peak
 
 
 class _Resident(NamedTuple):

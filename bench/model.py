@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.models import make_adapter
+from bench.safetensors_writer import Entry, Fill, write_file, write_sharded
 from tests.vocabularies import FAMILIES, Kind, write_tokenizer
+
+LORA = "r=16, all linear layers"
+_RANK, _ALPHA = 16, 32
+_SHARD_BYTES = 5_000_000_000
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's family and the sizes in its configuration."""
+    """A model's family, the sizes in its configuration, whether the output is the embedding."""
 
     kind: Kind
     description: str
     sizes: dict[str, int]
+    is_tied: bool = True
 
 
 _QWEN3_600M = {
@@ -34,15 +42,38 @@ _LLAMA_1B = {
     "num_key_value_heads": 8,
     "head_dim": 64,
 }
+_LLAMA_3B = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+_LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
 SHAPES = {
     "small": Shape("qwen3", "10 layers of Qwen3 0.6B", _QWEN3_600M | {"num_hidden_layers": 10}),
     "0.6b": Shape("qwen3", "Qwen3 0.6B", _QWEN3_600M | {"num_hidden_layers": 28}),
     "1.2b": Shape("llama", "Llama 3.2 1B", _LLAMA_1B),
+    "3b": Shape("llama", "Llama 3.2 3B", _LLAMA_3B),
+    "8b": Shape("llama", "Llama 3.1 8B", _LLAMA_8B, is_tied=False),
 }
 
 
-def make_inputs(shape: Shape, folder: Path, llama_cpp: Path) -> tuple[Path, Path, int]:
-    """A bf16 base with tied embeddings, a LoRA (r=16, all linear layers), the base's size.
+def make_inputs(
+    shape: Shape, folder: Path, llama_cpp: Path, shard_bytes: int = _SHARD_BYTES
+) -> tuple[Path, Path, int]:
+    """A random bf16 base and a LoRA for all its linear layers, written without holding either.
+
+    Layers, configurations and the names of tensors are those of transformers and PEFT, whose
+    model is built on the meta device, without values.
 
     Returns:
         the base's folder, the adapter's folder, the number of the base's weights.
@@ -51,13 +82,65 @@ def make_inputs(shape: Shape, folder: Path, llama_cpp: Path) -> tuple[Path, Path
     from transformers import AutoModelForCausalLM
 
     base, adapter = folder / "base", folder / "lora"
-    base.mkdir()
+    base.mkdir(parents=True)
+    adapter.mkdir()
     config = _config(shape, write_tokenizer(shape.kind, base, llama_cpp))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(base)
-    make_adapter(base, adapter, r=16, alpha=32)
-    return base, adapter, model.num_parameters()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    config.architectures, config.dtype = [type(model).__name__], "bfloat16"
+    config.save_pretrained(base)
+    model.generation_config.save_pretrained(base)
+    # A tied output is the same parameter under a second name, which is not saved.
+    entries = [Entry(name, tuple(value.shape)) for name, value in model.named_parameters()]
+    norms = {entry.name for entry in entries if len(entry.shape) == 1}
+    write_sharded(base, entries, "BF16", _normal_values(norms, seed=0), shard_bytes)
+    _write_adapter(model, base, adapter)
+    return base, adapter, sum(entry.elements for entry in entries)
+
+
+def parameter_count(shape: Shape) -> int:
+    """The number of weights, but for small vectors; the vocabulary is taken for the largest."""
+    size = shape.sizes
+    hidden, heads = size["hidden_size"], size["num_attention_heads"]
+    attention = 2 * (heads + size["num_key_value_heads"]) * size["head_dim"] * hidden
+    layer = attention + 3 * hidden * size["intermediate_size"]
+    return size["num_hidden_layers"] * layer + 152_000 * hidden * (1 if shape.is_tied else 2)
+
+
+def _write_adapter(model: Any, base: Path, folder: Path) -> None:
+    """What PEFT's `save_pretrained` writes, and the tokenizer's files as a Trainer adds them."""
+    import peft
+    import torch
+
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear"
+    )
+    with torch.device("meta"):
+        tuned = peft.get_peft_model(model, config)
+    config = tuned.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = str(base), True
+    config.save_pretrained(folder)
+    state = peft.get_peft_model_state_dict(tuned)
+    entries = [Entry(name, tuple(value.shape)) for name, value in state.items()]
+    # No `lora_B` of zeros, which would change nothing.
+    values = _normal_values(set(), seed=1)
+    write_file(folder / "adapter_model.safetensors", entries, "F32", values)
+    for name in _TOKENIZER_FILES:
+        shutil.copyfile(base / name, folder / name)
+
+
+def _normal_values(ones: set[str], seed: int) -> Fill:
+    """Normal values with a deviation of 0.02, as models start; ones for the tensors named."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(name: str, count: int) -> torch.Tensor:
+        if name in ones:
+            return torch.ones(count)
+        return torch.empty(count).normal_(std=0.02, generator=generator)
+
+    return fill
 
 
 def _config(shape: Shape, vocab_size: int) -> Any:
@@ -69,7 +152,7 @@ def _config(shape: Shape, vocab_size: int) -> Any:
         **shape.sizes,
         vocab_size=vocab_size,
         max_position_embeddings=8192,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.is_tied,
         bos_token_id=family.bos_id,
         eos_token_id=list(family.eos_ids),
     )
@@ -81,7 +164,10 @@ def main(argv: list[str]) -> None:
     A process of its own: what it leaves in memory would be counted to nobody.
     """
     shape, folder, llama_cpp = argv
-    print(make_inputs(SHAPES[shape], Path(folder), Path(llama_cpp))[2])
+    parameters = make_inputs(SHAPES[shape], Path(folder), Path(llama_cpp))[2]
+    # Written last: a folder without it is not whole.
+    made = {"shape": shape, "parameters": parameters}
+    (Path(folder) / "bench.json").write_text(json.dumps(made) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,60 +1,167 @@
-"""The bench's figures as a table."""
+"""The bench's figures as Markdown."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from bench.measure import Cost
-from bench.routes import Run
+from bench.figures import Comparison, Spreads
+from bench.kernels import COLUMNS, WEIGHTS, KernelTime
+from bench.machine import Machine
+from bench.result import Result, Setting
 from packager.files import format_bytes
 
+_NOTES = """\
+{rounds}; where two figures stand, the first is the usual \
+route's. Peak memory is that of all processes together at one moment, then without mapped files, \
+which the system can take back. Read: by `read` calls, the programs' own files among it; what is \
+read through mappings is not in it. From disk: by calls and mappings, {disk}."""
+_COLD = "all of it, since no step found its inputs in the page cache"
+_WARM = "only what the page cache did not have"
 
-def print_report(result: dict[str, Any], ours: Run, usual: Run) -> None:
-    """Each step, the totals, how many times less ftpack needs, and whether the GGUFs agree."""
-    from rich.console import Console
-    from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    table = Table("", "wall", "CPU", "peak RSS", "of it own", "written", "left over")
-    for column in table.columns:
-        column.no_wrap = True
-        column.justify = "right" if column.header else "left"
-    for name, cost in usual.steps.items():
-        table.add_row(f"  {name}", *_cells(cost), "", style="dim")
-    table.add_row("usual route", *_cells(usual.total), format_bytes(usual.intermediate_bytes))
-    table.add_row("ftpack gguf", *_cells(ours.total), format_bytes(ours.intermediate_bytes))
-    table.add_section()
-    table.add_row("ratio", *_ratios(usual.total, ours.total), "", style="bold")
-    console.print(table)
-    console.print(
-        "Own memory is without mapped files; left over are files that only the route needs."
+def format_result(result: Result) -> str:
+    """The table of both routes, that of the usual route's steps, and what was measured."""
+    comparisons = result.comparisons
+    disk = _COLD if result.setting.is_cold else _WARM
+    parts = [
+        _comparison_table(comparisons),
+        _NOTES.format(rounds=_rounds(len(result.measured.rounds)), disk=disk),
+        _steps_table(comparisons[-1]),
+        _intermediate(result),
+        _setting_line(result.setting),
+        f"Machine: {result.machine}.",
+        *_differing_lines(result.measured.differing_tensors),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def format_kernel_times(machine: Machine, times: Sequence[KernelTime]) -> str:
+    """The table of ns a weight, without importance and with."""
+    head = ["", "kernel", "ggml", "ratio", "kernel, with importance", "ggml", "ratio"]
+    by_type: dict[str, list[str]] = {}
+    for time in times:
+        by_type.setdefault(time.type_name, []).extend(_kernel_cells(time))
+    said = (
+        f"Nanoseconds a weight on one thread, the least of several runs in turn: "
+        f"{WEIGHTS} normal weights in rows of {COLUMNS}. Types without a kernel are left to ggml."
     )
-    machine, model = result["machine"], result["model"]
-    console.print(
-        f"{model['parameters'] / 1e9:.2f} B weights ({model['shape']}), LoRA {model['lora']}, "
-        f"{', '.join(result['quants'])}, {result['threads']} threads; {machine['cpu']}, "
-        f"{machine['cores']} cores, {format_bytes(machine['memory_bytes'])}, "
-        f"load {machine['load_average']} before"
+    rows = [[name, *cells] for name, cells in by_type.items()]
+    parts = [_table(head, rows), said, f"Machine: {machine}."]
+    for time in times:
+        if not time.has_same_bytes:
+            kind = "with" if time.has_importance else "without"
+            parts.append(f"{time.type_name} {kind} importance: the kernel's bytes are NOT ggml's.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> str:
+    head = [
+        "", "usual route", "ftpack", "ratio", "CPU time", "ratio", "peak memory", "ratio",
+        "not mapped", "read", "from disk", "written",
+    ]  # fmt: skip
+    return _table(head, [_comparison_cells(row) for row in comparisons])
+
+
+def _comparison_cells(row: Comparison) -> list[str]:
+    def pair(figure: str, write: Callable[[float], str]) -> str:
+        ours = write(row.ftpack[figure].median)
+        return f"{write(row.usual[figure].median)} / {ours}" if row.usual else ours
+
+    return [
+        row.name,
+        _seconds(row.usual["wall_s"].median) if row.usual else "not run",
+        _seconds(row.ftpack["wall_s"].median),
+        _ratio(row.ratio("wall_s")),
+        pair("cpu_s", _seconds),
+        _ratio(row.ratio("cpu_s")),
+        pair("peak_tree_bytes", format_bytes),
+        _ratio(row.ratio("peak_tree_bytes")),
+        pair("peak_own_bytes", format_bytes),
+        pair("read_bytes", format_bytes),
+        pair("disk_read_bytes", format_bytes),
+        pair("written_bytes", format_bytes),
+    ]
+
+
+def _steps_table(together: Comparison) -> str:
+    if not together.steps:
+        return ""
+    head = ["the usual route's steps", "wall", "CPU", "peak memory", "not mapped", "written"]
+    return _table(head, [[name, *_step_cells(step)] for name, step in together.steps.items()])
+
+
+def _step_cells(step: Spreads) -> list[str]:
+    return [
+        _seconds(step["wall_s"].median),
+        _seconds(step["cpu_s"].median),
+        format_bytes(step["peak_tree_bytes"].median),
+        format_bytes(step["peak_own_bytes"].median),
+        format_bytes(step["written_bytes"].median),
+    ]
+
+
+def _rounds(count: int) -> str:
+    return "One round" if count == 1 else f"Medians of {count} rounds, the routes in turn"
+
+
+def _intermediate(result: Result) -> str:
+    first = result.measured.rounds[0]
+    text = f"Intermediate files: ftpack {format_bytes(first.ftpack.intermediate_bytes)}"
+    if first.usual:
+        text += f", usual route {format_bytes(first.usual.intermediate_bytes)}"
+    return f"{text}."
+
+
+def _setting_line(setting: Setting) -> str:
+    return (
+        f"Measured: {setting.parameters / 1e9:.2f} B weights ({setting.shape}, random), "
+        f"LoRA {setting.lora}; {', '.join(setting.quants)}; {setting.threads} threads; "
+        f"ftpack quantized by {_quantizer(setting)}."
     )
-    for quant, names in result["differing_tensors"].items():
-        said = f"{len(names)} tensors differ: {names[:3]}" if names else "every tensor is the same"
-        console.print(f"{quant}: {said}")
 
 
-_FIGURES: tuple[tuple[Callable[[Cost], float], Callable[[float], str]], ...] = (
-    (lambda cost: cost.wall_s, lambda value: f"{value:.1f} s"),
-    (lambda cost: cost.cpu_s, lambda value: f"{value:.1f} s"),
-    (lambda cost: cost.peak_bytes, format_bytes),
-    (lambda cost: cost.peak_own_bytes, format_bytes),
-    (lambda cost: cost.written_bytes, format_bytes),
-)
+def _quantizer(setting: Setting) -> str:
+    if setting.quantizer != "kernels":
+        return f"{setting.quantizer} throughout"
+    count = setting.compiled_kernels
+    if not count:
+        return "kernels, compiled already"
+    return (
+        f"kernels; to compile {count} of them beforehand took {_seconds(setting.compiling_s)}, "
+        "once on this machine"
+    )
 
 
-def _cells(cost: Cost) -> list[str]:
-    return [write(take(cost)) for take, write in _FIGURES]
+def _differing_lines(differing: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{quant}: {len(names)} tensors DIFFER, such as {', '.join(names[:3])}."
+        if names
+        else f"{quant}: every tensor is the same."
+        for quant, names in differing.items()
+    ]
 
 
-def _ratios(usual: Cost, ours: Cost) -> list[str]:
-    return [f"{take(usual) / max(take(ours), 1e-9):.1f} x" for take, _ in _FIGURES]
+def _kernel_cells(time: KernelTime) -> list[str]:
+    kernel = "-" if time.kernel_ns is None else f"{time.kernel_ns:.1f}"
+    return [kernel, f"{time.ggml_ns:.1f}", _ratio(time.ratio)]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} x"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned for whoever reads it as text."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(line)]
+        for line in lines
+    ]
+    padded.insert(1, [cell.ljust(max(1, width)) for cell, width in zip(rule, widths, strict=True)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)

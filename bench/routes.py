@@ -7,74 +7,97 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import Cost, measure
+from bench.measure import Cost, forget_cached, measure
+
+MERGE, CONVERT, QUANTIZE, FTPACK = "merge", "convert", "quantize", "ftpack gguf"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both routes are given."""
+    """What both routes are given.
+
+    Attributes:
+        base: the base model's folder.
+        adapter: the LoRA's folder.
+        threads: how many quantize.
+        llama_cpp: llama.cpp's sources, with its converter.
+        is_cold: whether what a step reads is dropped from the page cache before it.
+    """
 
     base: Path
     adapter: Path
-    quants: tuple[str, ...]
     threads: int
     llama_cpp: Path
+    is_cold: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
-    """A route that was run: the cost of each step, the GGUF of each quant, what it left."""
+    """What a route cost.
+
+    Attributes:
+        steps: the cost of each command; that of llama.cpp's quantizer is under `quantize QUANT`.
+        intermediate_bytes: files that only the route needs.
+    """
 
     steps: dict[str, Cost]
-    ggufs: dict[str, Path]
     intermediate_bytes: int
 
-    @property
-    def total(self) -> Cost:
-        """All steps together."""
-        first, *rest = self.steps.values()
-        for cost in rest:
-            first = first + cost
-        return first
 
-
-def run_ftpack(inputs: Inputs, folder: Path) -> Run:
-    """`ftpack gguf`: one command for all quants."""
+def run_ftpack(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
+    """`ftpack gguf`: one command for all quants, whose GGUFs are then `gguf_path`'s."""
     folder.mkdir()
     command: list[str | Path] = [
         Path(sys.executable).parent / "ftpack", "gguf", inputs.adapter, "--base", inputs.base,
         "--device", "cpu", "--name", "bench", "--out", folder / "bundle",
         "--threads", str(inputs.threads), "--quiet",
     ]  # fmt: skip
-    for quant in inputs.quants:
+    for quant in quants:
         command += ["--quant", quant]
-    steps = {"ftpack gguf": measure(command, folder / "log")}
-    ggufs = {quant: folder / "bundle" / f"bench-{quant}.gguf" for quant in inputs.quants}
-    left = _size(folder / "bundle", "*.gguf") - sum(path.stat().st_size for path in ggufs.values())
-    return Run(steps, ggufs, left)
+    steps = {FTPACK: _measure(inputs, command, folder, [inputs.base, inputs.adapter])}
+    for quant in quants:
+        (folder / "bundle" / f"bench-{quant}.gguf").rename(gguf_path(folder, quant))
+    return Run(steps, _size(folder / "bundle", "*.gguf"))
 
 
-def run_usual_route(inputs: Inputs, folder: Path) -> Run:
+def run_usual_route(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
     """PEFT's merge, `convert_hf_to_gguf.py`, and llama.cpp's quantizer for each quant."""
     folder.mkdir()
-    merged, whole, log = folder / "merged", folder / "bf16.gguf", folder / "log"
+    merged, whole = folder / "merged", folder / "bf16.gguf"
     ours: Sequence[str] = [sys.executable, "-m", "bench.usual_step"]
+    merge: list[str | Path] = [*ours, "merge", inputs.base, inputs.adapter, merged]
+    convert: list[str | Path] = [
+        *(sys.executable, inputs.llama_cpp / "convert_hf_to_gguf.py", merged),
+        *("--outfile", whole, "--outtype", "bf16"),
+    ]
     steps = {
-        "merge (PEFT)": measure([*ours, "merge", inputs.base, inputs.adapter, merged], log),
-        "convert": measure(
-            [
-                *(sys.executable, inputs.llama_cpp / "convert_hf_to_gguf.py", merged),
-                *("--outfile", whole, "--outtype", "bf16"),
-            ],
-            log,
-        ),
+        MERGE: _measure(inputs, merge, folder, [inputs.base, inputs.adapter]),
+        CONVERT: _measure(inputs, convert, folder, [merged]),
     }
-    ggufs = {}
-    for quant in inputs.quants:
-        ggufs[quant] = folder / f"bench-{quant}.gguf"
-        step = ["quantize", whole, ggufs[quant], quant, str(inputs.threads)]
-        steps[f"quantize {quant}"] = measure([*ours, *step], log)
-    return Run(steps, ggufs, _size(merged, "*.safetensors") + whole.stat().st_size)
+    for quant in quants:
+        step: list[str | Path] = [
+            "quantize",
+            whole,
+            gguf_path(folder, quant),
+            quant,
+            str(inputs.threads),
+        ]
+        steps[f"{QUANTIZE} {quant}"] = _measure(inputs, [*ours, *step], folder, [whole])
+    return Run(steps, _size(merged, "*.safetensors") + whole.stat().st_size)
+
+
+def gguf_path(folder: Path, quant: str) -> Path:
+    """Where a route that ran in `folder` left the GGUF of a quant."""
+    return folder / f"bench-{quant}.gguf"
+
+
+def _measure(
+    inputs: Inputs, command: Sequence[str | Path], folder: Path, read: Sequence[Path]
+) -> Cost:
+    if inputs.is_cold:
+        for path in read:
+            forget_cached(path)
+    return measure(command, folder / "log")
 
 
 def _size(folder: Path, pattern: str) -> int:

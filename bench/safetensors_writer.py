@@ -1,0 +1,88 @@
+"""Random weights as safetensors files, written piece by piece: a model need not fit into memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+_PIECE_ELEMENTS = 1 << 23
+_DTYPE_BYTES = {"BF16": 2, "F32": 4}
+
+# (name, elements): that many values of the tensor.
+Fill = Callable[[str, int], "torch.Tensor"]
+
+
+class Entry(NamedTuple):
+    """A tensor that is to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+
+def write_sharded(
+    folder: Path, entries: Sequence[Entry], dtype: str, fill: Fill, shard_bytes: int
+) -> None:
+    """Writes `model.safetensors`, or shards with an index, as `save_pretrained` names them."""
+    size = _DTYPE_BYTES[dtype]
+    shards: list[list[Entry]] = [[]]
+    used = 0
+    for entry in entries:
+        if shards[-1] and used + entry.elements * size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(entry)
+        used += entry.elements * size
+    if len(shards) == 1:
+        write_file(folder / "model.safetensors", entries, dtype, fill)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / name, shard, dtype, fill)
+        weight_map |= {entry.name: name for entry in shard}
+    total = sum(entry.elements for entry in entries)
+    index = {
+        "metadata": {"total_parameters": total, "total_size": total * size},
+        "weight_map": weight_map,
+    }
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, "utf-8")
+
+
+def write_file(path: Path, entries: Sequence[Entry], dtype: str, fill: Fill) -> None:
+    """Writes one file: its header's length in 8 bytes, the header in JSON, the tensors' bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for entry in entries:
+        begin, end = end, end + entry.elements * _DTYPE_BYTES[dtype]
+        header[entry.name] = {
+            "dtype": dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            _write_tensor(file, entry, dtype, fill)
+
+
+def _write_tensor(file: Any, entry: Entry, dtype: str, fill: Fill) -> None:
+    import torch
+
+    kind = {"BF16": torch.bfloat16, "F32": torch.float32}[dtype]
+    for begin in range(0, entry.elements, _PIECE_ELEMENTS):
+        piece = fill(entry.name, min(_PIECE_ELEMENTS, entry.elements - begin))
+        file.write(piece.to(kind).contiguous().view(torch.uint8).numpy().data)
