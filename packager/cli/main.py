@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import click
 
@@ -56,6 +58,22 @@ def cli() -> None:
     Example:
       ftpack ollama ./lora --quant q5_k_m --name mymodel
     """
+
+
+def run() -> NoReturn:
+    """Run the command line, and end the process as it is.
+
+    Taking down a vocabulary's million objects, one by one, would take two seconds.
+    """
+    code: int | str | None = 1
+    try:
+        main()
+    except SystemExit as done:
+        code = done.code
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def main() -> None:
