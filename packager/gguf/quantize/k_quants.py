@@ -32,6 +32,8 @@ from packager.gguf.quantize.lanes import (
     weigh_by_importance,
 )  # fmt: skip
 from packager.gguf.quantize.search import (
+    FINAL_MINIMUM,
+    FINAL_SCALE,
     INVERSE,
     IS_EMPTY,
     MINIMUM,
@@ -163,24 +165,29 @@ def _plain_scales(values: Floats, count: int, top: int, quants: Bytes) -> Scalar
 
 
 @compiled
-def _final_quants(
-    x: Floats, scales: Floats, minima: Floats, s: Floats, lane: int, size: int, top: int,
-    quants: Bytes,
-) -> None:  # fmt: skip
-    """The quants of a block from the scale and minimum of each part, as its bytes have them.
+def _final_quants(v: Floats, s: Floats, size: int, top: int, levels: Bytes) -> None:
+    """The quants of every lane, from the scale and minimum that its bytes stand for.
 
-    Parts are of `size` weights; scales and minima are given for sixteen each, a number that the
-    compiler can count on. A scale of zero keeps the quants of the search.
+    A scale of zero keeps the quants of the search.
     """
-    for part in range(16):
-        scale, minimum = scales[part], minima[part]
-        for i in range(part * 16, part * 16 + 16):
-            quants[i] = np.uint8(quant_of((x[i] + minimum) / scale, 0, top))
-    for part in range(16):
-        if scales[part] == ZERO:
-            k = lane + part * 16 // size
-            for i in range(part * 16, part * 16 + 16):
-                quants[i] = np.uint8(quant_of(s[INVERSE + k] * (x[i] - s[OFFSET + k]), 0, top))
+    for i in range(size):
+        for k in range(LANES):
+            j = i * LANES + k
+            x, minimum, scale = v[X + j], s[FINAL_MINIMUM + k], s[FINAL_SCALE + k]
+            levels[j] = np.uint8(quant_of((x + minimum) / scale, 0, top))
+    for k in range(LANES):
+        if s[FINAL_SCALE + k] == ZERO:
+            for j in range(k, size * LANES, LANES):
+                x = v[X + j] - s[OFFSET + k]
+                levels[j] = np.uint8(quant_of(s[INVERSE + k] * x, 0, top))
+
+
+@compiled
+def _collect(levels: Bytes, lane: int, size: int, quants: Bytes) -> None:
+    """The quants of a block, whose parts are in lanes beside one another, in their order."""
+    for i in range(size):
+        for part in range(BLOCK // size):
+            quants[part * size + i] = levels[i * LANES + lane + part]
 
 
 @compiled
@@ -199,7 +206,7 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
         np.empty(STATE, np.float32),
     )
     sigma2 = np.zeros(LANES, np.float32)
-    block_quants = np.empty(BLOCK, np.uint8)
+    levels, block_quants = np.empty(AREA, np.uint8), np.empty(BLOCK, np.uint8)
     scales, minima = np.empty(16, np.float32), np.empty(16, np.float32)
     weights = np.empty(16, np.float32)
     scale_bits, minimum_bits = np.empty(16, np.uint8), np.empty(16, np.uint8)
@@ -252,12 +259,13 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
                         scale_bits[part] = min(63, scale_bits[part])
                         minimum_bits[part] = min(63, minimum_bits[part])
                 _pack_scales(scale_bits, minimum_bits, target, at + 4)
-            for part in range(16):
-                index = part * 16 // size
-                scales[part] = scale * np.float32(scale_bits[index])
-                minima[part] = minimum * np.float32(minimum_bits[index])
-            x = flat[(first + block) * BLOCK : (first + block + 1) * BLOCK]
-            _final_quants(x, scales, minima, s, lane, size, top, block_quants)
+            for part in range(parts):
+                s[FINAL_SCALE + lane + part] = scale * np.float32(scale_bits[part])
+                s[FINAL_MINIMUM + lane + part] = minimum * np.float32(minimum_bits[part])
+        _final_quants(v, s, size, top, levels)
+        for block in range(blocks):
+            at = (first + block) * block_bytes
+            _collect(levels, block * parts, size, block_quants)
             if bits == 2:
                 _pack_2_bits(block_quants, target, at + 16)
             elif bits == 4:
@@ -317,22 +325,19 @@ def _pack_5_bits(quants: Bytes, out: Bytes, at: int) -> None:
 
 
 @compiled
-def _final_signed_quants(
-    x: Floats, scales: Floats, s: Floats, lane: int, half_range: int, quants: Bytes
-) -> None:
+def _final_signed_quants(v: Floats, s: Floats, half_range: int, levels: Bytes) -> None:
     """As `_final_quants`, for quants around zero, which are kept above it."""
     low, high = -half_range, half_range - 1
-    for part in range(16):
-        scale = scales[part]
-        for i in range(part * 16, part * 16 + 16):
-            quants[i] = np.uint8(quant_of(x[i] / scale, low, high) + half_range)
-    for part in range(16):
-        if scales[part] == ZERO:
-            inverse = s[INVERSE + lane + part]
-            shift = half_range if s[IS_EMPTY + lane + part] == ZERO else 0
-            for i in range(part * 16, part * 16 + 16):
-                quant = quant_of(inverse * x[i], low, high) if shift else 0
-                quants[i] = np.uint8(quant + shift)
+    for i in range(16):
+        for k in range(LANES):
+            j = i * LANES + k
+            levels[j] = np.uint8(quant_of(v[X + j] / s[FINAL_SCALE + k], low, high) + half_range)
+    for k in range(LANES):
+        if s[FINAL_SCALE + k] == ZERO:
+            is_empty = s[IS_EMPTY + k] > ZERO
+            for j in range(k, 16 * LANES, LANES):
+                quant = quant_of(s[INVERSE + k] * v[X + j], low, high) + half_range
+                levels[j] = np.uint8(0 if is_empty else quant)
 
 
 @compiled
@@ -342,7 +347,8 @@ def q6_k(rows: Floats, importance: Floats, out: Bytes) -> None:
     total = rows.shape[0] * blocks_per_row
     flat, target = rows.reshape(rows.size), out.reshape(out.size)
     v, s = np.empty(VALUES, np.float32), np.empty(STATE, np.float32)
-    quants, scales = np.empty(BLOCK, np.uint8), np.empty(16, np.float32)
+    levels, quants = np.empty(AREA, np.uint8), np.empty(BLOCK, np.uint8)
+    is_nothing = np.empty(LANES // 16, np.bool_)
     for first in range(0, total, LANES // 16):
         blocks = min(LANES // 16, total - first)
         start, count = first * BLOCK, blocks * 16
@@ -359,7 +365,8 @@ def q6_k(rows: Floats, importance: Floats, out: Bytes) -> None:
             for part in range(16):
                 if abs(s[SCALE + lane + part]) > largest:
                     largest, peak = abs(s[SCALE + lane + part]), s[SCALE + lane + part]
-            if largest < NOTHING:
+            is_nothing[block] = largest < NOTHING
+            if is_nothing[block]:
                 target[at : at + 210] = 0
                 continue
             inverse = np.float32(-128) / peak
@@ -367,10 +374,12 @@ def q6_k(rows: Floats, importance: Floats, out: Bytes) -> None:
             for part in range(16):
                 bits = min(127, nearest_int(inverse * s[SCALE + lane + part]))
                 target[at + 192 + part] = bits & 0xFF
-                scales[part] = scale * np.float32(np.int8(bits))
-            x = flat[(first + block) * BLOCK : (first + block + 1) * BLOCK]
-            _final_signed_quants(x, scales, s, lane, 32, quants)
-            _pack_6_bits(quants, target, at)
+                s[FINAL_SCALE + lane + part] = scale * np.float32(np.int8(bits))
+        _final_signed_quants(v, s, 32, levels)
+        for block in range(blocks):
+            if not is_nothing[block]:
+                _collect(levels, block * 16, 16, quants)
+                _pack_6_bits(quants, target, (first + block) * 210)
 
 
 @compiled
@@ -426,7 +435,8 @@ def q3_k(rows: Floats, importance: Floats, out: Bytes) -> None:
     searched = np.empty(AREA, np.float32)
     sigma2 = np.zeros(LANES, np.float32)
     weights, values = np.empty(16, np.float32), np.empty(16, np.float32)
-    quants, scale_bits = np.empty(BLOCK, np.uint8), np.empty(16, np.uint8)
+    levels, quants = np.empty(AREA, np.uint8), np.empty(BLOCK, np.uint8)
+    scale_bits = np.empty(16, np.uint8)
     has_importance = importance.size > 0
     for first in range(0, total, LANES // 16):
         blocks = min(LANES // 16, total - first)
@@ -455,22 +465,24 @@ def q3_k(rows: Floats, importance: Floats, out: Bytes) -> None:
                 scale = _signed_share(values, scale_bits)
             scale = store_half(target, at + 108, scale)
             for part in range(16):
-                values[part] = scale * np.float32(np.int64(scale_bits[part]) - 32)
-            x = flat[(first + block) * BLOCK : (first + block + 1) * BLOCK]
-            _final_signed_quants(x, values, s, lane, 4, quants)
-            if not has_importance:
-                _keep_searched(searched, values, s, lane, quants)
-            _pack_3_bits(quants, scale_bits, target, at)
+                bits = np.int64(scale_bits[part]) - 32
+                s[FINAL_SCALE + lane + part] = scale * np.float32(bits)
+            _pack_signed_scales(scale_bits, target, at + 96)
+        _final_signed_quants(v, s, 4, levels)
+        if not has_importance:
+            _keep_searched(searched, s, levels)
+        for block in range(blocks):
+            _collect(levels, block * 16, 16, quants)
+            _pack_3_bits(quants, target, (first + block) * 110)
 
 
 @compiled
-def _keep_searched(searched: Floats, scales: Floats, s: Floats, lane: int, quants: Bytes) -> None:
-    """Where a part's scale is zero, the quants that the descent arrived at."""
-    for part in range(16):
-        k = lane + part
-        if scales[part] == ZERO and s[IS_EMPTY + k] == ZERO:
-            for i in range(16):
-                quants[part * 16 + i] = np.uint8(np.int32(searched[i * LANES + k]) + 4)
+def _keep_searched(searched: Floats, s: Floats, levels: Bytes) -> None:
+    """Where a scale is zero, the quants that the descent arrived at."""
+    for k in range(LANES):
+        if s[FINAL_SCALE + k] == ZERO and s[IS_EMPTY + k] == ZERO:
+            for j in range(k, 16 * LANES, LANES):
+                levels[j] = np.uint8(np.int32(searched[j]) + 4)
 
 
 @compiled
@@ -492,8 +504,8 @@ def _signed_share(values: Floats, quants: Bytes) -> Scalar:
 
 
 @compiled
-def _pack_3_bits(quants: Bytes, scales: Bytes, out: Bytes, at: int) -> None:
-    """The third bits, eight to a byte; the lower two; sixteen scales of 6 bits in 12 bytes."""
+def _pack_3_bits(quants: Bytes, out: Bytes, at: int) -> None:
+    """The third bits, eight to a byte, and the lower two, four to a byte."""
     for i in range(32):
         high: Scalar = 0
         for group in range(8):
@@ -504,10 +516,15 @@ def _pack_3_bits(quants: Bytes, scales: Bytes, out: Bytes, at: int) -> None:
             j = half * 128 + i
             a, b, c, d = quants[j] & 3, quants[j + 32] & 3, quants[j + 64] & 3, quants[j + 96] & 3
             out[at + 32 + half * 32 + i] = a | (b << 2) | (c << 4) | (d << 6)
+
+
+@compiled
+def _pack_signed_scales(scales: Bytes, out: Bytes, at: int) -> None:
+    """Sixteen scales of 6 bits in 12 bytes."""
     for j in range(8):
-        out[at + 96 + j] = (scales[j] & 0xF) | ((scales[j + 8] & 0xF) << 4)
+        out[at + j] = (scales[j] & 0xF) | ((scales[j + 8] & 0xF) << 4)
     for j in range(4):
-        out[at + 104 + j] = (
+        out[at + 8 + j] = (
             (scales[j] >> 4)
             | ((scales[j + 4] >> 4) << 2)
             | ((scales[j + 8] >> 4) << 4)

@@ -34,7 +34,10 @@ LOW = 4 * LANES
 HIGH = 5 * LANES
 SUM_W = 6 * LANES
 IS_EMPTY = 7 * LANES
-# Then what it works with.
+# Then the scale and minimum that a block's bytes stand for,
+FINAL_SCALE = 18 * LANES
+FINAL_MINIMUM = 19 * LANES
+# and what a search works with.
 _SUM_X = 9 * LANES
 _BEST = 10 * LANES
 _TRIED = 11 * LANES
@@ -44,8 +47,8 @@ _SUM_XL = 14 * LANES
 _NEW_SCALE = 15 * LANES
 _NEW_MINIMUM = 16 * LANES
 _ERROR = 17 * LANES
-_PEAK = 18 * LANES
-STATE = 19 * LANES
+_PEAK = 8 * LANES
+STATE = 20 * LANES
 
 
 @compiled
