@@ -86,7 +86,7 @@ def _bench_routes(options: argparse.Namespace) -> None:
         parameters = _make_inputs(options.shape, model, llama_cpp)
         compiled, compiling_s = _compile_kernels(work)
         inputs = Inputs(
-            model / "base", model / "lora", options.threads, llama_cpp, is_cold=options.cold
+            model / "base", model / "lora", options.threads, llama_cpp, options.cold, options.device
         )
         measured = run_rounds(inputs, plan, work, _say)
     setting = Setting(
@@ -126,6 +126,11 @@ def _parse_arguments() -> argparse.Namespace:
     add("--repeat", type=int, default=3, metavar="N", help="rounds, default 3")
     add("--only", choices=["ftpack"], help="leave the usual route out")
     add("--cold", action="store_true", help=_COLD_HELP)
+    add(
+        "--device",
+        default="cpu",
+        help="where ftpack merges, default cpu; with a GPU use --only ftpack",
+    )
     add("--threads", type=int, default=cores, help="that quantize, default one per core")
     add(
         "--work",

@@ -22,6 +22,7 @@ class Inputs:
         threads: how many quantize.
         llama_cpp: llama.cpp's sources, with its converter.
         is_cold: whether what a step reads is dropped from the page cache before it.
+        device: where ftpack merges; the usual route merges on the CPU.
     """
 
     base: Path
@@ -29,6 +30,7 @@ class Inputs:
     threads: int
     llama_cpp: Path
     is_cold: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def run_ftpack(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
     folder.mkdir()
     command: list[str | Path] = [
         Path(sys.executable).parent / "ftpack", "gguf", inputs.adapter, "--base", inputs.base,
-        "--device", "cpu", "--name", "bench", "--out", folder / "bundle",
+        "--device", inputs.device, "--name", "bench", "--out", folder / "bundle",
         "--threads", str(inputs.threads), "--quiet",
     ]  # fmt: skip
     for quant in quants:
