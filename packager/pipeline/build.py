@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import (
-    AdapterIdentity,
     BaseIdentity,
     GgufFile,
     Manifest,
@@ -195,7 +194,7 @@ def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
         name=package.name,
         fingerprint=package.fingerprint,
         base=base_identity(package.inputs),
-        adapter=adapter_identity(package.inputs),
+        adapter=package.adapter,
         tools=tool_versions(),
         ggufs=ggufs,
         prompt=PromptRecord(
@@ -220,17 +219,4 @@ def base_identity(inputs: Inputs) -> BaseIdentity:
         id=model_id or model.folder.absolute().name,
         revision=revision,
         config_sha256=sha256_file(model.folder / "config.json"),
-    )
-
-
-def adapter_identity(inputs: Inputs) -> AdapterIdentity | None:
-    """Which adapter was merged."""
-    adapter = inputs.source.adapter
-    if adapter is None:
-        return None
-    return AdapterIdentity(
-        name=adapter.folder.absolute().name,
-        sha256=sha256_file(adapter.weights.path),
-        method=adapter.method,
-        rank=adapter.rank,
     )

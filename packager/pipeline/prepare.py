@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager import __version__
+from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint, FolderCheckpoint
 from packager.errors import ChatTemplateError, SourceNotFoundError, UnsupportedError, UsageError
 from packager.files import sha256_file
@@ -81,6 +82,7 @@ class Package:
     chat_template: ChatTemplate
     decision: PromptDecision
     modelfile: ModelfileSpec
+    adapter: AdapterIdentity | None
     fingerprint: str
     plan: Plan
 
@@ -184,6 +186,7 @@ def _prepare(
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
     _refuse_imatrix(typed, wanted)
+    adapter = adapter_identity(inputs)
     return Package(
         request=request,
         name=name,
@@ -194,7 +197,8 @@ def _prepare(
         chat_template=chat_template,
         decision=decision,
         modelfile=spec,
-        fingerprint=_fingerprint(inputs, device, conversion, decision, spec, name),
+        adapter=adapter,
+        fingerprint=_fingerprint(inputs, adapter, device, conversion, decision, spec, name),
         plan=_plan(request, name, device, inputs, conversion, typed, wanted, spec, decision.reason),
     )
 
@@ -337,8 +341,22 @@ def file_stem(name: str) -> str:
     return name.rpartition("/")[2].partition(":")[0]
 
 
+def adapter_identity(inputs: Inputs) -> AdapterIdentity | None:
+    """Which adapter was merged."""
+    adapter = inputs.source.adapter
+    if adapter is None:
+        return None
+    return AdapterIdentity(
+        name=adapter.folder.absolute().name,
+        sha256=sha256_file(adapter.weights.path),
+        method=adapter.method,
+        rank=adapter.rank,
+    )
+
+
 def _fingerprint(
     inputs: Inputs,
+    adapter: AdapterIdentity | None,
     device: str,
     conversion: Conversion,
     decision: PromptDecision,
@@ -350,12 +368,14 @@ def _fingerprint(
     The base's weight files count by size and time of change: reading them all would cost as much
     as packaging them.
     """
-    adapter = inputs.source.adapter
-    own = [adapter.weights.path, adapter.folder / "adapter_config.json"] if adapter else []
+    own = []
+    if adapter is not None and inputs.source.adapter is not None:
+        config = inputs.source.adapter.folder / "adapter_config.json"
+        own = [adapter.sha256, sha256_file(config)]
     parts = {
         "schema": SCHEMA,
         "name": name,
-        "adapter": [sha256_file(path) for path in own],
+        "adapter": own,
         "weights": [
             [str(file.path.resolve()), file.path.stat().st_size, file.path.stat().st_mtime_ns]
             for file in inputs.model.weight_files
