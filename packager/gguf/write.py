@@ -145,9 +145,10 @@ def write_ggufs(
     types = {name for _, typed in targets for name in typed.types.values()}
     quantizers = load_quantizers(types, progress)
     total = sum(4 * tensor.elements for tensor in conversion.tensors)
-    # Workers fill the cores: torch's own threads would fight them for these.
-    torch.set_num_threads(1)
     with ExitStack() as stack:
+        # Workers fill the cores: torch's own threads would fight them for these.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
         outputs = []
         for path, typed in targets:
             output = _Output(path, typed, conversion)
