@@ -17,7 +17,7 @@ from packager import __version__
 from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint, FolderCheckpoint
 from packager.errors import ChatTemplateError, SourceNotFoundError, UnsupportedError, UsageError
-from packager.files import sha256_file
+from packager.files import read_ahead, sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
@@ -36,6 +36,8 @@ from packager.source.training import training_length
 SCHEMA = 1
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
 # Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
+# What a disk reads while the plan is made; more would only push other things out of memory.
+_READ_AHEAD_BYTES = 4 << 30
 _TOKENIZER_FILES = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
     r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken"
@@ -144,7 +146,8 @@ def prepare(
     Args:
         request: what the user wants.
         progress: where choices and their reasons are told.
-        every_quant: look at all quants that llama.cpp has, not only at the chosen ones.
+        every_quant: look at all quants that llama.cpp has, not only at the chosen ones: for a plan
+            that is only shown. Otherwise the disk is asked for the weights already.
 
     Raises:
         FtpackError: whatever is wrong with the input, before any long work.
@@ -177,6 +180,8 @@ def _prepare(
     toolchain = find_toolchain()
     inputs = find_inputs(request, progress)
     name = request.name or model_name(inputs.source)
+    if not every_quant:
+        read_ahead((file.path for file in inputs.model.weight_files), _READ_AHEAD_BYTES)
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
