@@ -96,6 +96,15 @@ def forget_cached(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def fill_cache(folder: Path) -> None:
+    """Reads the files in `folder` to their ends: the page cache has them, if there is room."""
+    for path in folder.rglob("*") if folder.is_dir() else [folder]:
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(16 << 20):
+                    pass
+
+
 def _watch_memory(pid: int) -> _Resident:
     """Waits for the end of `pid` without reaping it; the largest of each figure of its tree."""
     import psutil

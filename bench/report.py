@@ -16,7 +16,7 @@ route's. Peak memory is that of all processes together at one moment, then witho
 which the system can take back. Read: by `read` calls, the programs' own files among it; what is \
 read through mappings is not in it. From disk: by calls and mappings, {disk}."""
 _COLD = "all of it, since no step found its inputs in the page cache"
-_WARM = "only what the page cache did not have"
+_WARM = "what the page cache lost meanwhile; each step's inputs were read into it beforehand"
 
 
 def format_result(result: Result) -> str:

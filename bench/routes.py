@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import Cost, forget_cached, measure
+from bench.measure import Cost, fill_cache, forget_cached, measure
 
 MERGE, CONVERT, QUANTIZE, FTPACK = "merge", "convert", "quantize", "ftpack gguf"
 
@@ -21,7 +21,8 @@ class Inputs:
         adapter: the LoRA's folder.
         threads: how many quantize.
         llama_cpp: llama.cpp's sources, with its converter.
-        is_cold: whether what a step reads is dropped from the page cache before it.
+        is_cold: whether what a step reads is dropped from the page cache before it; otherwise it
+            is read into it, so that a step does not pay for what another one pushed out.
         device: where ftpack merges; the usual route merges on the CPU.
     """
 
@@ -96,9 +97,8 @@ def gguf_path(folder: Path, quant: str) -> Path:
 def _measure(
     inputs: Inputs, command: Sequence[str | Path], folder: Path, read: Sequence[Path]
 ) -> Cost:
-    if inputs.is_cold:
-        for path in read:
-            forget_cached(path)
+    for path in read:
+        forget_cached(path) if inputs.is_cold else fill_cache(path)
     return measure(command, folder / "log")
 
 
