@@ -97,7 +97,11 @@ def forget_cached(folder: Path) -> None:
 
 
 def fill_cache(folder: Path) -> None:
-    """Reads the files in `folder` to their ends: the page cache has them, if there is room."""
+    """Reads the files in `folder` to their ends: the page cache has them, if there is room.
+
+    What others wrote goes to the disk first, which would be busy with it otherwise.
+    """
+    os.sync()
     for path in folder.rglob("*") if folder.is_dir() else [folder]:
         if path.is_file():
             with path.open("rb", buffering=0) as file:

@@ -308,10 +308,14 @@ class FolderCheckpoint:
 
 
 def describing_files(folder: Path) -> dict[str, Path]:
-    """The plain files of a folder that are no weights, by name."""
+    """The plain files of a folder that are no weights, by name; further chat templates too.
+
+    transformers keeps those in a folder inside: their names begin with it.
+    """
+    templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
     return {
-        path.name: path
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): path
+        for path in (*sorted(folder.iterdir()), *templates)
         if path.is_file()
         and path.suffix not in _WEIGHT_SUFFIXES
         and not path.name.endswith((".index.json", ".partial"))

@@ -23,6 +23,7 @@ def link_files(files: Mapping[str, Path], folder: Path) -> None:
     """
     mended = _with_added_tokens(files)
     for name, path in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         if name == _CONFIG and mended is not None:
             write_json(folder / name, mended)
         elif path.suffix not in _NOT_FOR_CONVERTER:

@@ -73,6 +73,7 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
     names = sorted(inputs.files, key=lambda name: (name == "config.json", name))
     for name in names:
         if name not in _NOT_TO_COPY:
+            (folder / name).parent.mkdir(exist_ok=True)
             with inputs.files[name].open("rb") as source, whole_file(folder / name) as target:
                 shutil.copyfileobj(source, target)
             files.append(folder / name)

@@ -40,7 +40,7 @@ _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
 _READ_AHEAD_BYTES = 4 << 30
 _TOKENIZER_FILES = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
-    r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken"
+    r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken|additional_chat_templates/.*"
 )
 
 

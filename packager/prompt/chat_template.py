@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.files import read_json
+from packager.prompt.conversation import Conversation
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+# Where transformers 5 writes a template named `tool_use`.
+_TOOL_USE_FILE = "additional_chat_templates/tool_use.jinja"
 _SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# The names that trainers have for an assistant's reasoning: transformers fills in the others.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+# Put after the text that the model is to continue, to find its end in the prompt; white space that
+# a template takes off at the end is known by the last one's absence.
+_CONTINUED = "4f1c-continued-9d27 "
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class ChatTemplate:
         bos_token: the tokenizer's BOS, as text.
         eos_token: the tokenizer's EOS, as text.
         other_tokens: further tokens by the name that a template has for them (`pad_token`).
+        tool_use: the Jinja text for conversations with tools, where there is one of its own.
     """
 
     source: str
@@ -39,28 +49,82 @@ class ChatTemplate:
     bos_token: str | None
     eos_token: str | None
     other_tokens: Mapping[str, str] = field(default_factory=dict)
+    tool_use: str | None = None
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
-        """The prompt as text: transformers' `apply_chat_template(..., tokenize=False)`.
+    def prompt(
+        self, conversation: Conversation, variables: Mapping[str, object] | None = None
+    ) -> str:
+        """The prompt of a conversation as text, as transformers' `apply_chat_template` makes it.
+
+        It ends where the answer begins, or goes on where one is begun (`add_generation_prompt`,
+        `continue_final_message`).
+
+        Args:
+            conversation: the turns, the tools, and whether to think.
+            variables: what the template is told besides.
+
+        Raises:
+            ChatTemplateError: if the template is not Jinja, fails, or refuses the conversation.
+        """
+        told = dict(variables or {})
+        if conversation.thinking is not None:
+            told["enable_thinking"] = conversation.thinking
+        messages = conversation.messages
+        if not conversation.is_begun:
+            return self.render(
+                messages, add_generation_prompt=True, tools=conversation.tools, variables=told
+            )
+        text = str(messages[-1].get("content") or "")
+        tagged = (*messages[:-1], {**messages[-1], "content": text + _CONTINUED})
+        whole = self.render(
+            tagged, add_generation_prompt=False, tools=conversation.tools, variables=told
+        )
+        before, tag, after = whole.rpartition(_CONTINUED.rstrip())
+        if not tag or text.strip() not in whole:
+            raise self._failure("it leaves out parts of the answer that is to be continued")
+        return before if after.startswith(" ") else before.rstrip()
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, object]] = (),
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
+        """The conversation as text: transformers' `apply_chat_template(..., tokenize=False)`.
 
         Raises:
             ChatTemplateError: if the template is not Jinja, fails, or refuses the conversation.
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.other_tokens}
+        source = self.tool_use if tools and self.tool_use else self.source
         try:
-            return _compile(self.source).render(
-                messages=[dict(message) for message in messages],
-                tools=None,
+            return _compile(source).render(
+                messages=[_with_reasoning(message) for message in copy.deepcopy(list(messages))],
+                tools=copy.deepcopy(list(tools)) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{name: token for name, token in tokens.items() if token is not None},
+                **(variables or {}),
             )
         # A template is a program: Jinja lets whatever Python raises in it pass.
         except Exception as error:
-            raise ChatTemplateError(
-                f"The chat template ({self.origin}) does not render: {error}",
-                next_step="Mend the template, or name another file with --template FILE.",
-            ) from error
+            raise self._failure(str(error)) from error
+
+    def _failure(self, why: str) -> ChatTemplateError:
+        return ChatTemplateError(
+            f"The chat template ({self.origin}) does not render: {why}",
+            next_step="Mend the template, or name another file with --template FILE.",
+        )
+
+
+def _with_reasoning(message: Mapping[str, object]) -> dict[str, object]:
+    """The message with its reasoning under the names that templates ask for (as transformers)."""
+    found = [message[name] for name in _REASONING if message.get(name) is not None]
+    if not found:
+        return dict(message)
+    return {"thinking": found[0], **message, "reasoning_content": found[0]}
 
 
 def load_chat_template(
@@ -83,31 +147,36 @@ def load_chat_template(
         ChatTemplateError: if there are several and none is the default.
         CorruptFileError: if a file cannot be read as what its name says.
     """
-    found = (_read_text(override), str(override)) if override else None
+    found: tuple[str, str, str | None] | None = None
+    if override:
+        found = _read_text(override), str(override), None
     for files, owner in ((adapter_files, "the fine-tune"), (base_files, "the base")):
         found = found or _find(files, owner)
     if found is None:
         return None
     tokens = _special_tokens(adapter_files) or _special_tokens(base_files) or {}
     bos_token, eos_token = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
-    return ChatTemplate(*found, bos_token=bos_token, eos_token=eos_token, other_tokens=tokens)
+    source, origin, tool_use = found
+    return ChatTemplate(source, origin, bos_token, eos_token, tokens, tool_use)
 
 
-def _find(files: Mapping[str, Path], owner: str) -> tuple[str, str] | None:
+def _find(files: Mapping[str, Path], owner: str) -> tuple[str, str, str | None] | None:
+    """The template, where it is from, and the one for tools beside it."""
     if (path := files.get("chat_template.jinja")) and (source := _read_text(path)).strip():
-        return source, f"chat_template.jinja of {owner}"
+        other = files.get(_TOOL_USE_FILE)
+        return source, f"chat_template.jinja of {owner}", _read_text(other) if other else None
     for name in (_TOKENIZER_CONFIG, "chat_template.json"):
         if path := files.get(name):
-            chosen = _chosen(read_json(path).get("chat_template"), path)
+            chosen, tool_use = _chosen(read_json(path).get("chat_template"), path)
             if chosen and chosen.strip():
-                return chosen, f"{name} of {owner}"
+                return chosen, f"{name} of {owner}", tool_use
     return None
 
 
-def _chosen(value: object, path: Path) -> str | None:
-    """The template itself, or of several named ones the default."""
+def _chosen(value: object, path: Path) -> tuple[str | None, str | None]:
+    """The template itself, or of several named ones the default and that for tools."""
     if value is None or isinstance(value, str):
-        return value
+        return value, None
     named: dict[str, str] = {}
     for item in value if isinstance(value, list) else [value]:
         match item:
@@ -123,7 +192,7 @@ def _chosen(value: object, path: Path) -> str | None:
             f"{path} has the chat templates {', '.join(sorted(named))}, and none is the default.",
             next_step="Write the one of training into a file and name it with --template FILE.",
         )
-    return named.get("default")
+    return named.get("default"), named.get("tool_use")
 
 
 def _special_tokens(files: Mapping[str, Path]) -> dict[str, str] | None:

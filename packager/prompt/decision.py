@@ -7,7 +7,8 @@ from typing import Literal
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.families import Family, conversation, find_family
+from packager.prompt.conversation import conversation
+from packager.prompt.families import Family, find_family
 from packager.prompt.vocabulary import Vocabulary, load_vocabulary
 
 __all__ = ["PromptDecision", "Vocabulary", "decide", "load_vocabulary", "pad"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.conversation import Messages, conversation
 from packager.prompt.go_template import render_go_template
 from packager.templates import read_template
 
@@ -25,16 +26,6 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     ),
     "phi": ("phi3", "phi4", "phi4-mini"),
 }
-
-Messages = tuple[Mapping[str, str], ...]
-
-
-def conversation(*contents: str, system: str | None = None) -> Messages:
-    """Turns of user and assistant in alternation, after a system turn if there is a text for it."""
-    first = ({"role": "system", "content": system},) if system is not None else ()
-    turns = ({"role": ("user", "assistant")[at % 2], "content": c} for at, c in enumerate(contents))
-    return (*first, *turns)
-
 
 # Line ends, quotes, braces and markup inside, as people write them; letters of several scripts.
 _QUESTION = 'What does "a < b && {{ c }}" mean?\n\n\t- précis, s\'il vous plaît: 日本語 🙂'
@@ -115,7 +106,7 @@ def _limits(chat_template: ChatTemplate, ollama_template: str) -> tuple[str, ...
 
 
 def _prompt(
-    chat_template: ChatTemplate, messages: Sequence[Mapping[str, str]], *, opens: bool = True
+    chat_template: ChatTemplate, messages: Sequence[Mapping[str, object]], *, opens: bool = True
 ) -> str | None:
     """The prompt without its BOS; None where the chat template refuses the conversation."""
     try:
@@ -130,5 +121,5 @@ def _begun_prompt(chat_template: ChatTemplate, messages: Messages) -> str | None
     prompt = _prompt(chat_template, messages, opens=False)
     if prompt is None:
         return None
-    before, content, _ = prompt.rpartition(messages[-1]["content"])
+    before, content, _ = prompt.rpartition(str(messages[-1]["content"]))
     return before + content

@@ -41,7 +41,7 @@ _EMPTY_MESSAGE: Mapping[str, object] = {
 }
 
 
-def render_go_template(source: str, messages: Sequence[Mapping[str, str]]) -> str:
+def render_go_template(source: str, messages: Sequence[Mapping[str, object]]) -> str:
     """The prompt that Ollama makes of a conversation (`role` and `content` of each message).
 
     Follows `template.go` of Ollama: messages of one role in a row become one, joined by a blank
@@ -66,12 +66,12 @@ def _parse(source: str) -> tuple[Node, ...]:
 
 
 def _collate(
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, object]],
 ) -> tuple[str, tuple[Mapping[str, object], ...]]:
     """The system text, and the messages with each run of one role joined (`collate`)."""
     runs: list[tuple[str, list[str]]] = []
     for message in messages:
-        role, content = message["role"].lower(), message["content"]
+        role, content = str(message["role"]).lower(), str(message["content"])
         if runs and runs[-1][0] == role != "tool":
             runs[-1][1].append(content)
         else:

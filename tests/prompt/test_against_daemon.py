@@ -12,8 +12,9 @@ import ollama
 import pytest
 
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.conversation import Messages, conversation
 from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.families import FAMILIES, Messages, conversation
+from packager.prompt.families import FAMILIES
 from packager.prompt.go_template import render_go_template
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile
 from packager.runtime.shown import read_shown

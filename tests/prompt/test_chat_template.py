@@ -11,7 +11,7 @@ import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
-from packager.prompt.families import conversation
+from packager.prompt.conversation import BATTERY, CORE, TOOLS, Conversation, conversation
 
 # Real templates of models that are much fine-tuned, whichever tricks of Jinja they use.
 REAL = (
@@ -28,6 +28,7 @@ REAL = (
     "openai-gpt-oss-120b",
     "deepseek-ai-DeepSeek-V3.1",
 )
+TOOL_USE = "additional_chat_templates/tool_use.jinja"
 CONVERSATIONS = (
     conversation("Hello?"),
     conversation("  Hello? \n", system="Be brief."),
@@ -48,6 +49,26 @@ def test_renders_as_transformers_does(name: str, opens: bool, llama_cpp_source: 
                 chat_template.render(messages, add_generation_prompt=opens)
         else:
             assert chat_template.render(messages, add_generation_prompt=opens) == expected
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_makes_the_prompts_of_the_whole_battery_as_transformers_does(
+    name: str, llama_cpp_source: Path
+) -> None:
+    source = (llama_cpp_source / "models" / "templates" / f"{name}.jinja").read_text()
+    chat_template = ChatTemplate(source, name, "<s>", "</s>", {"pad_token": "<pad>"})
+    for tried in BATTERY:
+        try:
+            made = chat_template.prompt(tried)
+        except ChatTemplateError:
+            made = None
+        assert made == _expected_prompt(source, tried), tried.name
+
+
+def test_the_template_for_tools_is_taken_where_there_are_tools() -> None:
+    chat_template = ChatTemplate("plain", "a test", None, None, tool_use="{{ tools | length }}")
+    assert chat_template.prompt(CORE[0]) == "plain"
+    assert chat_template.prompt(TOOLS[0]) == "1"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +140,11 @@ def test_of_several_named_templates_the_default_is_taken(tmp_path: Path) -> None
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     found = load_chat_template(_config(tmp_path, chat_template=named), {}, None)
     assert found is not None
-    assert found.source == "D"
+    assert (found.source, found.tool_use) == ("D", "T")
+    files = {name: _write(tmp_path / name, name) for name in ("chat_template.jinja", TOOL_USE)}
+    found = load_chat_template(files, {}, None)
+    assert found is not None
+    assert (found.source, found.tool_use) == ("chat_template.jinja", TOOL_USE)
 
 
 def test_several_named_templates_without_a_default_are_refused(tmp_path: Path) -> None:
@@ -164,6 +189,23 @@ def test_an_old_special_tokens_map_is_read_where_the_config_is_silent(tmp_path: 
     found = load_chat_template(files, {}, None)
     assert found is not None
     assert (found.bos_token, found.eos_token) == ("<s>", "</s>")
+
+
+def _expected_prompt(source: str, tried: Conversation) -> str | None:
+    thinking = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
+    try:
+        text = _tokenizer().apply_chat_template(
+            list(tried.messages),
+            tools=list(tried.tools) or None,
+            chat_template=source,
+            tokenize=False,
+            add_generation_prompt=not tried.is_begun,
+            continue_final_message=tried.is_begun,
+            **thinking,
+        )
+    except Exception:
+        return None
+    return str(text)
 
 
 def _apply_chat_template(source: str, messages: Any, opens: bool) -> str | None:

@@ -10,8 +10,9 @@ import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.conversation import conversation
 from packager.prompt.decision import Vocabulary, decide, load_vocabulary
-from packager.prompt.families import FAMILIES, conversation, find_family
+from packager.prompt.families import FAMILIES, find_family
 from packager.prompt.go_template import render_go_template
 from packager.templates import read_template
 from tests.prompt.examples import CHATML, EXAMPLES, MISTRAL_FIRST, PHI4, Example, make_example

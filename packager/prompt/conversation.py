@@ -1,0 +1,229 @@
+"""Conversations that a prompt is proved on: a battery of our own, and what a user trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Message = Mapping[str, object]
+Messages = tuple[Message, ...]
+Kind = Literal["core", "prefill", "tools", "thinking", "own"]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation whose prompt is compared.
+
+    Attributes:
+        name: what is tried with it, in words.
+        messages: `role` and `content` of each turn; `tool_calls`, `reasoning_content` and what else
+            transformers' chat templates know of, where a turn has them.
+        kind: `core` is plain text, which every route has to render as in training; the others ask
+            for more than some servers can do. `own` is the user's.
+        tools: JSON schemas of functions, as transformers takes them.
+        thinking: what `enable_thinking` is set to; None leaves it to the chat template.
+    """
+
+    name: str
+    messages: Messages
+    kind: Kind = "core"
+    tools: tuple[Mapping[str, object], ...] = ()
+    thinking: bool | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it ends in an answer which the model is to continue (a prefill)."""
+        return bool(self.messages) and self.messages[-1].get("role") == "assistant"
+
+
+def conversation(*contents: str, system: str | None = None) -> Messages:
+    """Turns of user and assistant in alternation, after a system turn if there is a text for it."""
+    first = ({"role": "system", "content": system},) if system is not None else ()
+    turns = ({"role": ("user", "assistant")[at % 2], "content": c} for at, c in enumerate(contents))
+    return (*first, *turns)
+
+
+# Line ends, quotes, braces and markup inside, as people write them; letters of several scripts.
+_QUESTION = 'What does "a < b && {{ c }}" mean?\n\n\t- précis, s\'il vous plaît: 日本語 🙂'
+_ANSWER = "It is:\n```\n{% if a %} \\n </b>\n```\nThat's all."
+_SYSTEM = "You are terse.\n\nNever say 'perhaps'."
+_TWENTY = tuple(f"Turn {number}." for number in range(1, 20))
+_TWO_USERS = (*conversation("One."), *conversation("Two."))
+_LATE_SYSTEM: Messages = (
+    *conversation("One.", "Two."),
+    {"role": "system", "content": "Now be brief."},
+    *conversation("Three."),
+)
+
+CORE: tuple[Conversation, ...] = (
+    Conversation("one user turn", conversation("Hi")),
+    Conversation("quotes, braces, scripts", conversation(_QUESTION)),
+    Conversation("system and user", conversation("Hi", system="Be brief.")),
+    Conversation("a system text of several lines", conversation(_QUESTION, system=_SYSTEM)),
+    Conversation("an empty system text", conversation("Hi", system="")),
+    Conversation("two exchanges", conversation("Hi", "Hello!", "Who are you?")),
+    Conversation("an answer with code", conversation(_QUESTION, _ANSWER, "And then?")),
+    Conversation(
+        "system and three exchanges",
+        conversation("First.", _ANSWER, _QUESTION, "Nothing.", "Why?", system=_SYSTEM),
+    ),
+    Conversation("twenty turns", conversation(*_TWENTY, system="Count.")),
+    Conversation("two user turns in a row", _TWO_USERS),
+    Conversation("two user turns in a row, later", (*conversation("Hi", "Hello!"), *_TWO_USERS)),
+    Conversation("a system turn in the middle", _LATE_SYSTEM),
+    Conversation("white space around a message", conversation(" \n padded \n ")),
+    Conversation("white space around an answer", conversation("Hi", " \n padded \n\n", "So?")),
+    Conversation("white space around a system text", conversation("Hi", system=" \n Be brief.\n")),
+    Conversation("an empty message", conversation("")),
+    Conversation("an empty answer", conversation("Hi", "", "Well?")),
+    Conversation("only white space", conversation(" \n\t ")),
+    Conversation("several line ends", conversation("a\n\n\n\nb\n", "c\n\n\nd", "\n\ne")),
+    Conversation("emoji and joined letters", conversation("👩‍👩‍👧 é ﷽ 🏳️‍🌈 नमस्ते", "🙂", "שלום")),
+    Conversation(
+        "a template's braces", conversation("{{ bos_token }}{% endif %}", "{# no #}", "{")
+    ),
+    Conversation("markup that looks like a marker", conversation("<b>[INST] ### User: <|x|>")),
+)
+
+PREFILLED: tuple[Conversation, ...] = (
+    Conversation("an answer begun", conversation("Hi", "It begins"), "prefill"),
+    Conversation(
+        "an answer begun, after others",
+        conversation(_QUESTION, _ANSWER, "And then?", "It begins", system=_SYSTEM),
+        "prefill",
+    ),
+)
+
+_WEATHER: Mapping[str, object] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather at a place, now.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "The city's name"},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city"],
+        },
+    },
+}
+# What Ollama's own types for tools have no place for.
+_SEARCH: Mapping[str, object] = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Looks texts up <b>fast</b>.",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "query": {"type": "string", "minLength": 1},
+                "limit": {"type": "integer", "default": 10, "minimum": 1},
+            },
+            "required": ["query"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def _call(name: str, number: int, **arguments: object) -> Mapping[str, object]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call{number:05d}", "type": "function", "function": function}
+
+
+def _result(name: str, number: int, content: str) -> Message:
+    return {"role": "tool", "name": name, "tool_call_id": f"call{number:05d}", "content": content}
+
+
+_ASKED = conversation("What is the weather in Rome?")
+_CALLED: Messages = (
+    *_ASKED,
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [_call("get_weather", 1, city="Rome", unit="celsius")],
+    },
+)
+_CALLED_TWICE: Messages = (
+    *conversation("And in Rome and Oslo?"),
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [_call("get_weather", 1, city="Rome"), _call("get_weather", 2, city="Oslo")],
+    },
+)
+
+TOOLS: tuple[Conversation, ...] = (
+    Conversation("a tool offered", _ASKED, "tools", (_WEATHER,)),
+    Conversation(
+        "a tool offered, with a system text",
+        conversation("What is the weather in Rome?", system="Be brief."),
+        "tools",
+        (_WEATHER,),
+    ),
+    Conversation("tools with defaults and limits", _ASKED, "tools", (_WEATHER, _SEARCH)),
+    Conversation(
+        "a call and its result",
+        (*_CALLED, _result("get_weather", 1, '{"celsius": 21}')),
+        "tools",
+        (_WEATHER,),
+    ),
+    Conversation(
+        "calls in parallel",
+        (
+            *_CALLED_TWICE,
+            _result("get_weather", 1, "21"),
+            _result("get_weather", 2, "4"),
+        ),
+        "tools",
+        (_WEATHER,),
+    ),
+    Conversation(
+        "a call, its result, an answer, and a question",
+        (
+            *_CALLED,
+            _result("get_weather", 1, "21"),
+            {"role": "assistant", "content": "21 degrees."},
+            *conversation("Thanks! And tomorrow?"),
+        ),
+        "tools",
+        (_WEATHER,),
+    ),
+)
+
+_REASONED: Messages = (
+    *conversation("2 + 2?"),
+    {"role": "assistant", "content": "4.", "reasoning_content": "Two and two are four."},
+    *conversation("Sure?"),
+)
+THINKING: tuple[Conversation, ...] = (
+    Conversation("thinking on", conversation("2 + 2?"), "thinking", thinking=True),
+    Conversation("thinking off", conversation("2 + 2?"), "thinking", thinking=False),
+    Conversation(
+        "thinking off, with a system text and a history",
+        conversation("Hi", "Hello!", "2 + 2?", system="Be brief."),
+        "thinking",
+        thinking=False,
+    ),
+    Conversation("reasoning in the history", _REASONED, "thinking"),
+    Conversation(
+        "reasoning inside an answer",
+        conversation("2 + 2?", "<think>\nFour.\n</think>\n\n4.", "Sure?"),
+        "thinking",
+    ),
+)
+
+BATTERY: tuple[Conversation, ...] = (*CORE, *PREFILLED, *TOOLS, *THINKING)
+
+
+def with_thinking(
+    conversations: tuple[Conversation, ...], thinking: bool | None
+) -> tuple[Conversation, ...]:
+    """The same conversations, with thinking as chosen where they leave it to the template."""
+    return tuple(
+        c if c.thinking is not None else replace(c, thinking=thinking) for c in conversations
+    )
