@@ -20,6 +20,8 @@ The tree, with the exit code that the command line gives for each branch:
     │   ├── DiskSpaceError
     │   ├── OutputExistsError
     │   └── ToolchainError
+    ├── PromptRefusedError           1   a renderer does not take a conversation
+    ├── PromptDifferenceError        5   registered, but the prompt is not the prompt of training
     └── DaemonError                  4   the Ollama daemon is not there, or went away
         └── RegistrationError        1   it answered, and refused or misread what it was given
 """
@@ -41,6 +43,8 @@ __all__ = [
     "NonFiniteError",
     "NotAModelError",
     "OutputExistsError",
+    "PromptDifferenceError",
+    "PromptRefusedError",
     "RegistrationError",
     "SourceNotFoundError",
     "ToolchainError",
@@ -136,6 +140,16 @@ class OutputExistsError(InputRefusedError):
 
 class ToolchainError(InputRefusedError):
     """llama.cpp's converter or library is missing or of another version."""
+
+
+class PromptRefusedError(FtpackError):
+    """A renderer does not take a conversation: its chat template raises, or it lacks an ability."""
+
+
+class PromptDifferenceError(FtpackError):
+    """What renders the prompts does not render what the model was trained with."""
+
+    exit_code = 5
 
 
 class DaemonError(FtpackError):

@@ -33,7 +33,11 @@ class Request:
         system: a system prompt for the Modelfile.
         parameters: Ollama's parameters, which override what the model's own files say.
         stops: more stop strings.
-        template: `auto`, `native`, or the path of a Jinja chat template.
+        template: who renders: `auto`, `native` (the GGUF's own chat template), `go` (an Ollama
+            TEMPLATE); or the path of the Jinja chat template of training.
+        thinking: whether the model was trained to think: `on`, `off`, or `as-trained` for what its
+            chat template does by itself.
+        ollama_version: the server's, None for the newest known.
         force: overwrite another model's files in `out`.
     """
 
@@ -50,6 +54,8 @@ class Request:
     parameters: Mapping[str, int | float | str | bool] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     template: str = "auto"
+    thinking: str = "as-trained"
+    ollama_version: str | None = None
     force: bool = False
 
 

@@ -6,7 +6,7 @@ import importlib
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +98,8 @@ def convert(
     checkpoint: Checkpoint,
     files: Mapping[str, Path],
     name: str,
-    chat_template: str,
-    end_of_turn_id: int | None,
+    chat_templates: Mapping[str, str],
+    end_token_ids: Sequence[int],
     *,
     begins_with_bos: bool,
 ) -> Conversion:
@@ -110,8 +110,10 @@ def convert(
         checkpoint: the tensors.
         files: config and tokenizer files, by name; they are linked into a scratch folder.
         name: `general.name`.
-        chat_template: what `tokenizer.chat_template` is to be.
-        end_of_turn_id: the token that ends a turn, for `tokenizer.ggml.eot_token_id`.
+        chat_templates: what `tokenizer.chat_template` is to be, under `default`, and further ones
+            by their names (`tool_use`).
+        end_token_ids: the tokens that end an answer, first what ends a turn: for
+            `tokenizer.ggml.eot_token_id` and `eom_token_id`, beside the converter's `eos_token_id`.
         begins_with_bos: whether a prompt of training begins with BOS. Runtimes add it where the
             GGUF says so, whatever the template renders: two of them, or none, are one step away.
 
@@ -127,9 +129,9 @@ def convert(
         outputs: dict[str, tuple[Any, str | None]] = {}
         model = _run_converter(folder, name, float_type, checkpoint, outputs)
     writer = model.gguf_writer
-    writer.add_chat_template(chat_template)
+    _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
-    _set_end_of_turn(writer, end_of_turn_id)
+    _set_end_tokens(writer, end_token_ids)
     (infos,) = writer.tensors
     tensors = tuple(
         GgufTensor(
@@ -286,15 +288,25 @@ def _is_beginning(tensor: Any, whole: Any) -> bool:
     return False
 
 
-def _set_end_of_turn(writer: Any, token_id: int | None) -> None:
-    """Name the token that ends a turn, unless it is the end of the text already.
+def _set_chat_templates(writer: Any, chat_templates: Mapping[str, str]) -> None:
+    """Put these in the place of what the converter found in the folder."""
+    for key in [key for key in writer.kv_data[0] if key.startswith("tokenizer.chat_template")]:
+        writer.remove_key(key)
+    writer.add_chat_template(
+        [{"name": name, "template": source} for name, source in chat_templates.items()]
+    )
+
+
+def _set_end_tokens(writer: Any, token_ids: Sequence[int]) -> None:
+    """Name the tokens that end an answer, besides the end of the text.
 
     A `stop` that names a control token does nothing on the server; an end-of-generation id does.
     """
-    if token_id is None:
-        return
+    ids = list(token_ids)
     eos = writer.kv_data[0].get("tokenizer.ggml.eos_token_id")
-    if eos is None:
-        writer.add_eos_token_id(token_id)
-    elif eos.value != token_id:
-        writer.add_eot_token_id(token_id)
+    if eos is None and ids:
+        writer.add_eos_token_id(ids.pop(0))
+    others = [number for number in ids if eos is None or number != eos.value]
+    adders = (writer.add_eot_token_id, writer.add_eom_token_id)
+    for number, add in zip(others, adders, strict=False):
+        add(number)

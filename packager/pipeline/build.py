@@ -28,7 +28,8 @@ from packager.files import (
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.lora import Merged
-from packager.pipeline.prepare import SCHEMA, Inputs, Package, tool_versions
+from packager.pipeline.inputs import Inputs
+from packager.pipeline.prepare import SCHEMA, Package, tool_versions
 from packager.progress import Progress, Silent
 from packager.prompt.modelfile import render_modelfile
 

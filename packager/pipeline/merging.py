@@ -10,7 +10,8 @@ from packager.errors import OutputExistsError
 from packager.files import require_disk, whole_file
 from packager.merge.lora import Merged
 from packager.merge.save import save_safetensors
-from packager.pipeline.prepare import choose_device, find_inputs, open_checkpoint
+from packager.pipeline.inputs import find_inputs
+from packager.pipeline.prepare import choose_device, open_checkpoint
 from packager.plan import Request
 from packager.progress import Progress
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from packager.bundle import read_bundle
-from packager.pipeline.prepare import decide_prompt, find_inputs, modelfile_spec
+from packager.pipeline.inputs import find_inputs
+from packager.pipeline.prompting import decide_prompt, modelfile_spec
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.modelfile import render_modelfile

@@ -8,67 +8,34 @@ import importlib.metadata
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager import __version__
 from packager.bundle import AdapterIdentity
-from packager.checkpoint import Checkpoint, FolderCheckpoint
-from packager.errors import ChatTemplateError, SourceNotFoundError, UnsupportedError, UsageError
+from packager.checkpoint import Checkpoint
+from packager.errors import UnsupportedError, UsageError
 from packager.files import read_ahead, sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
 from packager.merge.lora import Merged
+from packager.pipeline.inputs import Inputs, find_inputs
+from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
 from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
 from packager.progress import Progress, Silent
-from packager.prompt.chat_template import ChatTemplate, load_chat_template
-from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
-from packager.prompt.vocabulary import load_vocabulary
-from packager.source.base import Base, find_base
-from packager.source.open import Source, open_source
-from packager.source.training import training_length
+from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.decision import PromptDecision
+from packager.prompt.modelfile import ModelfileSpec
+from packager.source.open import Source
 
 SCHEMA = 1
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
-# Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30
-_TOKENIZER_FILES = re.compile(
-    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
-    r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken|additional_chat_templates/.*"
-)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What was found, with no weight and no library looked at.
-
-    Attributes:
-        source: the fine-tune.
-        base: the base that the adapter needs; None for a full model.
-        files: config and tokenizer files, the fine-tune's own before the base's.
-    """
-
-    source: Source
-    base: Base | None
-    files: Mapping[str, Path]
-
-    @property
-    def model(self) -> FolderCheckpoint:
-        """The folder that the weights come from: the base, or the full model."""
-        model = self.base.checkpoint if self.base else self.source.model
-        assert model is not None
-        return model
-
-    @property
-    def base_files(self) -> Mapping[str, Path]:
-        """The base's files; none where there is no base."""
-        return self.base.checkpoint.files if self.base else {}
 
 
 @dataclass(frozen=True)
@@ -95,19 +62,6 @@ class Package:
         wanted = [parse_quant(text).name for text in self.request.quants] or names
         by_name = {typed.quant.name: typed for typed in self.quants}
         return tuple(by_name[name] for name in dict.fromkeys(wanted))
-
-
-def find_inputs(request: Request, progress: Progress) -> Inputs:
-    """Find the source, and the base that it needs."""
-    source = open_source(request.source, request.checkpoint, request.revision, progress)
-    progress.note(f"Source: {source.reason}")
-    if source.adapter is None:
-        return Inputs(source, None, source.files)
-    revision = None if source.model_id else request.revision
-    base = find_base(source.adapter, request.base, revision, progress)
-    progress.note(f"Base: {base.reason}")
-    own = {name: path for name, path in source.files.items() if _TOKENIZER_FILES.fullmatch(name)}
-    return Inputs(source, base, {**base.checkpoint.files, **own})
 
 
 def open_checkpoint(inputs: Inputs, device: str) -> Checkpoint:
@@ -217,51 +171,6 @@ def model_name(source: Source) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
 
 
-def decide_prompt(
-    inputs: Inputs, request: Request, progress: Progress
-) -> tuple[ChatTemplate, PromptDecision]:
-    """Find the chat template of training, and decide who will render it."""
-    override = None
-    if request.template not in ("auto", "native"):
-        override = Path(request.template)
-        if not override.is_file():
-            raise SourceNotFoundError(
-                f"There is no chat template {override}.",
-                next_step="--template takes auto, native, or the path of a Jinja file.",
-            )
-    chat_template = load_chat_template(inputs.source.files, inputs.base_files, override)
-    if chat_template is None:
-        raise ChatTemplateError(
-            f"Neither {inputs.source.folder} nor its base has a chat template, so that nobody "
-            "knows how the model was prompted in training.",
-            next_step="Name the Jinja file of training with --template FILE.",
-        )
-    progress.note(f"Chat template: {chat_template.origin}")
-    decision = decide(
-        chat_template,
-        load_vocabulary(inputs.files),
-        mode="native" if request.template == "native" else "auto",
-    )
-    progress.note(f"Prompt: {decision.reason}")
-    return chat_template, decision
-
-
-def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
-    """What the Modelfile says: the model's own files first, then what was asked for."""
-    parameters: dict[str, int | float | str | bool] = dict(sampling_parameters(inputs.files))
-    if inputs.base is not None:
-        length = training_length(inputs.source.files, inputs.base_files)
-        if length is not None:
-            parameters["num_ctx"] = length
-    stops = tuple(dict.fromkeys((*decision.stops, *request.stops)))
-    spec = ModelfileSpec(
-        decision.ollama_template, request.system, stops, {**parameters, **request.parameters}
-    )
-    # What Modelfile syntax cannot hold is refused here, not after the work.
-    render_modelfile(spec, "model.gguf")
-    return spec
-
-
 def _convert(
     toolchain: Toolchain,
     checkpoint: Checkpoint,
@@ -274,8 +183,8 @@ def _convert(
         checkpoint,
         inputs.files,
         name,
-        decision.gguf_chat_template,
-        decision.end_of_turn_id,
+        chat_templates(decision),
+        decision.end_token_ids,
         begins_with_bos=decision.begins_with_bos,
     )
 
@@ -387,8 +296,8 @@ def _fingerprint(
         ],
         "files": {key: sha256_file(path) for key, path in sorted(inputs.files.items())},
         "architecture": conversion.architecture,
-        "chat_template": decision.gguf_chat_template,
-        "end_of_turn": decision.end_of_turn,
+        "chat_templates": chat_templates(decision),
+        "end_tokens": decision.end_token_ids,
         "device": device,
         "modelfile": [spec.template, spec.system, spec.stops, sorted(spec.parameters.items())],
         "tools": tool_versions(),

@@ -42,6 +42,7 @@ class ChatTemplate:
         eos_token: the tokenizer's EOS, as text.
         other_tokens: further tokens by the name that a template has for them (`pad_token`).
         tool_use: the Jinja text for conversations with tools, where there is one of its own.
+        variables: what it was told in training besides (`enable_thinking`).
     """
 
     source: str
@@ -50,6 +51,7 @@ class ChatTemplate:
     eos_token: str | None
     other_tokens: Mapping[str, str] = field(default_factory=dict)
     tool_use: str | None = None
+    variables: Mapping[str, object] = field(default_factory=dict)
 
     def prompt(
         self, conversation: Conversation, variables: Mapping[str, object] | None = None
@@ -61,12 +63,12 @@ class ChatTemplate:
 
         Args:
             conversation: the turns, the tools, and whether to think.
-            variables: what the template is told besides.
+            variables: what the template is told besides, in training's place.
 
         Raises:
             ChatTemplateError: if the template is not Jinja, fails, or refuses the conversation.
         """
-        told = dict(variables or {})
+        told = dict(self.variables if variables is None else variables)
         if conversation.thinking is not None:
             told["enable_thinking"] = conversation.thinking
         messages = conversation.messages
@@ -106,7 +108,7 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{name: token for name, token in tokens.items() if token is not None},
-                **(variables or {}),
+                **(self.variables if variables is None else variables),
             )
         # A template is a program: Jinja lets whatever Python raises in it pass.
         except Exception as error:
@@ -230,16 +232,36 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
+def parse_chat_template(source: str, origin: str) -> nodes.Template:
+    """The syntax tree of a chat template.
+
+    Raises:
+        ChatTemplateError: if it is not Jinja.
+    """
+    try:
+        return _environment().parse(source)
+    except jinja2.TemplateError as error:
+        raise ChatTemplateError(
+            f"The chat template ({origin}) is not Jinja: {error}",
+            next_step="Mend the template, or name another file with --template FILE.",
+        ) from error
+
+
 @cache
 def _compile(source: str) -> jinja2.Template:
-    """Compile in the environment that transformers gives to chat templates, sandboxed as there."""
+    return _environment().from_string(source)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """The environment that transformers gives to chat templates, sandboxed as there."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    return environment
 
 
 class _Generation(Extension):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 Message = Mapping[str, object]
@@ -22,7 +22,7 @@ class Conversation:
         kind: `core` is plain text, which every route has to render as in training; the others ask
             for more than some servers can do. `own` is the user's.
         tools: JSON schemas of functions, as transformers takes them.
-        thinking: what `enable_thinking` is set to; None leaves it to the chat template.
+        thinking: what `enable_thinking` is asked to be; None for what it was in training.
     """
 
     name: str
@@ -218,12 +218,3 @@ THINKING: tuple[Conversation, ...] = (
 )
 
 BATTERY: tuple[Conversation, ...] = (*CORE, *PREFILLED, *TOOLS, *THINKING)
-
-
-def with_thinking(
-    conversations: tuple[Conversation, ...], thinking: bool | None
-) -> tuple[Conversation, ...]:
-    """The same conversations, with thinking as chosen where they leave it to the template."""
-    return tuple(
-        c if c.thinking is not None else replace(c, thinking=thinking) for c in conversations
-    )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import conversation
+from packager.prompt.conversation import CORE, conversation
 from packager.prompt.families import Family, find_family
+from packager.prompt.native import PADDING, NativeTemplate, make_native, prompt_or_none
+from packager.prompt.server import (
+    NEWEST_KNOWN,
+    claims_thinking,
+    claims_tools,
+    is_native_capable,
+)
 from packager.prompt.vocabulary import Vocabulary, load_vocabulary
 
-__all__ = ["PromptDecision", "Vocabulary", "decide", "load_vocabulary", "pad"]
+__all__ = ["PromptDecision", "Vocabulary", "decide", "load_vocabulary"]
 
-# Ollama's `create` gives a model the TEMPLATE of the known chat template that is nearest to its
-# own, if fewer than 100 characters have to be changed. A comment of 100 characters that occur in
-# none of them keeps every one of them away, and renders as nothing.
-PADDING = "{#" + "~" * 100 + "#}\n"
+Choice = Literal["auto", "native", "go"]
 
 # An answer that no template would write by itself, to find what comes after it.
 _ANSWER = "4f1c-answer-9d27"
@@ -30,13 +35,16 @@ class PromptDecision:
         renderer: "TEMPLATE" if the Ollama template is to be in force, "native" if the GGUF's own.
         family: the family of the Ollama template.
         ollama_template: the TEMPLATE (Go), None to have none.
-        gguf_chat_template: what goes into the GGUF (Jinja): the one of training, padded.
+        gguf_chat_template: what goes into the GGUF (Jinja): the one of training, padded and pinned.
         stops: the texts that end an answer, what ends a turn first.
         end_of_turn: the token that ends an assistant's turn, if that is one token.
         end_of_turn_id: its id.
         reason: the decision and why, in one sentence for the user.
         begins_with_bos: whether the prompts of training begin with the BOS token. The GGUF has to
             add it then: no Ollama template does, and the daemon takes it off the native prompt.
+        gguf_tool_use_template: the same for conversations with tools, where training had one.
+        pins: the variables set in front of the GGUF's own, and their values.
+        end_token_ids: every id that ends an answer, the end of a turn first.
     """
 
     renderer: Literal["native", "TEMPLATE"]
@@ -48,65 +56,111 @@ class PromptDecision:
     reason: str
     end_of_turn_id: int | None = None
     begins_with_bos: bool = False
+    gguf_tool_use_template: str | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
+    end_token_ids: tuple[int, ...] = ()
 
 
 def decide(
     chat_template: ChatTemplate,
     vocabulary: Vocabulary,
     *,
-    mode: Literal["auto", "native"] = "auto",
+    choice: Choice = "auto",
+    ollama_version: str = NEWEST_KNOWN,
 ) -> PromptDecision:
     """Decide who renders the prompts in Ollama, and what ends an answer.
 
-    An Ollama template is taken where it makes the same prompts as the chat template and the
-    daemon would not set it aside. Else the GGUF's own template is left in force.
+    The GGUF's own chat template renders where the server can do that and it is rendered as in
+    training; else an Ollama template that makes the same prompts.
 
     Args:
         chat_template: the one of training.
         vocabulary: the special tokens and the EOS ids.
-        mode: "native" to leave the GGUF's own template in force in any case.
+        choice: "native" or "go" (an Ollama template) to have that or nothing.
+        ollama_version: the server's.
 
     Raises:
-        ChatTemplateError: if the chat template does not render a single user turn.
+        ChatTemplateError: if the chat template does not render a single user turn, or nothing that
+            the server knows makes the same prompts.
     """
-    eos_tokens = [vocabulary.token_of.get(number) for number in vocabulary.eos_token_ids]
-    stops = tuple(dict.fromkeys(token for token in eos_tokens if token))
-    prompt = chat_template.render(conversation("Hello."), add_generation_prompt=True)
+    chat_template.prompt(CORE[0])  # raises, and says why, where it does not
+    native = make_native(chat_template)
     bos_token = chat_template.bos_token
+    prompts = [prompt_or_none(chat_template, tried) for tried in CORE]
+    begin = {prompt.startswith(bos_token) for prompt in prompts if prompt and bos_token}
+    family, reason = _renderer(chat_template, native, choice, ollama_version)
     end = _turn_end(chat_template, vocabulary)
-    stops = tuple(dict.fromkeys((end, *stops))) if end else stops
-    family, reason = _family(chat_template, mode)
-    ids = {token: number for number, token in vocabulary.token_of.items()}
+    eos_tokens = [vocabulary.token_of.get(number) for number in vocabulary.eos_token_ids]
+    stops = tuple(dict.fromkeys(token for token in (end, *eos_tokens) if token))
+    end_id = {token: number for number, token in vocabulary.token_of.items()}.get(end or "")
+    tool_use = native.chat_template.tool_use
     return PromptDecision(
         renderer="TEMPLATE" if family else "native",
         family=family.name if family else None,
         ollama_template=family.ollama_template if family else None,
-        gguf_chat_template=pad(chat_template.source),
+        gguf_chat_template=native.gguf_chat_template,
         stops=stops,
-        end_of_turn=end if end in ids else None,
-        end_of_turn_id=ids.get(end) if end else None,
+        end_of_turn=end if end_id is not None else None,
+        end_of_turn_id=end_id,
         reason=reason,
-        begins_with_bos=bool(bos_token) and prompt.startswith(bos_token or ""),
+        # Where only some prompts have one, the template's own text has to do.
+        begins_with_bos=begin == {True},
+        gguf_tool_use_template=PADDING + tool_use if tool_use else None,
+        pins=native.pins,
+        end_token_ids=_end_token_ids(end_id, vocabulary),
     )
 
 
-def pad(chat_template_source: str) -> str:
-    """The same template behind a comment that keeps Ollama from taking it for one that it knows."""
-    return PADDING + chat_template_source
+def _end_token_ids(end_id: int | None, vocabulary: Vocabulary) -> tuple[int, ...]:
+    first = () if end_id is None else (end_id,)
+    return tuple(dict.fromkeys((*first, *vocabulary.eos_token_ids)))
 
 
-def _family(
-    chat_template: ChatTemplate, mode: Literal["auto", "native"]
+def _renderer(
+    chat_template: ChatTemplate, native: NativeTemplate, choice: Choice, version: str
 ) -> tuple[Family | None, str]:
-    native = "the GGUF's own chat template renders"
-    if mode == "native":
-        return None, f"{native}, as asked for"
-    abilities = _claimed_abilities(chat_template.source)
+    """The Ollama template that is to render, None for the GGUF's own, and why."""
+    can_be_native = is_native_capable(version)
+    if choice == "native" or (choice == "auto" and can_be_native and not native.differing):
+        if not can_be_native:
+            raise _refused(
+                f"Ollama {version} renders with a TEMPLATE only, never with the GGUF's own",
+                "Use --template go, or update Ollama to 0.30 or newer.",
+            )
+        return None, _native_reason(native, choice)
+    abilities = _claimed_abilities(chat_template.source) if can_be_native else ""
     if abilities:
-        return None, f"{native}: Ollama prefers it to any TEMPLATE, as it takes {abilities}"
+        raise _refused(
+            f"Ollama {version} would set any TEMPLATE aside, as the chat template takes "
+            f"{abilities}"
+            + (f", and would render {native.differing[0]} otherwise" if native.differing else ""),
+            "Use --template native, or name the older server with --ollama-version.",
+        )
     family = find_family(chat_template)
     if family is None:
-        return None, f"{native}: no TEMPLATE that ftpack has makes the same prompts"
+        raise _refused(
+            f"No TEMPLATE that ftpack has makes the prompts of training, and Ollama {version} "
+            + ("renders some otherwise natively" if can_be_native else "renders with nothing else"),
+            "Use --template native to have the GGUF's own all the same (Ollama 0.30 or newer).",
+        )
+    return family, _family_reason(family)
+
+
+def _native_reason(native: NativeTemplate, choice: Choice) -> str:
+    reason = "the GGUF's own chat template renders"
+    if choice == "native":
+        reason += ", as asked for"
+    if native.pins:
+        pins = " and ".join(f"{name} = {value}" for name, value in native.pins.items())
+        reason += f", with {pins} as in training"
+    for note in native.notes:
+        reason += f"; {note}"
+    if native.differing:
+        reason += f"; the server makes another prompt of {', '.join(native.differing)}"
+    return reason
+
+
+def _family_reason(family: Family) -> str:
     reason = (
         f"a TEMPLATE of the {family.name} family renders, "
         f"which made the same prompt of {family.proved} conversations"
@@ -115,21 +169,17 @@ def _family(
         reason += f" ({family.refused} more are refused by the chat template)"
     if family.limits:
         reason += f"; it differs for {' and '.join(family.limits)}"
-    return family, reason
+    return reason
+
+
+def _refused(why: str, next_step: str) -> ChatTemplateError:
+    return ChatTemplateError(f"The prompt of training cannot be had: {why}.", next_step=next_step)
 
 
 def _claimed_abilities(source: str) -> str:
     """What makes Ollama set a TEMPLATE without these aside (`shouldPreferChatTemplate`)."""
-    claims_tools = "tools" in source or "tool_call" in source
-    claims_thinking = "<think>" in source and "</think>" in source
-    splits = any(f"content.split({quote}</think>{quote})" in source for quote in "'\"")
-    if splits and "reasoning_content" not in source and "<SPECIAL_12>" not in source:
-        claims_thinking = True
-    return " and ".join(
-        name
-        for name, is_claimed in (("tools", claims_tools), ("thinking", claims_thinking))
-        if is_claimed
-    )
+    claims = (("tools", claims_tools(source)), ("thinking", claims_thinking(source)))
+    return " and ".join(name for name, is_claimed in claims if is_claimed)
 
 
 def _turn_end(chat_template: ChatTemplate, vocabulary: Vocabulary) -> str | None:

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from packager.errors import DaemonError, RegistrationError
+from packager.errors import DaemonError, PromptRefusedError, RegistrationError
 from packager.files import sha256_file
 from packager.progress import Progress, Silent, Task
+from packager.runtime.api_message import api_message, refusal_reason
 from packager.runtime.connection import Connection
 from packager.runtime.model_name import qualified_name, split_tag, validate_name
 from packager.runtime.shown import ParameterValue, ShownModel, read_shown, require_as_sent
@@ -202,16 +203,44 @@ class Daemon:
             self._connection.post("/api/show", {"model": name}, f"telling about {name}")
         )
 
-    def render(self, name: str, messages: Sequence[Mapping[str, str]]) -> str | None:
-        """The prompt that the daemon makes of a conversation; `None` if it is too old to tell."""
+    def render(
+        self,
+        name: str,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        thinking: bool | None = None,
+    ) -> str | None:
+        """The prompt that the daemon makes of a conversation; `None` if it is too old to tell.
+
+        Args:
+            name: the model.
+            messages: the turns, as transformers' chat templates know them.
+            tools: JSON schemas of functions.
+            thinking: whether to think; `None` leaves it to the daemon.
+
+        Raises:
+            PromptRefusedError: with the daemon's reason, if it does not take the conversation.
+        """
         body: dict[str, object] = {
             "model": name,
-            "messages": list(messages),
+            "messages": [api_message(message) for message in messages],
             "stream": False,
+            # Else the oldest turns are left out of what does not fit the context.
+            "truncate": False,
             "_debug_render_only": True,
         }
-        answer = self._connection.post("/api/chat", body, f"rendering a prompt for {name}")
-        details = answer.get("_debug_info")
+        if tools:
+            body["tools"] = list(tools)
+        if thinking is not None:
+            body["think"] = thinking
+        doing = f"rendering a prompt for {name}"
+        with self._connection.errors_while(doing):
+            response = self._connection.http.post("/api/chat", json=body)
+            if response.status_code in (400, 500):
+                raise PromptRefusedError(refusal_reason(response.text))
+            self._connection.refuse_failure(response)
+            details = response.json().get("_debug_info")
         return str(details["rendered_template"]) if isinstance(details, dict) else None
 
     def verify(
@@ -253,6 +282,11 @@ class Daemon:
             answer=answer,
             done_reason=done_reason,
         )
+
+    def delete(self, name: str) -> None:
+        """Take a model off the daemon; what other models share with it stays."""
+        with self._connection.errors_while(f"deleting {name}"):
+            self._connection.client.delete(name)
 
     def copy(self, source: str, destination: str) -> None:
         """Give a registered model a second name, which shares its files."""

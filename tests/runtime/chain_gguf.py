@@ -41,12 +41,24 @@ class _Typed:
 
 
 def write_chain_gguf(
-    path: Path, *, chat_template: str | None = CHAT_TEMPLATE, architecture: str = "llama"
+    path: Path,
+    *,
+    chat_template: str | None = CHAT_TEMPLATE,
+    tool_use: str | None = None,
+    architecture: str = "llama",
+    bos: str = "<s>",
+    eos: str = "</s>",
+    adds_bos: bool = True,
 ) -> Path:
     """Write the model; the same arguments give the same bytes."""
     tensors = _tensors()
     header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 0)
-    values = _key_values(architecture, chat_template)
+    values = dict(_key_values(architecture, chat_template))
+    values["tokenizer.ggml.tokens"] = ["<unk>", bos, eos, *_TOKENS[_FIRST_BYTE:]]
+    values["tokenizer.ggml.add_bos_token"] = _Typed(_BOOL, "?", adds_bos)
+    if tool_use is not None:
+        values["tokenizer.chat_templates"] = ["tool_use"]
+        values["tokenizer.chat_template.tool_use"] = tool_use
     header = header[:-8] + struct.pack("<Q", len(values))
     for key, value in values.items():
         header += _string(key) + _value(value)
@@ -86,7 +98,7 @@ def _tensors() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
 def _key_values(architecture: str, chat_template: str | None) -> Mapping[str, object]:
     sizes = {
         "block_count": 1,
-        "context_length": 2048,
+        "context_length": 32768,
         "embedding_length": _WIDTH,
         "feed_forward_length": _WIDTH,
         "vocab_size": len(_TOKENS),

@@ -1,0 +1,82 @@
+"""The prompt of a package: its chat template, who renders it, and what the Modelfile says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from packager.errors import ChatTemplateError, SourceNotFoundError
+from packager.pipeline.inputs import Inputs
+from packager.plan import Request
+from packager.progress import Progress
+from packager.prompt.chat_template import ChatTemplate, load_chat_template
+from packager.prompt.decision import Choice, PromptDecision, decide
+from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.server import NEWEST_KNOWN
+from packager.prompt.vocabulary import load_vocabulary
+from packager.source.training import training_length
+
+# What `--thinking` says that the chat template was told in training.
+_TOLD_IN_TRAINING: Mapping[str, Mapping[str, object]] = {
+    "as-trained": {},
+    "on": {"enable_thinking": True},
+    "off": {"enable_thinking": False},
+}
+
+
+def decide_prompt(
+    inputs: Inputs, request: Request, progress: Progress
+) -> tuple[ChatTemplate, PromptDecision]:
+    """Find the chat template of training, and decide who will render it."""
+    override = None
+    if request.template not in ("auto", "native", "go"):
+        override = Path(request.template)
+        if not override.is_file():
+            raise SourceNotFoundError(
+                f"There is no chat template {override}.",
+                next_step="--template takes auto, native, go, or the path of a Jinja file.",
+            )
+    chat_template = load_chat_template(inputs.source.files, inputs.base_files, override)
+    if chat_template is None:
+        raise ChatTemplateError(
+            f"Neither {inputs.source.folder} nor its base has a chat template, so that nobody "
+            "knows how the model was prompted in training.",
+            next_step="Name the Jinja file of training with --template FILE.",
+        )
+    progress.note(f"Chat template: {chat_template.origin}")
+    chat_template = replace(chat_template, variables=_TOLD_IN_TRAINING[request.thinking])
+    choice = request.template if request.template in ("native", "go") else "auto"
+    decision = decide(
+        chat_template,
+        load_vocabulary(inputs.files),
+        choice=cast(Choice, choice),
+        ollama_version=request.ollama_version or NEWEST_KNOWN,
+    )
+    progress.note(f"Prompt: {decision.reason}")
+    return chat_template, decision
+
+
+def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
+    """What the Modelfile says: the model's own files first, then what was asked for."""
+    parameters: dict[str, int | float | str | bool] = dict(sampling_parameters(inputs.files))
+    if inputs.base is not None:
+        length = training_length(inputs.source.files, inputs.base_files)
+        if length is not None:
+            parameters["num_ctx"] = length
+    stops = tuple(dict.fromkeys((*decision.stops, *request.stops)))
+    spec = ModelfileSpec(
+        decision.ollama_template, request.system, stops, {**parameters, **request.parameters}
+    )
+    # What Modelfile syntax cannot hold is refused here, not after the work.
+    render_modelfile(spec, "model.gguf")
+    return spec
+
+
+def chat_templates(decision: PromptDecision) -> dict[str, str]:
+    """The chat templates of the GGUF, by name."""
+    found = {"default": decision.gguf_chat_template}
+    if decision.gguf_tool_use_template:
+        found["tool_use"] = decision.gguf_tool_use_template
+    return found

@@ -1,0 +1,189 @@
+"""The proof that a prompt is the prompt of training: two renderings of each conversation."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from packager.errors import PromptRefusedError
+from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.conversation import Conversation
+from packager.prompt.native import prompt_or_none
+from packager.prompt.server import CHANGES, Change, server_variables
+
+Outcome = Literal["equal", "declared", "different", "not taken"]
+Render = Callable[[Conversation], str]
+Tokenize = Callable[[str], Sequence[int]]
+# How many of a server's changes are tried together as an explanation.
+_MOST_CHANGES = 4
+_BEGUN = "the server opens a begun answer in its own way"
+_TOLD = "the server sets variables of its own for thinking and the date"
+_ESCAPED = "the server does not escape quotes as Python's Jinja does"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One conversation in both renderings.
+
+    Attributes:
+        conversation: what was rendered.
+        outcome: `equal`; `declared` where they differ for known causes alone, each of which
+            accounts for a part of the difference; `different`; `not taken` where the chat template
+            of training refuses it.
+        expected: the prompt of training, without its BOS; None where it is refused.
+        rendered: the prompt to be proved, without BOS; None where the renderer refuses it.
+        causes: why they differ, where that is known.
+        has_same_ids: whether both tokenizers make the same ids of the prompt of training; None
+            where that was not asked.
+    """
+
+    conversation: Conversation
+    outcome: Outcome
+    expected: str | None
+    rendered: str | None
+    causes: tuple[str, ...] = ()
+    has_same_ids: bool | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether what every route has to render as in training is rendered otherwise."""
+        if self.has_same_ids is False:
+            return True
+        return self.outcome == "different" and self.conversation.kind in ("core", "own")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A battery of conversations, compared.
+
+    Attributes:
+        level: where the prompts were rendered: `offline`, `embedded`, or a daemon's address.
+        compared: the conversations.
+    """
+
+    level: str
+    compared: tuple[Compared, ...]
+
+    @property
+    def failed(self) -> tuple[Compared, ...]:
+        """Those that have to be rendered as in training, and are not."""
+        return tuple(item for item in self.compared if item.has_failed)
+
+    def count(self, outcome: Outcome) -> int:
+        """How many ended so."""
+        return sum(item.outcome == outcome for item in self.compared)
+
+    @property
+    def causes(self) -> dict[str, int]:
+        """The causes of declared differences, and in how many conversations each has a part."""
+        found: dict[str, int] = {}
+        for item in self.compared:
+            for cause in item.causes if item.outcome == "declared" else ():
+                found[cause] = found.get(cause, 0) + 1
+        return found
+
+
+@dataclass(frozen=True)
+class TokenizedBy:
+    """Both tokenizers: text without BOS to ids."""
+
+    trained: Tokenize
+    packaged: Tokenize
+
+
+def prove(
+    chat_template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    render: Render,
+    level: str,
+    tokenized_by: TokenizedBy | None = None,
+) -> Proof:
+    """Compare a renderer with the chat template of training.
+
+    Args:
+        chat_template: the one of training.
+        conversations: what is compared; `thinking` in them as in training.
+        render: the renderer; it raises `PromptRefusedError` for what it does not take.
+        level: where it renders.
+        tokenized_by: both tokenizers, to compare ids too.
+    """
+    return Proof(
+        level,
+        tuple(_compare(chat_template, tried, render, tokenized_by) for tried in conversations),
+    )
+
+
+def _compare(
+    chat_template: ChatTemplate,
+    tried: Conversation,
+    render: Render,
+    tokenized_by: TokenizedBy | None,
+) -> Compared:
+    expected = _trained_prompt(chat_template, tried)
+    if expected is None:
+        return Compared(tried, "not taken", None, None)
+    same_ids = None
+    if tokenized_by is not None:
+        same_ids = list(tokenized_by.trained(expected)) == list(tokenized_by.packaged(expected))
+    try:
+        rendered = _without_bos(chat_template, render(tried))
+    except PromptRefusedError as error:
+        is_known = tried.kind in ("tools", "thinking", "prefill")
+        outcome: Outcome = "declared" if is_known else "different"
+        return Compared(tried, outcome, expected, None, (error.message,), same_ids)
+    if rendered == expected:
+        return Compared(tried, "equal", expected, rendered, (), same_ids)
+    causes = _explanation(chat_template, tried, rendered)
+    return Compared(
+        tried, "declared" if causes else "different", expected, rendered, causes, same_ids
+    )
+
+
+def _trained_prompt(chat_template: ChatTemplate, tried: Conversation) -> str | None:
+    prompt = prompt_or_none(chat_template, tried)
+    return None if prompt is None else _without_bos(chat_template, prompt)
+
+
+def _without_bos(chat_template: ChatTemplate, prompt: str) -> str:
+    return prompt.removeprefix(chat_template.bos_token or "")
+
+
+def _explanation(
+    chat_template: ChatTemplate, tried: Conversation, rendered: str
+) -> tuple[str, ...]:
+    """The fewest known changes that make the prompt of training what was rendered."""
+    for changes in _change_sets(tried):
+        changed = tried
+        for change in changes:
+            changed = change.apply(changed)
+        causes = tuple(change.cause for change in changes)
+        for prompt, more in _prompts(chat_template, changed, rendered):
+            if prompt == rendered:
+                return (*causes, *more)
+    return ()
+
+
+def _change_sets(tried: Conversation) -> Iterator[tuple[Change, ...]]:
+    # Compared as text: the order of a schema's keys counts.
+    changing = [change for change in CHANGES if repr(change.apply(tried)) != repr(tried)]
+    for number in range(min(len(changing), _MOST_CHANGES) + 1):
+        yield from itertools.combinations(changing, number)
+
+
+def _prompts(
+    chat_template: ChatTemplate, tried: Conversation, rendered: str
+) -> Iterator[tuple[str | None, tuple[str, ...]]]:
+    """What training made of the conversation, and what is known to be made of that."""
+    prompt = _trained_prompt(chat_template, tried)
+    yield prompt, ()
+    asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
+    told = prompt_or_none(chat_template, tried, {**server_variables(), **asked})
+    if told is not None and told != prompt:
+        yield _without_bos(chat_template, told), (_TOLD,)
+    if prompt and "&#34;" in prompt:
+        yield html.unescape(prompt), (_ESCAPED,)
+    if tried.is_begun and rendered.endswith(str(tried.messages[-1].get("content") or "").rstrip()):
+        yield rendered, (_BEGUN,)

@@ -1,0 +1,222 @@
+"""What an Ollama server does to a conversation, and to whom it gives it to render."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from packager.prompt.conversation import Conversation, Message
+
+# Since this version a server renders with the GGUF's own chat template where it has no TEMPLATE.
+FIRST_NATIVE = (0, 30)
+NEWEST_KNOWN = "0.32.15"
+
+
+def is_native_capable(version: str) -> bool:
+    """Whether a server of this version renders a GGUF's own chat template."""
+    numbers = [int(number) for number in re.findall(r"\d+", version.partition("-")[0])[:2]]
+    # A build from source calls itself 0.0.0: it is taken for a new one.
+    return tuple(numbers) >= FIRST_NATIVE or not any(numbers)
+
+
+def server_variables() -> dict[str, object]:
+    """What llama-server defines for every chat template, and transformers does not.
+
+    `common/chat.cpp` sets the first three, `common/jinja/caps.cpp` the others.
+    """
+    now = datetime.now()
+    return {
+        "enable_thinking": True,
+        "date_string": now.strftime("%d %b %Y"),
+        "datetime": now.strftime("%b %d %Y"),
+        "preserve_reasoning": True,
+        "preserve_thinking": True,
+        "clear_thinking": False,
+        "truncate_history_thinking": False,
+        "drop_thinking": False,
+    }
+
+
+def claims_tools(chat_template_source: str) -> bool:
+    """Whether Ollama takes a model of this chat template for one that takes tools."""
+    return "tools" in chat_template_source or "tool_call" in chat_template_source
+
+
+def claims_thinking(chat_template_source: str) -> bool:
+    """Whether Ollama takes a model of this chat template for one that thinks."""
+    source = chat_template_source
+    if "<think>" in source and "</think>" in source:
+        return True
+    splits = any(f"content.split({quote}</think>{quote})" in source for quote in "'\"")
+    return splits and "reasoning_content" not in source and "<SPECIAL_12>" not in source
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that a server does to every conversation before it is rendered.
+
+    Attributes:
+        cause: what it does, for the user.
+        apply: the conversation as it is then.
+    """
+
+    cause: str
+    apply: Callable[[Conversation], Conversation]
+
+
+def _with_rewritten_tools(tried: Conversation) -> Conversation:
+    return replace(tried, tools=tuple(_rewritten_tool(tool) for tool in tried.tools))
+
+
+def _rewritten_tool(tool: Mapping[str, object]) -> dict[str, object]:
+    """A function's schema with what `api.Tool` has a place for, in its order."""
+    function = _mapping(tool.get("function"))
+    parameters = _mapping(function.get("parameters"))
+    written: dict[str, object] = {"type": parameters.get("type", "")}
+    for key in ("$defs", "items", "required"):
+        if parameters.get(key):
+            written[key] = _sorted(parameters[key]) if key != "required" else parameters[key]
+    written["properties"] = _rewritten_properties(_mapping(parameters.get("properties")))
+    described: dict[str, object] = {"name": function.get("name", "")}
+    if function.get("description"):
+        described["description"] = function["description"]
+    return {"type": tool.get("type", ""), "function": {**described, "parameters": written}}
+
+
+def _rewritten_properties(properties: Mapping[str, object]) -> dict[str, object]:
+    return {name: _rewritten_property(_mapping(value)) for name, value in properties.items()}
+
+
+def _rewritten_property(value: Mapping[str, object]) -> dict[str, object]:
+    """A property with what `api.ToolProperty` has a place for, in its order."""
+    written: dict[str, object] = {}
+    if isinstance(any_of := value.get("anyOf"), list) and any_of:
+        written["anyOf"] = [_rewritten_property(_mapping(item)) for item in any_of]
+    if kind := value.get("type"):
+        written["type"] = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
+    for key in ("items", "description", "enum"):
+        if value.get(key):
+            written[key] = _sorted(value[key])
+    if value.get("properties"):
+        written["properties"] = _rewritten_properties(_mapping(value["properties"]))
+    if value.get("required"):
+        written["required"] = value["required"]
+    return written
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sorted(value: object) -> object:
+    """Free-form values as Go writes them: the keys of an object sorted."""
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+def _without_reasoning(tried: Conversation) -> Conversation:
+    names = ("reasoning_content", "reasoning", "thinking")
+    return _with_messages(
+        tried, [{k: v for k, v in message.items() if k not in names} for message in tried.messages]
+    )
+
+
+def _with_arguments_as_text(tried: Conversation) -> Conversation:
+    return _with_messages(tried, [_with_calls(message, _as_text) for message in tried.messages])
+
+
+def _with_bare_calls(tried: Conversation) -> Conversation:
+    """Calls and results without the ids that link them."""
+
+    def bare(call: Mapping[str, object]) -> Mapping[str, object]:
+        return {key: value for key, value in call.items() if key != "id"}
+
+    messages = [_with_calls(message, bare) for message in tried.messages]
+    return _with_messages(
+        tried, [{k: v for k, v in message.items() if k != "tool_call_id"} for message in messages]
+    )
+
+
+def _as_text(call: Mapping[str, object]) -> Mapping[str, object]:
+    function = _mapping(call.get("function"))
+    text = json.dumps(function.get("arguments"), ensure_ascii=False, separators=(",", ":"))
+    return {**call, "function": {**function, "arguments": text}}
+
+
+def _with_calls(
+    message: Message, change: Callable[[Mapping[str, object]], Mapping[str, object]]
+) -> Message:
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return {**message, "tool_calls": [change(_mapping(call)) for call in calls]}
+
+
+def _joined(tried: Conversation) -> Conversation:
+    """Messages of one role in a row made one (`collate` in Ollama's template.go)."""
+    messages: list[Message] = []
+    for message in tried.messages:
+        last = messages[-1] if messages else {}
+        if last and last["role"] == message["role"] != "tool":
+            content = f"{last.get('content') or ''}\n\n{message.get('content') or ''}"
+            messages[-1] = {**last, "content": content}
+        else:
+            messages.append(message)
+    return _with_messages(tried, messages)
+
+
+def _trimmed(tried: Conversation) -> Conversation:
+    return _with_messages(
+        tried,
+        [
+            {**message, "content": str(message.get("content") or "").strip()}
+            for message in tried.messages
+        ],
+    )
+
+
+def _without_thinking_in_answers(tried: Conversation) -> Conversation:
+    """Earlier answers without what is between the tags (`filterThinkTags` in Ollama's routes)."""
+    last = max(
+        (at for at, message in enumerate(tried.messages) if message["role"] == "user"), default=-1
+    )
+    return _with_messages(
+        tried,
+        [
+            {**message, "content": _without_tags(str(message.get("content") or ""))}
+            if message["role"] == "assistant" and at < last
+            else message
+            for at, message in enumerate(tried.messages)
+        ],
+    )
+
+
+def _without_tags(content: str) -> str:
+    return re.sub(r"<think>(?s:.*?)</think>", "", content).strip()
+
+
+def _without_tools(tried: Conversation) -> Conversation:
+    return replace(tried, tools=())
+
+
+def _without_choice(tried: Conversation) -> Conversation:
+    return replace(tried, thinking=None)
+
+
+def _with_messages(tried: Conversation, messages: Sequence[Message]) -> Conversation:
+    return replace(tried, messages=tuple(messages))
+
+
+CHANGES: tuple[Change, ...] = (
+    Change("the server writes tool schemas anew", _with_rewritten_tools),
+    Change("the server leaves reasoning out of the history", _without_reasoning),
+    Change("the server gives calls' arguments as text", _with_arguments_as_text),
+    Change("the server leaves out the ids of calls", _with_bare_calls),
+    Change("messages of one role in a row are joined", _joined),
+    Change("messages are trimmed", _trimmed),
+    Change("thoughts are taken out of earlier answers", _without_thinking_in_answers),
+    Change("thinking is fixed as in training", _without_choice),
+    Change("tools are left out", _without_tools),
+)

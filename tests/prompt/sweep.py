@@ -1,0 +1,148 @@
+"""Every real chat template of the toolchain, decided on, and proved on a real Ollama daemon.
+
+`scripts/prompt-sweep [NAME...]` prints the table: for each kind of conversation how many of those
+that the chat template takes are equal, how many differ for a known cause, and how many differ.
+The model behind each is made on the spot; the prompt is what the daemon makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.errors import ChatTemplateError
+from packager.gguf.toolchain import find_toolchain
+from packager.pipeline.proving import daemon_renderer
+from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.conversation import BATTERY, Kind
+from packager.prompt.decision import PromptDecision, decide
+from packager.prompt.proof import Compared, Proof, prove
+from packager.prompt.vocabulary import Vocabulary
+from packager.runtime.ollama import Daemon
+from tests.daemon import find_ollama, running_daemon
+from tests.runtime.chain_gguf import write_chain_gguf
+
+KINDS: tuple[Kind, ...] = ("core", "prefill", "tools", "thinking")
+BOS, EOS = "<s>", "</s>"
+# Some of these templates have a long system text of their own.
+_CONTEXT = "16384"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What became of one chat template.
+
+    Attributes:
+        name: the template's file name, without its end.
+        decision: who renders; None where it is refused.
+        refusal: why, where it is refused.
+        proof: on the daemon.
+        capabilities: what the daemon says that the model can do.
+    """
+
+    name: str
+    decision: PromptDecision | None
+    refusal: str | None = None
+    proof: Proof | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+@contextmanager
+def sweeping_daemon(ollama_binary: Path, folder: Path) -> Iterator[Daemon]:
+    """A daemon whose models have room for the longest of the templates."""
+    environment = {"OLLAMA_CONTEXT_LENGTH": _CONTEXT}
+    with running_daemon(ollama_binary, folder, environment) as running:
+        yield Daemon(running.host)
+
+
+def sweep_one(path: Path, daemon: Daemon, folder: Path) -> Swept:
+    """Decide on a chat template, register a small model with it, and prove what it renders."""
+    name = path.stem
+    chat_template = ChatTemplate(path.read_text(encoding="utf-8"), path.name, BOS, EOS)
+    vocabulary = Vocabulary((2,), {1: BOS, 2: EOS}, frozenset({BOS, EOS}))
+    try:
+        decision = decide(chat_template, vocabulary)
+    except ChatTemplateError as error:
+        return Swept(name, None, error.message)
+    gguf = write_chain_gguf(
+        folder / "model.gguf",
+        chat_template=decision.gguf_chat_template,
+        adds_bos=decision.begins_with_bos,
+    )
+    model = "sweep-" + name.lower()
+    daemon.create(
+        model,
+        daemon.upload(gguf),
+        gguf.name,
+        template=decision.ollama_template,
+        system=None,
+        stops=(),
+        parameters={},
+    )
+    proof = prove(chat_template, BATTERY, daemon_renderer(daemon, model), daemon.host)
+    capabilities = daemon.show(model).capabilities
+    daemon.delete(model)
+    return Swept(name, decision, None, proof, capabilities)
+
+
+def line(swept: Swept) -> str:
+    """One line of the table."""
+    if swept.decision is None or swept.proof is None:
+        return f"{swept.name:<50} refused: {swept.refusal}"
+    cells = [f"{swept.name:<50} {swept.decision.renderer:<9}"]
+    for kind in KINDS:
+        of_kind = [item for item in swept.proof.compared if item.conversation.kind == kind]
+        counts = (_count(of_kind, outcome) for outcome in ("equal", "declared", "different"))
+        cells.append(" ".join(f"{count:>3}" for count in counts))
+    pins = ", ".join(f"{name} = {value}" for name, value in swept.decision.pins.items())
+    return " | ".join([*cells, pins])
+
+
+def _count(compared: Sequence[Compared], outcome: str) -> int:
+    return sum(item.outcome == outcome for item in compared)
+
+
+def templates(llama_cpp: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The toolchain's real chat templates, or those whose names hold one of `names`."""
+    found = sorted((llama_cpp / "models" / "templates").glob("*.jinja"))
+    return [path for path in found if not names or any(name in path.stem for name in names)]
+
+
+def main() -> None:
+    """Sweep, print the table, and fail where something differs that is not declared."""
+    parser = argparse.ArgumentParser(prog="scripts/prompt-sweep", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", help="parts of template names; by default all")
+    parser.add_argument("--diff", action="store_true", help="show what differs")
+    options = parser.parse_args()
+    binary = find_ollama()
+    if binary is None:
+        sys.exit("There is no Ollama here; scripts/install-ollama builds one.")
+    head = [f"{kind:<11}" for kind in KINDS]
+    print(" | ".join([f"{'equal, declared, different:':<60}", *head, "pinned"]))
+    failed = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with sweeping_daemon(binary, folder / "ollama") as daemon:
+            for path in templates(find_toolchain().folder, options.names):
+                swept = sweep_one(path, daemon, folder)
+                print(line(swept), flush=True)
+                different = [
+                    item
+                    for item in (swept.proof.compared if swept.proof else ())
+                    if item.outcome == "different"
+                ]
+                failed += len(different)
+                for item in different if options.diff else ():
+                    print(f"  {item.conversation.name}: {item.expected!r}\n   -> {item.rendered!r}")
+                    print(f"   {item.causes}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
