@@ -19,7 +19,7 @@ from packager.progress import Progress, Silent
 
 Scalar = int | float | str | bool
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 MODELFILE = "Modelfile"
 CHECKSUMS = "SHA256SUMS"
@@ -81,6 +81,23 @@ class AdapterIdentity:
 
 
 @dataclass(frozen=True)
+class TrainedTemplate:
+    """The chat template of training, with what it was told.
+
+    Attributes:
+        source: the Jinja text.
+        tool_use: the one for conversations with tools, where there is one of its own.
+        tokens: the special tokens by the names that a template has for them (`bos_token`).
+        variables: what else it was told (`enable_thinking`).
+    """
+
+    source: str
+    tool_use: str | None
+    tokens: Mapping[str, str]
+    variables: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
 class PromptRecord:
     """What was decided about the prompt.
 
@@ -93,6 +110,8 @@ class PromptRecord:
         system: the default system text.
         stops: the texts that end an answer.
         parameters: the other parameters, by Ollama's names.
+        pins: variables that the GGUF's chat template sets to what they were in training.
+        trained: the chat template of training itself, to prove the prompt by.
     """
 
     renderer: str
@@ -103,6 +122,8 @@ class PromptRecord:
     system: str | None
     stops: tuple[str, ...]
     parameters: Mapping[str, Scalar]
+    pins: Mapping[str, str]
+    trained: TrainedTemplate
 
 
 @dataclass(frozen=True)
@@ -391,4 +412,15 @@ def _read_prompt(reader: _Reader) -> PromptRecord:
         system=reader.optional_text("system"),
         stops=reader.texts("stops"),
         parameters=reader.scalar_by_name("parameters"),
+        pins=reader.text_by_name("pins"),
+        trained=_read_trained(reader.record("trained")),
+    )
+
+
+def _read_trained(reader: _Reader) -> TrainedTemplate:
+    return TrainedTemplate(
+        source=reader.text("source"),
+        tool_use=reader.optional_text("tool_use"),
+        tokens=reader.text_by_name("tokens"),
+        variables=reader.scalar_by_name("variables"),
     )

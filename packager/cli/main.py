@@ -22,6 +22,7 @@ _VERBS = {
     "merge": "Write the merged 16-bit checkpoint.",
     "modelfile": "Print the Modelfile of a source or a bundle.",
     "register": "Register a finished bundle with Ollama.",
+    "prompt": "Prove that the prompt is that of training.",
     "inspect": "Tell what a folder is, and what it needs.",
     "run": "Chat with a bundle or GGUF, without Ollama.",
     "doctor": "Tell what is installed, found, reachable.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from packager.cli.options import (
     console_for,
+    conversations_option,
     make_request,
     model_options,
     output_options,
@@ -20,9 +23,10 @@ from packager.cli.options import (
 @source_options()
 @model_options()
 @prompt_options()
+@conversations_option()
 @output_options()
 @click.option("--host", help="The Ollama server; by default OLLAMA_HOST, else this machine's.")
-def command(**options: Any) -> None:
+def command(conversations: Path | None, **options: Any) -> None:
     """Make SOURCE a model that answers in Ollama.
 
     SOURCE is an adapter's folder, a Trainer's output, a full model, or a Hub id. Several quants
@@ -36,6 +40,7 @@ def command(**options: Any) -> None:
     from packager.errors import DaemonError
     from packager.pipeline.build import build
     from packager.pipeline.prepare import prepare
+    from packager.pipeline.proving import conversations_with
     from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.ollama import Daemon
 
@@ -43,13 +48,17 @@ def command(**options: Any) -> None:
     request = make_request(options)
     if request.name:
         model_names(request.name, request.quants or ("default",))
+    tried = conversations_with(conversations)
     daemon = Daemon(options["host"])
+    is_there = daemon.is_reachable()
+    if is_there and request.ollama_version is None:
+        request = replace(request, ollama_version=daemon.version())
     package = prepare(request, console, every_quant=options["dry_run"])
     model_names(package.name, [typed.quant.name for typed in package.chosen])
     if options["dry_run"]:
         report_plan(package.plan, console, as_json=options["as_json"])
         return
-    if daemon.is_reachable():
+    if is_there:
         chosen = [quant for quant in package.plan.quants if quant.is_chosen]
         require_store_space(daemon, [quant.size_bytes for quant in chosen])
     else:
@@ -57,8 +66,9 @@ def command(**options: Any) -> None:
     bundle = build(package, console)
     try:
         registered = register(
-            bundle.folder, bundle.manifest, bundle.asked_for, package.name, daemon, console
-        )
+            bundle.folder, bundle.manifest, bundle.asked_for, package.name, daemon, console,
+            conversations=tried, force=request.force,
+        )  # fmt: skip
     except DaemonError as error:
         report_bundle(bundle, console, as_json=options["as_json"])
         error.next_step = (

@@ -108,8 +108,22 @@ def prompt_options() -> Callable[[Command], Command]:
         click.option("--param", "parameters", multiple=True, type=ParameterType(),
                      metavar="K=V", help="A parameter of Ollama, such as num_ctx=8192."),
         click.option("--stop", "stops", multiple=True, metavar="S", help="One more stop string."),
-        click.option("--template", default="auto", metavar="auto|native|FILE",
-                     help="Who renders the prompt; or the Jinja chat template of training."),
+        click.option("--template", default="auto", metavar="auto|native|go|FILE",
+                     help="Who renders the prompt: the GGUF's own template (native) or an Ollama "
+                     "TEMPLATE (go); or the Jinja chat template of training."),
+        click.option("--thinking", type=click.Choice(["as-trained", "on", "off"]),
+                     default="as-trained", show_default=True,
+                     help="Whether the model was trained to think."),
+        click.option("--ollama-version", metavar="V",
+                     help="The server's; by default it is asked, else the newest known."),
+    )  # fmt: skip
+
+
+def conversations_option() -> Callable[[Command], Command]:
+    """The user's own conversations, for the proof."""
+    return click.option(
+        "--conversations", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE", help="Prove these too: JSONL as trainers read it.",
     )  # fmt: skip
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 import click
 
-from packager.cli.options import QuantType, console_for, output_options
+from packager.cli.options import (
+    QuantType,
+    console_for,
+    conversations_option,
+    output_options,
+)
 
 
 @click.command("register")
@@ -16,8 +21,10 @@ from packager.cli.options import QuantType, console_for, output_options
 @click.option("--quant", "quants", multiple=True, type=QuantType(), metavar="Q",
               help="Which of the bundle's quants; by default all.")  # fmt: skip
 @click.option("--host", help="The Ollama server; by default OLLAMA_HOST, else this machine's.")
+@click.option("--force", is_flag=True, help="Give the name even where a prompt differs.")
+@conversations_option()
 @output_options()
-def command(bundle: Path, **options: Any) -> None:
+def command(bundle: Path, conversations: Path | None, **options: Any) -> None:
     """Register the finished BUNDLE with Ollama, read it back, and let it answer.
 
     \b
@@ -30,6 +37,7 @@ def command(bundle: Path, **options: Any) -> None:
     from packager.cli.console import result
     from packager.cli.report import registration_json, report_registered
     from packager.errors import SourceNotFoundError
+    from packager.pipeline.proving import conversations_with
     from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.ollama import Daemon
 
@@ -49,7 +57,10 @@ def command(bundle: Path, **options: Any) -> None:
     daemon = Daemon(options["host"])
     daemon.version()
     require_store_space(daemon, [file.size_bytes for file in files])
-    registered = register(bundle, manifest, files, name, daemon, console)
+    registered = register(
+        bundle, manifest, files, name, daemon, console,
+        conversations=conversations_with(conversations), force=options["force"],
+    )  # fmt: skip
     if options["as_json"]:
         result(json.dumps(registration_json(registered), indent=2))
     report_registered(registered, console)

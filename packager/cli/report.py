@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 from packager.cli.console import Console, result
+from packager.errors import UsageError
 from packager.files import format_bytes
 from packager.pipeline.build import Bundle
+from packager.pipeline.prompt import ProvedPrompt
 from packager.pipeline.register import Registered
 from packager.plan import Plan
+from packager.prompt.difference import differing_lines, side_by_side
+from packager.prompt.proof import Compared, Proof
 
 
 def report_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
@@ -83,9 +88,101 @@ def report_bundle(
             console.note(f"  fallback: {kind} for {count} tensors (listed in manifest.json)")
 
 
+def report_prompt(proved: ProvedPrompt, console: Console, *, as_json: bool) -> None:
+    """A table of conversations, each with what became of it in each place."""
+    if as_json:
+        result(json.dumps(_prompt_json(proved), indent=2, ensure_ascii=False))
+        return
+    console.note(f"{proved.name}: {proved.reason}")
+    width = max(len(item.conversation.name) for item in proved.proofs[0].compared)
+    levels = [proof.level for proof in proved.proofs]
+    columns = [max(9, len(level)) for level in levels]
+    head = "  ".join(f"{level:<{size}}" for level, size in zip(levels, columns, strict=True))
+    result(f"  N  {'conversation':<{width}}  {head}".rstrip())
+    for number, row in enumerate(zip(*(proof.compared for proof in proved.proofs), strict=True), 1):
+        outcomes = "  ".join(
+            f"{_outcome(item):<{size}}" for item, size in zip(row, columns, strict=True)
+        )
+        result(f"{number:>3}  {row[0].conversation.name:<{width}}  {outcomes}".rstrip())
+    for proof in proved.proofs:
+        report_proof(proof, console)
+
+
+def report_proof(proof: Proof, console: Console) -> None:
+    """How many prompts are those of training, why others are not, and what differs unexplained."""
+    console.note(
+        f"Prompts ({proof.level}): {proof.count('equal')} equal, {proof.count('declared')} "
+        f"declared, {proof.count('different')} different, {proof.count('not taken')} not taken by "
+        "the chat template"
+    )
+    for cause, count in proof.causes.items():
+        console.note(f"  declared: {cause} ({count})")
+    for item in proof.compared:
+        if item.outcome == "different" and item.rendered is None:
+            console.warn(f"'{item.conversation.name}' is refused: {'; '.join(item.causes)}")
+        elif item.outcome == "different":
+            console.warn(f"'{item.conversation.name}' differs:")
+            for line in differing_lines(item.expected or "", item.rendered or ""):
+                console.note(f"    {line}")
+
+
+def show_conversation(proved: ProvedPrompt, number: int) -> None:
+    """Both renderings of the conversation with this number in the table, for each place."""
+    if number > len(proved.proofs[0].compared):
+        raise UsageError(
+            f"--show {number}: there are {len(proved.proofs[0].compared)} conversations.",
+            next_step="Take a number from the table.",
+        )
+    width = shutil.get_terminal_size((120, 24)).columns
+    for proof in proved.proofs:
+        item = proof.compared[number - 1]
+        result(f"{item.conversation.name}: {_outcome(item)} ({proof.level})")
+        for cause in item.causes:
+            result(f"  {cause}")
+        if item.expected is not None:
+            result("training, then the other; ⏎ a line's end, · a space at one, | a difference")
+            for line in side_by_side(item.expected, item.rendered or "", width):
+                result(line)
+
+
+def _outcome(item: Compared) -> str:
+    return "other ids" if item.has_same_ids is False else item.outcome
+
+
+def _prompt_json(proved: ProvedPrompt) -> dict[str, object]:
+    return {
+        "name": proved.name,
+        "chat_template": proved.chat_template.origin,
+        "reason": proved.reason,
+        "proofs": [proof_json(proof) for proof in proved.proofs],
+    }
+
+
+def proof_json(proof: Proof) -> dict[str, object]:
+    """A proof as JSON values."""
+    return {
+        "level": proof.level,
+        "failed": [item.conversation.name for item in proof.failed],
+        "conversations": [
+            {
+                "name": item.conversation.name,
+                "kind": item.conversation.kind,
+                "outcome": item.outcome,
+                "causes": list(item.causes),
+                "same_ids": item.has_same_ids,
+                "expected": item.expected,
+                "rendered": item.rendered,
+            }
+            for item in proof.compared
+        ],
+    }
+
+
 def report_registered(registered: Registered, console: Console) -> None:
     """What Ollama has now, and what it answered."""
     check = registered.check
+    for proof in registered.proofs:
+        report_proof(proof, console)
     console.note(f"In force: {check.template_in_force}; ended by {check.done_reason}")
     console.note(f"Answer: {' '.join(check.answer.split())}")
     console.note(f"Next: ollama run {registered.names[0]}")
@@ -100,4 +197,6 @@ def registration_json(registered: Registered) -> dict[str, object]:
         "renderer": registered.check.template_in_force,
         "answer": registered.check.answer,
         "done_reason": registered.check.done_reason,
+        "capabilities": list(registered.check.capabilities),
+        "proofs": [proof_json(proof) for proof in registered.proofs],
     }

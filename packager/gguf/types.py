@@ -133,19 +133,24 @@ def padded(size_bytes: int) -> int:
     return -(-size_bytes // 32) * 32
 
 
+def write_skeleton(path: Path, conversion: Conversion) -> None:
+    """Write a sparse GGUF: the real header and metadata, and a hole in the place of the data."""
+    floats = {tensor.name: tensor.float_type for tensor in conversion.tensors}
+    offset = write_header(path, conversion, floats, ftype=1)
+    data_bytes = sum(
+        padded(tensor_bytes(tensor.elements, tensor.float_type)) for tensor in conversion.tensors
+    )
+    os.truncate(path, offset + data_bytes)
+
+
 def type_quants(conversion: Conversion, quants: Iterable[Quant], scratch: Path) -> list[TypedQuant]:
     """Decide every tensor's type for each quant, reading no weight.
 
     A sparse file with the real header and holes for data is handed to `llama_model_quantize` with
     `dry_run`; what it says of each tensor is taken from its log.
     """
-    floats = {tensor.name: tensor.float_type for tensor in conversion.tensors}
     skeleton = scratch / "skeleton.gguf"
-    offset = write_header(skeleton, conversion, floats, ftype=1)
-    data_bytes = sum(
-        padded(tensor_bytes(tensor.elements, tensor.float_type)) for tensor in conversion.tensors
-    )
-    os.truncate(skeleton, offset + data_bytes)
+    write_skeleton(skeleton, conversion)
     try:
         return [_type_quant(conversion, quant, skeleton) for quant in quants]
     finally:

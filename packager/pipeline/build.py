@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import (
+    SCHEMA,
     BaseIdentity,
     GgufFile,
     Manifest,
@@ -29,7 +30,8 @@ from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.lora import Merged
 from packager.pipeline.inputs import Inputs
-from packager.pipeline.prepare import SCHEMA, Package, tool_versions
+from packager.pipeline.prepare import Package, tool_versions
+from packager.pipeline.prompting import record_template
 from packager.progress import Progress, Silent
 from packager.prompt.modelfile import render_modelfile
 
@@ -207,6 +209,8 @@ def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
             system=spec.system,
             stops=spec.stops,
             parameters=dict(spec.parameters),
+            pins=dict(decision.pins),
+            trained=record_template(package.chat_template),
         ),
     )
 

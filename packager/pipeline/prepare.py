@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager import __version__
-from packager.bundle import AdapterIdentity
+from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.errors import UnsupportedError, UsageError
 from packager.files import read_ahead, sha256_file
@@ -32,7 +32,6 @@ from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile import ModelfileSpec
 from packager.source.open import Source
 
-SCHEMA = 1
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from packager.bundle import TrainedTemplate
 from packager.errors import ChatTemplateError, SourceNotFoundError
 from packager.pipeline.inputs import Inputs
 from packager.plan import Request
@@ -80,3 +81,28 @@ def chat_templates(decision: PromptDecision) -> dict[str, str]:
     if decision.gguf_tool_use_template:
         found["tool_use"] = decision.gguf_tool_use_template
     return found
+
+
+def record_template(chat_template: ChatTemplate) -> TrainedTemplate:
+    """The chat template of training as a manifest keeps it."""
+    named = {"bos_token": chat_template.bos_token, "eos_token": chat_template.eos_token}
+    tokens = {name: token for name, token in named.items() if token is not None}
+    return TrainedTemplate(
+        source=chat_template.source,
+        tool_use=chat_template.tool_use,
+        tokens={**chat_template.other_tokens, **tokens},
+        variables={
+            name: value
+            for name, value in chat_template.variables.items()
+            if isinstance(value, bool | int | float | str)
+        },
+    )
+
+
+def recorded_template(record: TrainedTemplate, origin: str) -> ChatTemplate:
+    """The chat template of training that a manifest has kept."""
+    tokens = dict(record.tokens)
+    bos_token, eos_token = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
+    return ChatTemplate(
+        record.source, origin, bos_token, eos_token, tokens, record.tool_use, record.variables
+    )

@@ -1,11 +1,116 @@
-"""Proving a prompt where it is rendered: by a daemon, by the embedded runtime, or offline."""
+"""Proving a prompt where it is rendered: offline, by the embedded runtime, by a daemon."""
 
 from __future__ import annotations
 
-from packager.errors import UnsupportedError
-from packager.prompt.conversation import Conversation
-from packager.prompt.proof import Render
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from packager.errors import (
+    ChatTemplateError,
+    PromptDifferenceError,
+    PromptRefusedError,
+    UnsupportedError,
+)
+from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.conversation import BATTERY, Conversation, Message
+from packager.prompt.dataset import read_conversations
+from packager.prompt.go_template import render_go_template
+from packager.prompt.proof import Proof, Render, TokenizedBy, prove
+from packager.prompt.server import as_native_server, server_variables
+from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.runtime.ollama import Daemon
+
+
+def conversations_with(own: Path | None) -> tuple[Conversation, ...]:
+    """The battery, after the user's own conversations where there is a file of them."""
+    return (*read_conversations(own), *BATTERY) if own else BATTERY
+
+
+def prove_offline(
+    chat_template: ChatTemplate,
+    gguf_chat_template: ChatTemplate,
+    ollama_template: str | None,
+    conversations: Sequence[Conversation],
+) -> Proof:
+    """Compare with what a server is known to make of the conversations.
+
+    Args:
+        chat_template: the one of training.
+        gguf_chat_template: the GGUF's own.
+        ollama_template: the TEMPLATE (Go) that renders in its place; None for the GGUF's own.
+        conversations: what is compared.
+    """
+    if ollama_template is None:
+        render: Render = _native_renderer(gguf_chat_template)
+    else:
+        render = _go_renderer(ollama_template)
+    return prove(chat_template, conversations, render, "offline")
+
+
+def prove_embedded(
+    chat_template: ChatTemplate,
+    gguf: Path,
+    conversations: Sequence[Conversation],
+    tokenize: Callable[[str], list[int]] | None,
+) -> Proof:
+    """Compare with the embedded runtime, and the ids of its tokenizer with those of training.
+
+    Args:
+        chat_template: the one of training.
+        gguf: the file; its tensors are not read.
+        conversations: what is compared.
+        tokenize: the tokenizer of training; None to compare no ids.
+    """
+    with GgufVocabulary(gguf) as vocabulary:
+
+        def render(tried: Conversation) -> str:
+            if tried.is_begun:
+                raise PromptRefusedError("the embedded runtime does not go on with begun answers")
+            asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
+            return vocabulary.render(tried.messages, tried.tools, asked)
+
+        tokenized_by = TokenizedBy(tokenize, vocabulary.tokenize) if tokenize else None
+        return prove(chat_template, conversations, render, "embedded", tokenized_by)
+
+
+def prove_on_daemon(
+    chat_template: ChatTemplate,
+    daemon: Daemon,
+    name: str,
+    conversations: Sequence[Conversation],
+    system: str | None = None,
+) -> Proof:
+    """Compare with what a daemon makes of the conversations for a registered model.
+
+    Args:
+        chat_template: the one of training.
+        daemon: the daemon.
+        name: the model.
+        conversations: what is compared.
+        system: the model's SYSTEM text, which the daemon puts before conversations without one.
+
+    Raises:
+        UnsupportedError: if the daemon is too old to tell.
+    """
+    render = daemon_renderer(daemon, name)
+    if not system:
+        return prove(chat_template, conversations, render, daemon.host)
+    first: Message = {"role": "system", "content": system}
+
+    def render_without(tried: Conversation) -> str:
+        return render(replace(tried, messages=tried.messages[1:]))
+
+    plain = [tried for tried in conversations if tried.messages[0]["role"] != "system"]
+    compared = prove(
+        chat_template,
+        [replace(tried, messages=(first, *tried.messages)) for tried in plain],
+        render_without,
+        daemon.host,
+    )
+    others = [tried for tried in conversations if tried not in plain]
+    rest = prove(chat_template, others, render, daemon.host)
+    return Proof(daemon.host, (*compared.compared, *rest.compared))
 
 
 def daemon_renderer(daemon: Daemon, name: str) -> Render:
@@ -23,5 +128,51 @@ def daemon_renderer(daemon: Daemon, name: str) -> Render:
                 next_step="Update Ollama: newer ones tell (0.12 and later).",
             )
         return prompt
+
+    return render
+
+
+def require_proved(proof: Proof, what: str, next_step: str) -> None:
+    """Refuse a prompt that is not the prompt of training.
+
+    Raises:
+        PromptDifferenceError: naming the conversations that differ.
+    """
+    failed = proof.failed
+    if not failed:
+        return
+    names = ", ".join(f"'{item.conversation.name}'" for item in failed[:3])
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    kind = "token ids" if failed[0].outcome != "different" else "prompt"
+    raise PromptDifferenceError(
+        f"{what}: the {kind} of {names}{more} is not that of training ({proof.level}).",
+        next_step=next_step,
+    )
+
+
+def _native_renderer(gguf_chat_template: ChatTemplate) -> Render:
+    def render(tried: Conversation) -> str:
+        asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
+        variables = {**server_variables(), **asked}
+        tried = as_native_server(tried)
+        begun = ""
+        if tried.is_begun:
+            begun = str(tried.messages[-1].get("content") or "")
+            tried = replace(tried, messages=tried.messages[:-1])
+        try:
+            return gguf_chat_template.prompt(tried, variables) + begun
+        except ChatTemplateError as error:
+            raise PromptRefusedError(error.message) from error
+
+    return render
+
+
+def _go_renderer(ollama_template: str) -> Render:
+    def render(tried: Conversation) -> str:
+        if tried.tools:
+            raise PromptRefusedError("the TEMPLATE takes no tools")
+        if tried.thinking is not None:
+            raise PromptRefusedError("the TEMPLATE does not think")
+        return render_go_template(ollama_template, tried.messages)
 
     return render

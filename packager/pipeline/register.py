@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packager.bundle import GgufFile, Manifest
-from packager.errors import UsageError
+from packager.errors import (
+    PromptDifferenceError,
+    RegistrationError,
+    UnsupportedError,
+    UsageError,
+)
 from packager.files import require_disk
+from packager.pipeline.prompting import recorded_template
+from packager.pipeline.proving import prove_on_daemon, require_proved
 from packager.progress import Progress
-from packager.runtime.ollama import CREATE_COPIES, Daemon, Registration, validate_name
+from packager.prompt.conversation import BATTERY, Conversation
+from packager.prompt.proof import Proof
+from packager.prompt.server import is_native_capable
+from packager.runtime.ollama import CREATE_COPIES, Daemon, Registration, validate_name, with_suffix
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,15 @@ class Registered:
         version: its version.
         names: every name that answers, the first one first.
         check: what was read back of the first one, and its short answer.
+        proofs: each quant's prompts held against those of training; none where the daemon is too
+            old to tell what it renders.
     """
 
     host: str
     version: str
     names: tuple[str, ...]
     check: Registration
+    proofs: tuple[Proof, ...]
 
 
 def model_names(name: str, quants: Sequence[str]) -> tuple[str, ...]:
@@ -59,6 +72,11 @@ def require_store_space(daemon: Daemon, sizes_bytes: Sequence[int]) -> None:
         require_disk(folder, needed, "Ollama's copy of the model")
 
 
+def unproved_name(name: str) -> str:
+    """The name of a model while its prompt is not proved: `NAME-unproved`, with the same tag."""
+    return with_suffix(name, "-unproved")
+
+
 def register(
     folder: Path,
     manifest: Manifest,
@@ -66,37 +84,52 @@ def register(
     name: str,
     daemon: Daemon,
     progress: Progress,
+    *,
+    conversations: Sequence[Conversation] = BATTERY,
+    force: bool = False,
 ) -> Registered:
-    """Hand a bundle's GGUFs to the daemon, read back what it made of them, and let it answer.
+    """Hand a bundle's GGUFs to the daemon, prove what it made of them, and let it answer.
 
-    Several files become tags of one name; `latest` is the first.
+    A model is made under a name of its own, and takes the name asked for when what is in force is
+    what was sent and its prompts are those of training. Several files become tags of one name;
+    `latest` is the first.
+
+    Args:
+        folder: the bundle's.
+        manifest: the bundle's.
+        files: the GGUFs to register.
+        name: the model's name.
+        daemon: where to.
+        progress: told what was done.
+        conversations: those whose prompts are compared.
+        force: give the name even where a prompt is not the one of training.
 
     Raises:
         DaemonError: if the daemon is not there, or goes away midway.
         RegistrationError: if what is in force there is not what was sent.
+        PromptDifferenceError: if a prompt is not the one of training; the model is left under its
+            `unproved_name`.
     """
     version = daemon.version()
     progress.note(f"Ollama {version} at {daemon.host}")
-    prompt = manifest.prompt
+    _require_renderer(manifest, version, daemon.host)
     names = model_names(name, [file.quant for file in files])
+    checks, proofs = [], []
     for model, file in zip(names, files, strict=True):
+        unproved = unproved_name(model)
         digest = daemon.upload(folder / file.name, progress, sha256=file.sha256)
-        daemon.create(
-            model,
-            digest=digest,
-            file_name=file.name,
-            template=prompt.template,
-            system=prompt.system,
-            stops=prompt.stops,
-            parameters=prompt.parameters,
-        )
+        _create(unproved, digest, file.name, manifest, daemon)
+        proof = _prove(manifest, unproved, daemon, conversations, progress)
+        if proof is not None:
+            proofs.append(proof)
+            _require_proved(proof, unproved, model, progress, force=force)
+        prompt = manifest.prompt
+        check = daemon.verify(unproved, prompt.template, prompt.stops, parameters=prompt.parameters)
+        daemon.rename(unproved, model)
+        checks.append(replace(check, name=model))
         progress.note(f"Registered {model}")
-    checks = [
-        daemon.verify(model, prompt.template, prompt.stops, parameters=prompt.parameters)
-        for model in names
-    ]
     for check in checks:
-        shown = [stop for stop in prompt.stops if stop in check.answer]
+        shown = [stop for stop in manifest.prompt.stops if stop in check.answer]
         if shown:
             progress.warn(
                 f"{check.name} wrote {shown[0]!r} as text, where a turn should have ended"
@@ -104,4 +137,59 @@ def register(
     if len(names) > 1:
         daemon.copy(names[0], name)
         names = (*names, f"{name}:latest")
-    return Registered(daemon.host, version, names, checks[0])
+    return Registered(daemon.host, version, names, checks[0], tuple(proofs))
+
+
+def _require_renderer(manifest: Manifest, version: str, host: str) -> None:
+    if manifest.prompt.renderer == "native" and not is_native_capable(version):
+        raise RegistrationError(
+            f"Ollama {version} at {host} does not render with a GGUF's own chat template, as this "
+            "bundle asks for.",
+            next_step=f"Package the model with --ollama-version {version}, or update Ollama.",
+        )
+
+
+def _create(name: str, digest: str, file_name: str, manifest: Manifest, daemon: Daemon) -> None:
+    prompt = manifest.prompt
+    daemon.create(
+        name,
+        digest=digest,
+        file_name=file_name,
+        template=prompt.template,
+        system=prompt.system,
+        stops=prompt.stops,
+        parameters=prompt.parameters,
+    )
+
+
+def _prove(
+    manifest: Manifest,
+    name: str,
+    daemon: Daemon,
+    conversations: Sequence[Conversation],
+    progress: Progress,
+) -> Proof | None:
+    chat_template = recorded_template(
+        manifest.prompt.trained, manifest.prompt.template_origin or ""
+    )
+    try:
+        return prove_on_daemon(chat_template, daemon, name, conversations, manifest.prompt.system)
+    except UnsupportedError as error:
+        progress.warn(f"{error.message} The prompt is proved offline only")
+        return None
+
+
+def _require_proved(
+    proof: Proof, unproved: str, model: str, progress: Progress, *, force: bool
+) -> None:
+    try:
+        require_proved(
+            proof,
+            f"{unproved} is registered, but not as {model}",
+            next_step=f"See `ftpack prompt {unproved} --against {proof.level}`; with --force it "
+            f"becomes {model} all the same.",
+        )
+    except PromptDifferenceError as error:
+        if not force:
+            raise
+        progress.warn(error.message)

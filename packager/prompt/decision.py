@@ -89,7 +89,7 @@ def decide(
     prompts = [prompt_or_none(chat_template, tried) for tried in CORE]
     begin = {prompt.startswith(bos_token) for prompt in prompts if prompt and bos_token}
     family, reason = _renderer(chat_template, native, choice, ollama_version)
-    end = _turn_end(chat_template, vocabulary)
+    end = turn_end(chat_template, vocabulary)
     eos_tokens = [vocabulary.token_of.get(number) for number in vocabulary.eos_token_ids]
     stops = tuple(dict.fromkeys(token for token in (end, *eos_tokens) if token))
     end_id = {token: number for number, token in vocabulary.token_of.items()}.get(end or "")
@@ -182,7 +182,7 @@ def _claimed_abilities(source: str) -> str:
     return " and ".join(name for name, is_claimed in claims if is_claimed)
 
 
-def _turn_end(chat_template: ChatTemplate, vocabulary: Vocabulary) -> str | None:
+def turn_end(chat_template: ChatTemplate, vocabulary: Vocabulary) -> str | None:
     """The marker that follows an assistant's answer: an added token, else the text of its line.
 
     It has to follow whether the conversation ends there or goes on: what opens a turn is no end.

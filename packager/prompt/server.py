@@ -154,6 +154,11 @@ def _with_calls(
     return {**message, "tool_calls": [change(_mapping(call)) for call in calls]}
 
 
+def as_native_server(tried: Conversation) -> Conversation:
+    """The conversation as it reaches a GGUF's own chat template on a server."""
+    return _without_reasoning(_with_rewritten_tools(tried))
+
+
 def _joined(tried: Conversation) -> Conversation:
     """Messages of one role in a row made one (`collate` in Ollama's template.go)."""
     messages: list[Message] = []

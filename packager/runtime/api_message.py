@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 # The names that trainers have for an assistant's reasoning.
@@ -46,6 +47,8 @@ def refusal_reason(text: str) -> str:
         if not isinstance(inner, str):
             break
         text = inner
+    # The model's name is left out: `"NAME" does not support thinking`.
+    text = re.sub(r'^"?\S+ (does not support \w+)$', r"the model \1", text.strip())
     return " ".join(text.split())[:300]
 
 

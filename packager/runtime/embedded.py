@@ -78,7 +78,7 @@ class EmbeddedModel:
 
     def __init__(self, gguf: Path, *, n_ctx: int, threads: int | None) -> None:
         self._gguf = gguf
-        self._llama = _load(gguf, n_ctx=n_ctx, threads=threads)
+        self._llama = load_llama(gguf, n_ctx=n_ctx, threads=threads)
         if not self._llama.metadata.get(_CHAT_TEMPLATE_KEY):
             # llama-cpp-python would take Llama 2's format, whatever the model was trained with.
             self.close()
@@ -164,7 +164,14 @@ def _sampling(parameters: Mapping[str, ParameterValue]) -> dict[str, ParameterVa
     return {**_SAMPLING, **chosen}
 
 
-def _load(gguf: Path, *, n_ctx: int, threads: int | None) -> Any:
+def load_llama(gguf: Path, *, n_ctx: int, threads: int | None, vocab_only: bool = False) -> Any:
+    """llama-cpp-python's model of a GGUF; `vocab_only` leaves its weights out.
+
+    Raises:
+        SourceNotFoundError: if there is no such file.
+        CorruptFileError: if llama.cpp cannot load it.
+        ChatTemplateError: if its chat template is broken.
+    """
     if not gguf.is_file():
         raise SourceNotFoundError(
             f"There is no file {gguf}.",
@@ -179,6 +186,7 @@ def _load(gguf: Path, *, n_ctx: int, threads: int | None) -> Any:
         return llama_cpp.Llama(
             str(gguf),
             n_ctx=n_ctx,
+            vocab_only=vocab_only,
             n_threads=threads,
             n_threads_batch=threads,
             n_gpu_layers=-1,

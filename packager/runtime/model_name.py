@@ -57,6 +57,12 @@ def split_tag(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def with_suffix(name: str, suffix: str) -> str:
+    """The name with something after it, before its tag: `a/b:c` and `-x` give `a/b-x:c`."""
+    bare, tag = split_tag(name)
+    return f"{bare}{suffix}" + (f":{tag}" if tag else "")
+
+
 def qualified_name(name: str) -> str:
     """The name as a daemon compares it: every part present, in lower case, without a scheme."""
     defaults = {"host": "registry.ollama.ai", "namespace": "library", "model": "", "tag": "latest"}

@@ -15,10 +15,18 @@ from packager.files import sha256_file
 from packager.progress import Progress, Silent, Task
 from packager.runtime.api_message import api_message, refusal_reason
 from packager.runtime.connection import Connection
-from packager.runtime.model_name import qualified_name, split_tag, validate_name
+from packager.runtime.model_name import qualified_name, split_tag, validate_name, with_suffix
 from packager.runtime.shown import ParameterValue, ShownModel, read_shown, require_as_sent
 
-__all__ = ["CREATE_COPIES", "Daemon", "Registration", "ShownModel", "split_tag", "validate_name"]
+__all__ = [
+    "CREATE_COPIES",
+    "Daemon",
+    "Registration",
+    "ShownModel",
+    "split_tag",
+    "validate_name",
+    "with_suffix",
+]
 
 # How many times the daemon's disk holds a GGUF while it is created: the upload, what llama-quantize
 # makes of it, and a copy of that under its digest (server/create.go). One stays where its bytes are
@@ -197,6 +205,13 @@ class Daemon:
         if statuses[-1:] != ["success"]:
             raise self._connection.went_away(doing, f"its last words were {statuses[-1:]}")
 
+    def has_model(self, name: str) -> bool:
+        """Whether a model of this name is registered."""
+        with self._connection.errors_while(f"looking for {name}"):
+            listed = self._connection.client.list().models
+        wanted = qualified_name(name)
+        return any(model.model and qualified_name(model.model) == wanted for model in listed)
+
     def show(self, name: str) -> ShownModel:
         """What the daemon tells about a registered model."""
         return read_shown(
@@ -287,6 +302,18 @@ class Daemon:
         """Take a model off the daemon; what other models share with it stays."""
         with self._connection.errors_while(f"deleting {name}"):
             self._connection.client.delete(name)
+
+    def rename(self, source: str, destination: str) -> None:
+        """Give a model another name; what had that name before goes when the new one has it."""
+        replaced = with_suffix(destination, "-replaced")
+        had_one = self.has_model(destination)
+        if had_one:
+            self.copy(destination, replaced)
+        self.copy(source, destination)
+        self.delete(source)
+        if had_one:
+            # Deleted, not only overwritten: its files go with it.
+            self.delete(replaced)
 
     def copy(self, source: str, destination: str) -> None:
         """Give a registered model a second name, which shares its files."""

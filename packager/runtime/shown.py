@@ -28,6 +28,7 @@ class ShownModel:
         parameters: the other parameters.
         capabilities: what the daemon takes the model to be capable of.
         built_in: `RENDERER NAME` and `PARSER NAME`, where the daemon uses its own code.
+        modelfile: the listing, whose FROM is the GGUF on the daemon's disk.
     """
 
     template: str
@@ -36,6 +37,7 @@ class ShownModel:
     parameters: Mapping[str, ParameterValue]
     capabilities: tuple[str, ...]
     built_in: tuple[str, ...]
+    modelfile: str = ""
 
     @property
     def template_in_force(self) -> str:
@@ -63,6 +65,7 @@ def read_shown(answer: Mapping[str, Any]) -> ShownModel:
         parameters={name: values[0] for name, values in parameters.items()},
         capabilities=tuple(str(item) for item in answer.get("capabilities") or ()),
         built_in=tuple(" ".join(match) for match in _BUILT_IN.findall(listing)),
+        modelfile=str(answer.get("modelfile") or ""),
     )
 
 

@@ -1,0 +1,103 @@
+"""A user's own conversations, in the formats that trainers read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from packager.errors import CorruptFileError
+from packager.prompt.conversation import Conversation, Message
+
+# ShareGPT's names of the roles.
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+_NEXT = (
+    'Give one JSON object a line: {"messages": [...]}, {"prompt": [...], "completion": [...]}, '
+    'or ShareGPT\'s {"conversations": [...]}.'
+)
+
+
+def read_conversations(path: Path) -> tuple[Conversation, ...]:
+    """The conversations of a JSONL file, each up to where its last answer begins.
+
+    A line is an object with `messages`, with `prompt` (and `completion`), or with ShareGPT's
+    `conversations`; `tools` may stand beside them.
+
+    Raises:
+        CorruptFileError: naming the line that is none of these.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path} cannot be read: {error}", next_step=_NEXT) from error
+    found = tuple(
+        _conversation(line, f"{path.name}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+    if not found:
+        raise CorruptFileError(f"{path} holds no conversation.", next_step=_NEXT)
+    return found
+
+
+def _conversation(line: str, where: str) -> Conversation:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise CorruptFileError(f"{where}: {error}", next_step=_NEXT) from error
+    if not isinstance(record, dict):
+        raise CorruptFileError(f"{where}: the line is no object.", next_step=_NEXT)
+    messages = tuple(_messages(record, where))
+    # What is learnt is the last answer: its prompt ends where it begins.
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise CorruptFileError(f"{where}: there is no turn before an answer.", next_step=_NEXT)
+    tools = record.get("tools") or ()
+    if isinstance(tools, str):  # as datasets without a fixed schema keep them
+        tools = json.loads(tools)
+    return Conversation(where, messages, "own", tuple(tools))
+
+
+def _messages(record: Mapping[str, object], where: str) -> Iterator[Message]:
+    for key in ("messages", "prompt"):
+        if isinstance(turns := record.get(key), list):
+            yield from (_message(turn, where) for turn in turns)
+            return
+    if isinstance(turns := record.get("conversations"), list):
+        if isinstance(system := record.get("system"), str) and system:
+            yield {"role": "system", "content": system}
+        yield from (_shared(turn, where) for turn in turns)
+        return
+    if isinstance(record.get("prompt"), str) or isinstance(record.get("text"), str):
+        raise CorruptFileError(
+            f"{where}: the prompt is a text, not turns; no chat template was used on it.",
+            next_step=_NEXT,
+        )
+    raise CorruptFileError(
+        f"{where}: the line has {', '.join(sorted(record))}, and no turns.", next_step=_NEXT
+    )
+
+
+def _message(turn: object, where: str) -> Message:
+    if isinstance(turn, dict) and "from" in turn:
+        return _shared(turn, where)
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        raise CorruptFileError(f"{where}: {str(turn)[:80]} is no turn.", next_step=_NEXT)
+    return {key: value for key, value in turn.items() if value is not None}
+
+
+def _shared(turn: object, where: str) -> Message:
+    role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+    if role is None or not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        raise CorruptFileError(f"{where}: {str(turn)[:80]} is no turn.", next_step=_NEXT)
+    return {"role": role, "content": turn["value"]}
