@@ -13,7 +13,7 @@ from packager.gguf.write import AHEAD_ELEMENTS
 # tokens, and the kernels.
 _PROCESS_BYTES = 1150 << 20
 # The context that Ollama gives a model which asks for none, on a machine without a large GPU.
-_CONTEXT = 4096
+DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Request:
         thinking: whether the model was trained to think: `on`, `off`, or `as-trained` for what its
             chat template does by itself.
         ollama_version: the server's, None for the newest known.
+        preset: the name of a family's published sampling; None to write none.
+        context_length: the context in tokens, by YaRN where it is longer than the model's own.
         force: overwrite another model's files in `out`.
     """
 
@@ -56,6 +58,8 @@ class Request:
     template: str = "auto"
     thinking: str = "as-trained"
     ollama_version: str | None = None
+    preset: str | None = None
+    context_length: int | None = None
     force: bool = False
 
 
@@ -67,7 +71,7 @@ class PlannedQuant:
         quant: llama.cpp's name.
         file_name: the GGUF's name in the bundle.
         size_bytes: the file's size, its metadata not counted.
-        run_memory_bytes: weights and a key-value cache of 4096 tokens.
+        run_memory_bytes: weights and a key-value cache of the context chosen, or 4096 tokens.
         bits_per_weight: the real average.
         fallbacks: one line for each tensor that gets another type than the one meant for it.
         needs_imatrix: whether it cannot be made without an importance matrix.
@@ -142,8 +146,10 @@ def estimate_memory(largest_merged_bytes: int, largest_computed_bytes: int, targ
     )
 
 
-def estimate_run_memory(size_bytes: int, key_values: Mapping[str, object]) -> int:
-    """What a runtime needs for a GGUF: its weights, and fp16 keys and values for 4096 tokens."""
+def estimate_run_memory(
+    size_bytes: int, key_values: Mapping[str, object], context_length: int = DEFAULT_CONTEXT
+) -> int:
+    """What a runtime needs for a GGUF: its weights, and fp16 keys and values for a context."""
 
     def number(suffix: str, default: int = 0) -> int:
         value = next((v for k, v in key_values.items() if k.endswith(suffix)), default)
@@ -157,4 +163,4 @@ def estimate_run_memory(size_bytes: int, key_values: Mapping[str, object]) -> in
         ".attention.value_length", head_size
     )
     cache_heads = number(".attention.head_count_kv", heads)
-    return size_bytes + 2 * _CONTEXT * number(".block_count") * cache_heads * width
+    return size_bytes + 2 * context_length * number(".block_count") * cache_heads * width

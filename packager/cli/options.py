@@ -14,9 +14,10 @@ from packager.plan import Request
 
 if TYPE_CHECKING:
     _StrType = click.ParamType[str]
+    _IntType = click.ParamType[int]
     _PairType = click.ParamType[tuple[str, int | float | str | bool]]
 else:  # only newer releases of Click let it be subscripted when the program runs
-    _StrType = _PairType = click.ParamType
+    _StrType = _IntType = _PairType = click.ParamType
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -62,6 +63,20 @@ class ParameterType(_PairType):
             except ValueError:
                 continue
         return key, text
+
+
+class ContextType(_IntType):
+    """A number of tokens, `131072` or `128k`."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of tokens."""
+        text = str(value).lower()
+        number, unit = (text[:-1], 1024) if text.endswith("k") else (text, 1)
+        if not number.isdecimal() or not int(number):
+            self.fail(f"{value!r} is no number of tokens, such as 32768 or 32k.")
+        return int(number) * unit
 
 
 def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -114,6 +129,11 @@ def prompt_options() -> Callable[[Command], Command]:
         click.option("--thinking", type=click.Choice(["as-trained", "on", "off"]),
                      default="as-trained", show_default=True,
                      help="Whether the model was trained to think."),
+        click.option("--preset", metavar="NAME",
+                     help="Write the sampling that the model's authors publish; the run names "
+                     "what there is."),
+        click.option("--context", "context_length", type=ContextType(), metavar="N|Nk",
+                     help="The context in tokens; YaRN stretches the model's own where it has to."),
         click.option("--ollama-version", metavar="V",
                      help="The server's; by default it is asked, else the newest known."),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
+from packager.gguf.context import stretched_config
 from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
 
@@ -102,6 +103,7 @@ def convert(
     end_token_ids: Sequence[int],
     *,
     begins_with_bos: bool,
+    context_length: int | None = None,
 ) -> Conversion:
     """Let llama.cpp's converter name, lay out and describe a checkpoint's tensors.
 
@@ -116,16 +118,18 @@ def convert(
             `tokenizer.ggml.eot_token_id` and `eom_token_id`, beside the converter's `eos_token_id`.
         begins_with_bos: whether a prompt of training begins with BOS. Runtimes add it where the
             GGUF says so, whatever the template renders: two of them, or none, are one step away.
+        context_length: a context in tokens, beyond the model's own by YaRN; None for its own.
 
     Raises:
         UnsupportedError: with the converter's reason, if it does not take the model.
     """
+    config = stretched_config(files["config.json"], context_length) if context_length else None
     toolchain.activate()
     float_type = _float_type(checkpoint)
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
-        link_files(files, folder)
+        link_files(files, folder, config)
         outputs: dict[str, tuple[Any, str | None]] = {}
         model = _run_converter(folder, name, float_type, checkpoint, outputs)
     writer = model.gguf_writer

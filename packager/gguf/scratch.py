@@ -11,11 +11,16 @@ from packager.files import read_json, write_json
 # in it would be another model's.
 _NOT_FOR_CONVERTER = (".md",)
 _CONFIG, _TOKENIZER, _SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+_MODEL_CONFIG = "config.json"
 _ADDED = "added_tokens_decoder"
 
 
-def link_files(files: Mapping[str, Path], folder: Path) -> None:
+def link_files(
+    files: Mapping[str, Path], folder: Path, config: Mapping[str, object] | None = None
+) -> None:
     """Fill `folder` with links to `files`; the user's own are never written to.
+
+    A `config` takes the place of `config.json`.
 
     With a `tokenizer.model`, the converter learns of added tokens only from the tokenizer's
     configuration, where transformers 5 no longer writes them: they would become unused entries,
@@ -24,7 +29,9 @@ def link_files(files: Mapping[str, Path], folder: Path) -> None:
     mended = _with_added_tokens(files)
     for name, path in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        if name == _CONFIG and mended is not None:
+        if name == _MODEL_CONFIG and config is not None:
+            write_json(folder / name, config)
+        elif name == _CONFIG and mended is not None:
             write_json(folder / name, mended)
         elif path.suffix not in _NOT_FOR_CONVERTER:
             (folder / name).symlink_to(path.absolute())

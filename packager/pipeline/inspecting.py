@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from packager.checkpoint import TensorInfo
+from packager.checkpoint import TensorInfo, describing_files
 from packager.errors import FtpackError
 from packager.files import format_bytes
 from packager.progress import Progress
 from packager.prompt.chat_template import load_chat_template
+from packager.prompt.lint import lint
+from packager.prompt.vocabulary import load_vocabulary
 from packager.source.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source
 from packager.source.trainer import list_checkpoints
@@ -39,7 +41,9 @@ def inspect(
             "architecture": ", ".join(map(str, _list(config.get("architectures")))),
             "weights": _summary(source.model.tensors.values()),
         }
-    found["chat template"] = _template_origin(source)
+    found["chat template"], findings = _template(source)
+    if findings:
+        found["chat template, found"] = findings
     checkpoints = list_checkpoints(Path(given)) if Path(given).is_dir() else []
     if checkpoints:
         found["checkpoints"] = [
@@ -80,17 +84,20 @@ def _where_is_base(name: str | None, revision: str | None) -> str | None:
     return "not here; it will be downloaded from the Hub"
 
 
-def _template_origin(source: Source) -> str:
-    base_files = {}
+def _template(source: Source) -> tuple[str, list[str]]:
+    """Where the chat template is, and what is wrong with it."""
+    base_files: dict[str, Path] = {}
     adapter = source.adapter
     if adapter is not None and adapter.base_model_name_or_path:
         folder = Path(adapter.base_model_name_or_path).expanduser()
-        if folder.is_dir():
-            base_files = {path.name: path for path in folder.iterdir() if path.is_file()}
+        cached = None if folder.is_dir() else find_cached(str(folder), adapter.revision)
+        folder = cached.folder if cached is not None else folder
+        base_files = describing_files(folder) if folder.is_dir() else {}
     try:
         template = load_chat_template(source.files, base_files, None)
+        if template is not None:
+            vocabulary = load_vocabulary({**base_files, **source.files})
+            return template.origin, list(lint(template, vocabulary))
     except FtpackError as error:
-        return error.message
-    if template is not None:
-        return template.origin
-    return "none beside it" + ("; the base's will be used" if adapter is not None else "")
+        return error.message, []
+    return "none beside it" + ("; the base's will be used" if adapter is not None else ""), []

@@ -17,7 +17,7 @@ from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.errors import UnsupportedError, UsageError
-from packager.files import read_ahead, sha256_file
+from packager.files import format_bytes, read_ahead, sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
@@ -25,7 +25,14 @@ from packager.gguf.types import TypedQuant, type_quants
 from packager.merge.lora import Merged
 from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
-from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
+from packager.plan import (
+    DEFAULT_CONTEXT,
+    Plan,
+    PlannedQuant,
+    Request,
+    estimate_memory,
+    estimate_run_memory,
+)
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision
@@ -139,7 +146,8 @@ def _prepare(
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
     checkpoint = open_checkpoint(inputs, device)
-    conversion = _convert(toolchain, checkpoint, inputs, name, decision)
+    conversion = _convert(toolchain, checkpoint, inputs, name, decision, request.context_length)
+    _warn_of_context(request.context_length, conversion, progress)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
@@ -176,6 +184,7 @@ def _convert(
     inputs: Inputs,
     name: str,
     decision: PromptDecision,
+    context_length: int | None,
 ) -> Conversion:
     return convert(
         toolchain,
@@ -185,7 +194,25 @@ def _convert(
         chat_templates(decision),
         decision.end_token_ids,
         begins_with_bos=decision.begins_with_bos,
+        context_length=context_length,
     )
+
+
+def _warn_of_context(
+    context_length: int | None, conversion: Conversion, progress: Progress
+) -> None:
+    """Say what a context that was asked for costs."""
+    if not context_length:
+        return
+    key_values = {key: item.value for key, item in conversion.key_values.items()}
+    cache = format_bytes(estimate_run_memory(0, key_values, context_length))
+    progress.note(f"Context: {context_length} tokens, whose keys and values take {cache}")
+    factor = _key_value(conversion, "rope.scaling.factor")
+    if _key_value(conversion, "rope.scaling.type") == "yarn":
+        progress.warn(
+            f"YaRN stretches every position by {factor:.3g}, in short texts too: the model was not "
+            "trained so, and may answer worse everywhere. Take the shortest context that does"
+        )
 
 
 def _refuse_imatrix(typed: tuple[TypedQuant, ...], wanted: list[Quant]) -> None:
@@ -215,7 +242,9 @@ def _plan(
             quant=item.quant.name,
             file_name=f"{stem}-{item.quant.name}.gguf",
             size_bytes=item.size_bytes,
-            run_memory_bytes=estimate_run_memory(item.size_bytes, key_values),
+            run_memory_bytes=estimate_run_memory(
+                item.size_bytes, key_values, request.context_length or DEFAULT_CONTEXT
+            ),
             bits_per_weight=item.bits_per_weight,
             fallbacks=item.fallbacks,
             needs_imatrix=item.needs_imatrix,
@@ -297,11 +326,17 @@ def _fingerprint(
         "architecture": conversion.architecture,
         "chat_templates": chat_templates(decision),
         "end_tokens": decision.end_token_ids,
+        "context": _key_value(conversion, "context_length"),
         "device": device,
         "modelfile": [spec.template, spec.system, spec.stops, sorted(spec.parameters.items())],
         "tools": tool_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _key_value(conversion: Conversion, suffix: str) -> object:
+    found = conversion.key_values.get(f"{conversion.architecture}.{suffix}")
+    return None if found is None else found.value
 
 
 def tool_versions() -> dict[str, str]:

@@ -9,12 +9,14 @@ from typing import cast
 
 from packager.bundle import TrainedTemplate
 from packager.errors import ChatTemplateError, SourceNotFoundError
+from packager.files import read_json
 from packager.pipeline.inputs import Inputs
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import Choice, PromptDecision, decide
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.server import NEWEST_KNOWN
 from packager.prompt.vocabulary import load_vocabulary
 from packager.source.training import training_length
@@ -56,6 +58,9 @@ def decide_prompt(
         ollama_version=request.ollama_version or NEWEST_KNOWN,
     )
     progress.note(f"Prompt: {decision.reason}")
+    if not request.preset:
+        for preset in presets_for(read_json(inputs.files["config.json"])):
+            progress.note(f"Published sampling, not written unasked: --preset {preset}")
     return chat_template, decision
 
 
@@ -66,6 +71,10 @@ def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -
         length = training_length(inputs.source.files, inputs.base_files)
         if length is not None:
             parameters["num_ctx"] = length
+    if request.context_length:
+        parameters["num_ctx"] = request.context_length
+    if request.preset:
+        parameters |= find_preset(request.preset).parameters
     stops = tuple(dict.fromkeys((*decision.stops, *request.stops)))
     spec = ModelfileSpec(
         decision.ollama_template, request.system, stops, {**parameters, **request.parameters}

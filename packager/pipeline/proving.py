@@ -143,9 +143,12 @@ def require_proved(proof: Proof, what: str, next_step: str) -> None:
         return
     names = ", ".join(f"'{item.conversation.name}'" for item in failed[:3])
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-    kind = "token ids" if failed[0].outcome != "different" else "prompt"
+    if failed[0].outcome == "different":
+        why = f"the prompt of {names}{more} is not that of training"
+    else:
+        why = f"the token ids of {names}{more} are not those of training"
     raise PromptDifferenceError(
-        f"{what}: the {kind} of {names}{more} is not that of training ({proof.level}).",
+        f"{what}: {why} ({proof.level}).",
         next_step=next_step,
     )
 

@@ -88,7 +88,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class TokenizedBy:
-    """Both tokenizers: text without BOS to ids."""
+    """From a whole prompt of training, its BOS in it as text, to ids: in training, and here."""
 
     trained: Tokenize
     packaged: Tokenize
@@ -122,12 +122,13 @@ def _compare(
     render: Render,
     tokenized_by: TokenizedBy | None,
 ) -> Compared:
-    expected = _trained_prompt(chat_template, tried)
-    if expected is None:
+    whole = prompt_or_none(chat_template, tried)
+    if whole is None:
         return Compared(tried, "not taken", None, None)
+    expected = _without_bos(chat_template, whole)
     same_ids = None
     if tokenized_by is not None:
-        same_ids = list(tokenized_by.trained(expected)) == list(tokenized_by.packaged(expected))
+        same_ids = list(tokenized_by.trained(whole)) == list(tokenized_by.packaged(whole))
     try:
         rendered = _without_bos(chat_template, render(tried))
     except PromptRefusedError as error:
