@@ -18,6 +18,7 @@ from packager.bundle import (
     GgufFile,
     Manifest,
     PromptRecord,
+    TrainedTemplate,
     read_bundle,
     verify_bundle,
     write_bundle,
@@ -41,7 +42,7 @@ def gguf_file(name: str, quant: str) -> GgufFile:
 
 
 MANIFEST = Manifest(
-    schema=1,
+    schema=2,
     name="mymodel",
     fingerprint="f" * 64,
     base=BaseIdentity(id="org/base", revision="a" * 40, config_sha256="c" * 64),
@@ -57,6 +58,13 @@ MANIFEST = Manifest(
         system=None,
         stops=("<|im_end|>", "\n"),
         parameters={"top_k": 20, "temperature": 0.6, "penalize": True},
+        pins={"enable_thinking": "false"},
+        trained=TrainedTemplate(
+            source="{{ messages }}\n⚓",
+            tool_use=None,
+            tokens={"bos_token": "<s>"},
+            variables={"enable_thinking": False},
+        ),
     ),
 )
 
@@ -147,13 +155,14 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     ("keys", "value", "named"),
     [
         (("name",), 3, "name is 3, not a text"),
-        (("schema",), 2, "schema is 2"),
+        (("schema",), 1, "schema is 1"),
         (("base",), None, "base is null, not an object"),
         (("base", "id"), [], r"base\.id is \[\], not a text"),
         (("adapter", "rank"), True, r"adapter\.rank is true, not a whole number"),
         (("ggufs",), {}, "ggufs is {}, not a list"),
         (("ggufs", 1, "size_bytes"), "1", r"ggufs\[1\]\.size_bytes"),
         (("ggufs", 0, "bits_per_weight"), None, r"ggufs\[0\]\.bits_per_weight"),
+        (("prompt", "trained", "source"), None, r"prompt\.trained\.source"),
         (("prompt", "stops"), ["a", 1], r"prompt\.stops"),
         (("prompt", "parameters", "top_k"), [], r"prompt\.parameters\.top_k"),
         (("tools", "torch"), None, r"tools\.torch"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from jinja2 import meta
+from jinja2 import nodes
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate, parse_chat_template
@@ -117,7 +117,7 @@ def _bos(chat_template: ChatTemplate) -> Iterator[str]:
 
 def _date(chat_template: ChatTemplate) -> Iterator[str]:
     tree = parse_chat_template(chat_template.source, chat_template.origin)
-    if "strftime_now" not in meta.find_undeclared_variables(tree):
+    if not any(name.name == "strftime_now" for name in tree.find_all(nodes.Name)):
         return
     prompt = prompt_or_none(chat_template, CORE[0]) or ""
     today = datetime.now()

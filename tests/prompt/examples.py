@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.decision import PromptDecision, Vocabulary, decide
+from packager.prompt.decision import Choice, PromptDecision, Vocabulary, decide
 from packager.prompt.modelfile import ModelfileSpec, ParameterValue, render_modelfile
 
 FOLDER = Path(__file__).parents[2] / "Modelfiles"
@@ -76,9 +76,9 @@ class Example:
     vocabulary: Vocabulary
     parameters: dict[str, ParameterValue]
 
-    def decide(self) -> PromptDecision:
-        """The decision in the automatic mode."""
-        return decide(self.chat_template, self.vocabulary)
+    def decide(self, choice: Choice = "go", **options: str) -> PromptDecision:
+        """The decision, for an Ollama template unless something else is chosen."""
+        return decide(self.chat_template, self.vocabulary, choice=choice, **options)
 
 
 def make_example(

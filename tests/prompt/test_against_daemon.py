@@ -69,7 +69,7 @@ def test_a_template_that_ollama_would_set_aside_is_rendered_by_the_gguf(
 ) -> None:
     source = EXAMPLES["chatml"].chat_template.source + "{% if tools %}{{ tools }}{% endif %}"
     example = make_example(source, {1: "<|im_end|>"}, [1])
-    decision = example.decide()
+    decision = example.decide("auto")
     client = ollama.Client(ollama_daemon.host)
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=decision.gguf_chat_template)
     _create(client, "prompt-native", gguf, decision.ollama_template)
@@ -135,7 +135,7 @@ def test_ollama_reads_a_modelfile_back_as_written(
 
 
 def _native(chat_template: ChatTemplate) -> PromptDecision:
-    return decide(chat_template, EXAMPLES["gemma"].vocabulary, mode="native")
+    return decide(chat_template, EXAMPLES["gemma"].vocabulary, choice="native")
 
 
 def _assert_as_trained(client: ollama.Client, name: str, chat_template: ChatTemplate) -> None:

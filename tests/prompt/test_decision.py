@@ -83,20 +83,39 @@ def test_what_no_template_can_do_is_told() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        ("'\\n' + message.content", "' ' + message.content"),
-        ("<|im_end|>\\n", "<|im_end|>"),
-        ("assistant\\n", "assistant\\n\\n"),
-        ("message.role + ", "message.role | upper + "),
         ("message.content + ", "message.content | upper + "),
-        ("{% for", "{{ '<|im_start|>system\\nDefault.<|im_end|>\\n' }}{% for"),
+        ("message.content + ", "message.content | replace('i', 'j') + "),
+        ("message.content + ", "message.content | length | string + "),
     ],
 )
-def test_a_template_that_differs_in_one_place_is_left_to_the_gguf(change: tuple[str, str]) -> None:
+def test_where_no_ollama_template_makes_the_same_prompts_there_is_none(
+    change: tuple[str, str],
+) -> None:
     source = CHATML.replace(*change)
     assert source != CHATML
-    decision = make_example(source, TURNS, [1]).decide()
-    assert (decision.renderer, decision.family, decision.ollama_template) == ("native", None, None)
-    assert "no TEMPLATE" in decision.reason
+    example = make_example(source, TURNS, [1])
+    for options in ({}, {"ollama_version": "0.24.0"}):
+        with pytest.raises(ChatTemplateError, match="No TEMPLATE"):
+            example.decide(**options)
+    assert example.decide("auto").renderer == "native"
+
+
+@pytest.mark.parametrize("example", [*EXAMPLES.values(), PHI4_EXAMPLE])
+def test_a_server_that_can_renders_with_the_ggufs_own(example: Example) -> None:
+    for version in ("0.30.0", "0.32.15", "0.31.2-rc1", "1.0.0", "0.0.0"):
+        decision = example.decide("auto", ollama_version=version)
+        assert (decision.renderer, decision.family, decision.ollama_template) == (
+            "native", None, None,
+        )  # fmt: skip
+        assert decision.pins == {}
+
+
+@pytest.mark.parametrize("version", ["0.29.9", "0.24.0", "0.9.6"])
+def test_an_older_server_gets_a_template_of_its_own(version: str) -> None:
+    example = EXAMPLES["chatml"]
+    assert example.decide("auto", ollama_version=version).family == "chatml"
+    with pytest.raises(ChatTemplateError, match=version):
+        example.decide("native", ollama_version=version)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +127,30 @@ def test_a_template_that_differs_in_one_place_is_left_to_the_gguf(change: tuple[
         ("{# content.split('</think>') #}", "thinking"),
     ],
 )
-def test_where_ollama_prefers_the_ggufs_template_none_is_sent(addition: str, ability: str) -> None:
-    decision = make_example(CHATML + addition, TURNS, [1]).decide()
-    assert (decision.renderer, decision.ollama_template) == ("native", None)
-    assert f"takes {ability}" in decision.reason
+def test_a_template_that_ollama_would_set_aside_is_refused(addition: str, ability: str) -> None:
+    example = make_example(CHATML + addition, TURNS, [1])
+    with pytest.raises(ChatTemplateError, match=f"takes {ability}"):
+        example.decide()
+    assert example.decide("auto").renderer == "native"
+    # Servers that render with a TEMPLATE only set none aside.
+    assert example.decide("auto", ollama_version="0.24.0").renderer == "TEMPLATE"
 
 
 def test_native_leaves_the_ggufs_template_in_force() -> None:
     example = EXAMPLES["chatml"]
-    decision = decide(example.chat_template, example.vocabulary, mode="native")
+    decision = example.decide("native")
     assert (decision.renderer, decision.ollama_template) == ("native", None)
     assert decision.stops == example.decide().stops
+
+
+def test_every_id_that_ends_an_answer_is_told() -> None:
+    assert EXAMPLES["llama3"].decide("auto").end_token_ids == (128009, 128001, 128008)
+
+
+def test_a_bos_for_some_conversations_is_left_to_the_chat_template() -> None:
+    source = "{% if messages[0].role == 'system' %}<s>{% endif %}" + CHATML
+    decision = make_example(source, {1: "<|im_end|>", 3: "<s>"}, [1], "<s>").decide("auto")
+    assert decision.begins_with_bos is False
 
 
 def test_a_chat_template_that_does_not_render_is_refused() -> None:
@@ -161,7 +193,7 @@ def test_what_opens_a_turn_is_no_stop() -> None:
         "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}<|assistant|>"
     )
     tokens = {7: "<|assistant|>", 8: "<|user|>", 9: "<eos>"}
-    decision = make_example(source, tokens, [9]).decide()
+    decision = make_example(source, tokens, [9]).decide("auto")
     assert decision.stops == ("<eos>",)
     assert decision.end_of_turn is None
 
