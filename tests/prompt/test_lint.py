@@ -52,4 +52,4 @@ def test_a_turns_end_that_is_no_token_or_no_special_one_is_said() -> None:
 def test_every_real_template_can_be_looked_at(llama_cpp_source: Path) -> None:
     for path in sorted((llama_cpp_source / "models" / "templates").glob("*.jinja")):
         for said in _found(path.read_text(encoding="utf-8")):
-            assert path.name and len(said) > 20
+            assert len(said) > 20, path.name

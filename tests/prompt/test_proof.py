@@ -78,15 +78,16 @@ def test_several_changes_together_are_explained() -> None:
     tried = Conversation(
         "both",
         (
-            *conversation("One.", "Two."),
-            {"role": "assistant", "content": "Three.", "reasoning_content": "Hm."},
+            *conversation("One."),
+            {"role": "assistant", "content": "Two.", "reasoning_content": "Hm."},
+            *conversation("Three."),
             *conversation("Four."),
         ),
     )
 
     def both(_: Conversation) -> str:
         return TEMPLATE.prompt(
-            replace(tried, messages=conversation("One.", "Two.\n\nThree.", "Four."))
+            replace(tried, messages=conversation("One.", "Two.", "Three.\n\nFour."))
         )
 
     (item,) = _proof(both, tried).compared
