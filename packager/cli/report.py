@@ -121,7 +121,8 @@ def report_proof(proof: Proof, console: Console) -> None:
         if item.outcome == "different" and item.rendered is None:
             console.warn(f"'{item.conversation.name}' is refused: {'; '.join(item.causes)}")
         elif item.outcome == "different":
-            console.warn(f"'{item.conversation.name}' differs:")
+            why = f", as {' and '.join(item.causes)}" if item.causes else ""
+            console.warn(f"'{item.conversation.name}' differs{why}:")
             for line in differing_lines(item.expected or "", item.rendered or ""):
                 console.note(f"    {line}")
 

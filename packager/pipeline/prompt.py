@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from packager.bundle import MANIFEST, read_bundle
@@ -87,7 +87,12 @@ def _of_bundle(
         proofs.append(prove_embedded(chat_template, gguf, conversations, None))
     name = request.name or manifest.name
     if daemon is not None:
-        proofs.append(prove_on_daemon(chat_template, daemon, name, conversations, prompt.system))
+        proofs.append(
+            prove_on_daemon(
+                chat_template, daemon, name, conversations, prompt.system,
+                is_by_template=prompt.template is not None,
+            )
+        )  # fmt: skip
     return ProvedPrompt(name, chat_template, prompt.reason, tuple(proofs))
 
 
@@ -109,7 +114,12 @@ def _of_source(
         proofs.append(prove_embedded(chat_template, gguf, conversations, tokenize))
     if daemon is not None:
         system = package.modelfile.system
-        proofs.append(prove_on_daemon(chat_template, daemon, package.name, conversations, system))
+        proofs.append(
+            prove_on_daemon(
+                chat_template, daemon, package.name, conversations, system,
+                is_by_template=template is not None,
+            )
+        )  # fmt: skip
     return ProvedPrompt(package.name, chat_template, decision.reason, tuple(proofs))
 
 
@@ -134,6 +144,9 @@ def _of_model(name: str, conversations: Sequence[Conversation], daemon: Daemon) 
             next_step="Give the bundle or the source in place of the name.",
         )
     chat_template = ChatTemplate(source, f"the GGUF of {name}", bos or None, eos or None)
-    proof = prove_on_daemon(chat_template, daemon, name, conversations, shown.system)
+    proof = prove_on_daemon(
+        chat_template, daemon, name, conversations, shown.system,
+        is_by_template=shown.template_in_force == "TEMPLATE",
+    )  # fmt: skip
     reason = f"{shown.template_in_force} renders at {daemon.host}"
-    return ProvedPrompt(name, chat_template, reason, (replace(proof),))
+    return ProvedPrompt(name, chat_template, reason, (proof,))

@@ -45,7 +45,8 @@ def prove_offline(
         render: Render = _native_renderer(gguf_chat_template)
     else:
         render = _go_renderer(ollama_template)
-    return prove(chat_template, conversations, render, "offline")
+    is_by_template = ollama_template is not None
+    return prove(chat_template, conversations, render, "offline", is_by_template=is_by_template)
 
 
 def prove_embedded(
@@ -80,6 +81,8 @@ def prove_on_daemon(
     name: str,
     conversations: Sequence[Conversation],
     system: str | None = None,
+    *,
+    is_by_template: bool = False,
 ) -> Proof:
     """Compare with what a daemon makes of the conversations for a registered model.
 
@@ -89,28 +92,32 @@ def prove_on_daemon(
         name: the model.
         conversations: what is compared.
         system: the model's SYSTEM text, which the daemon puts before conversations without one.
+        is_by_template: whether a TEMPLATE (Go) renders there.
 
     Raises:
         UnsupportedError: if the daemon is too old to tell.
     """
-    render = daemon_renderer(daemon, name)
-    if not system:
-        return prove(chat_template, conversations, render, daemon.host)
-    first: Message = {"role": "system", "content": system}
+    plain = daemon_renderer(daemon, name)
+    first: Message = {"role": "system", "content": system or ""}
 
-    def render_without(tried: Conversation) -> str:
-        return render(replace(tried, messages=tried.messages[1:]))
+    def render(tried: Conversation) -> str:
+        if tried.messages[0] == first:
+            return plain(replace(tried, messages=tried.messages[1:]))
+        return plain(tried)
 
-    plain = [tried for tried in conversations if tried.messages[0]["role"] != "system"]
-    compared = prove(
+    return prove(
         chat_template,
-        [replace(tried, messages=(first, *tried.messages)) for tried in plain],
-        render_without,
+        [_with_first(tried, first) for tried in conversations] if system else conversations,
+        render if system else plain,
         daemon.host,
+        is_by_template=is_by_template,
     )
-    others = [tried for tried in conversations if tried not in plain]
-    rest = prove(chat_template, others, render, daemon.host)
-    return Proof(daemon.host, (*compared.compared, *rest.compared))
+
+
+def _with_first(tried: Conversation, first: Message) -> Conversation:
+    if tried.messages[0]["role"] == "system":
+        return tried
+    return replace(tried, messages=(first, *tried.messages))
 
 
 def daemon_renderer(daemon: Daemon, name: str) -> Render:

@@ -173,7 +173,10 @@ def _prove(
         manifest.prompt.trained, manifest.prompt.template_origin or ""
     )
     try:
-        return prove_on_daemon(chat_template, daemon, name, conversations, manifest.prompt.system)
+        return prove_on_daemon(
+            chat_template, daemon, name, conversations, manifest.prompt.system,
+            is_by_template=manifest.prompt.template is not None,
+        )  # fmt: skip
     except UnsupportedError as error:
         progress.warn(f"{error.message} The prompt is proved offline only")
         return None

@@ -61,10 +61,12 @@ class Change:
     Attributes:
         cause: what it does, for the user.
         apply: the conversation as it is then.
+        is_by_templates: whether it happens only where a TEMPLATE renders, and always there.
     """
 
     cause: str
     apply: Callable[[Conversation], Conversation]
+    is_by_templates: bool = False
 
 
 def _with_rewritten_tools(tried: Conversation) -> Conversation:
@@ -219,8 +221,8 @@ CHANGES: tuple[Change, ...] = (
     Change("the server leaves reasoning out of the history", _without_reasoning),
     Change("the server gives calls' arguments as text", _with_arguments_as_text),
     Change("the server leaves out the ids of calls", _with_bare_calls),
-    Change("messages of one role in a row are joined", _joined),
-    Change("messages are trimmed", _trimmed),
+    Change("messages of one role in a row are joined", _joined, is_by_templates=True),
+    Change("messages are trimmed", _trimmed, is_by_templates=True),
     Change("thoughts are taken out of earlier answers", _without_thinking_in_answers),
     Change("thinking is fixed as in training", _without_choice),
     Change("tools are left out", _without_tools),

@@ -10,6 +10,7 @@ from packager.errors import PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, CORE, PREFILLED, TOOLS, Conversation, conversation
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
+from packager.prompt.server import server_variables
 from tests.prompt.examples import CHATML
 
 TEMPLATE = ChatTemplate(
@@ -53,11 +54,24 @@ def test_a_known_change_is_declared_by_name_and_a_further_one_is_not() -> None:
     def joined(tried: Conversation) -> str:
         return TEMPLATE.prompt(replace(tried, messages=conversation("One.\n\nTwo.")))
 
-    (item,) = _proof(joined, two).compared
+    (item,) = prove(TEMPLATE, [two], joined, "a test", is_by_template=True).compared
     assert item.outcome == "declared"
     assert item.causes == ("messages of one role in a row are joined",)
     (item,) = _proof(lambda tried: joined(tried) + "!", two).compared
-    assert item.outcome == "different"
+    assert (item.outcome, item.causes) == ("different", ())
+
+
+def test_plain_text_that_differs_for_a_cause_that_can_be_mended_is_a_failure() -> None:
+    two = next(tried for tried in CORE if tried.name == "two user turns in a row")
+    joined = replace(two, messages=conversation("One.\n\nTwo."))
+    (item,) = _proof(lambda tried: TEMPLATE.prompt(joined), two).compared
+    assert (item.outcome, len(item.causes)) == ("different", 1)
+    dated = replace(TEMPLATE, source="{{ date_string or 'no date' }}" + TEMPLATE.source)
+    for kind in ("core", "own"):
+        tried = replace(CORE[0], kind=kind)
+        told = dated.prompt(tried, server_variables())
+        proof = prove(dated, [tried], lambda _, told=told: told, "a test")
+        assert proof.failed, kind
 
 
 def test_schemas_in_another_order_of_keys_are_explained() -> None:
@@ -90,7 +104,7 @@ def test_several_changes_together_are_explained() -> None:
             replace(tried, messages=conversation("One.", "Two.", "Three.\n\nFour."))
         )
 
-    (item,) = _proof(both, tried).compared
+    (item,) = prove(TEMPLATE, [tried], both, "a test", is_by_template=True).compared
     assert item.outcome == "declared"
     assert len(item.causes) == 2
 
