@@ -49,13 +49,22 @@ def write_chain_gguf(
     bos: str = "<s>",
     eos: str = "</s>",
     adds_bos: bool = True,
+    end_as: str | None = "eos",
 ) -> Path:
-    """Write the model; the same arguments give the same bytes."""
+    """Write the model; the same arguments give the same bytes.
+
+    `end_as` is the name of the id that is told to end an answer (`eos`, `eot`, `eom`); without one
+    the model writes its end token on and on, and none of them is known to end anything.
+    """
     tensors = _tensors()
     header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 0)
     values = dict(_key_values(architecture, chat_template))
     values["tokenizer.ggml.tokens"] = ["<unk>", bos, eos, *_TOKENS[_FIRST_BYTE:]]
     values["tokenizer.ggml.add_bos_token"] = _Typed(_BOOL, "?", adds_bos)
+    if end_as != "eos":
+        values["tokenizer.ggml.eos_token_id"] = _Typed(_U32, "I", _FIRST_BYTE)
+    if end_as not in ("eos", None):
+        values[f"tokenizer.ggml.{end_as}_token_id"] = _Typed(_U32, "I", _EOS)
     if tool_use is not None:
         values["tokenizer.chat_templates"] = ["tool_use"]
         values["tokenizer.chat_template.tool_use"] = tool_use

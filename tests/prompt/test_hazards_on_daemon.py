@@ -1,0 +1,193 @@
+"""What goes wrong with prompts elsewhere, one by one, on a real daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ollama
+import pytest
+
+from packager.errors import PromptRefusedError, RegistrationError
+from packager.pipeline.proving import daemon_renderer
+from packager.prompt.conversation import Conversation, conversation
+from packager.prompt.lint import lint
+from packager.prompt.native import PADDING
+from packager.runtime.gguf_vocabulary import GgufVocabulary
+from packager.runtime.ollama import Daemon
+from tests.daemon import OllamaDaemon
+from tests.prompt.examples import EXAMPLES, MISTRAL_FIRST, make_example
+from tests.runtime.chain_gguf import ANSWER, write_chain_gguf
+
+TURNS = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+TEMPLATE = "{{ range .Messages }}<|{{ .Role }}|>\n{{ .Content }}</s>\n{{ end }}<|assistant|>\n"
+
+
+@pytest.fixture
+def daemon(ollama_daemon: OllamaDaemon) -> Daemon:
+    return Daemon(ollama_daemon.host)
+
+
+@pytest.fixture
+def client(ollama_daemon: OllamaDaemon) -> ollama.Client:
+    return ollama.Client(ollama_daemon.host)
+
+
+def create(
+    daemon: Daemon,
+    name: str,
+    gguf: Path,
+    template: str | None = None,
+    *,
+    system: str | None = None,
+    stops: Sequence[str] = (),
+) -> str:
+    daemon.create(
+        name, daemon.upload(gguf), gguf.name, template=template, system=system, stops=stops,
+        parameters={},
+    )  # fmt: skip
+    return name
+
+
+def prompt_tokens(client: ollama.Client, name: str, content: str) -> int:
+    """How many tokens the daemon computed of a prompt that it has not seen before."""
+    reply = client.chat(
+        name, [{"role": "user", "content": content}], options={"num_predict": 1}, keep_alive=0
+    )
+    return reply.prompt_eval_count or 0
+
+
+def test_1_and_2_the_template_in_force_is_read_back_and_another_one_is_refused(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
+    create(daemon, "hazard-1", gguf)
+    daemon.verify("hazard-1", None, [], gguf_chat_template=PADDING + TURNS)
+    with pytest.raises(RegistrationError):
+        daemon.verify("hazard-1", TEMPLATE, [])
+    bare = write_chain_gguf(tmp_path / "bare.gguf", chat_template=None)
+    create(daemon, "hazard-2", bare)
+    with pytest.raises(RegistrationError):
+        daemon.verify("hazard-2", None, [])
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_3_an_id_ends_an_answer_and_a_stop_that_names_a_control_token_does_not(
+    template: str | None, daemon: Daemon, client: ollama.Client, tmp_path: Path
+) -> None:
+    ends = {}
+    for ending, stops in (("eot", ()), (None, ("<|fin|>",))):
+        gguf = write_chain_gguf(
+            tmp_path / f"{ending}.gguf", chat_template=PADDING + TURNS.replace("</s>", ""),
+            eos="<|fin|>", end_as=ending,
+        )  # fmt: skip
+        name = f"hazard-3-{ending}-{'go' if template else 'native'}".lower()
+        create(daemon, name, gguf, template and template.replace("</s>", ""), stops=stops)
+        reply = client.chat(name, [{"role": "user", "content": "Hi"}], options={"num_predict": 32})
+        ends[ending] = (reply.done_reason, reply.message.content)
+    assert ends["eot"] == ("stop", ANSWER)
+    assert ends[None][0] == "length"
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_4_there_is_exactly_one_bos_or_none(
+    template: str | None, daemon: Daemon, client: ollama.Client, tmp_path: Path
+) -> None:
+    counts = {}
+    for adds_bos in (True, False):
+        gguf = write_chain_gguf(
+            tmp_path / f"{adds_bos}.gguf", adds_bos=adds_bos,
+            chat_template=PADDING + ("{{ bos_token }}" if adds_bos else "") + TURNS,
+        )  # fmt: skip
+        name = f"hazard-4-{adds_bos}-{'go' if template else 'native'}".lower()
+        create(daemon, name, gguf, template)
+        counts[adds_bos] = prompt_tokens(client, name, "Hi")
+    # One token a byte, and `</s>` is one token.
+    plain = len("<|user|>\nHi\n<|assistant|>\n") + 1
+    assert counts == {True: plain + 1, False: plain}
+
+
+def test_4_a_bos_in_a_go_template_would_be_doubled(
+    daemon: Daemon, client: ollama.Client, tmp_path: Path
+) -> None:
+    gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
+    counts = [
+        prompt_tokens(client, create(daemon, name, gguf, template), "Hi")
+        for name, template in (("hazard-4-one", TEMPLATE), ("hazard-4-two", "<s>" + TEMPLATE))
+    ]
+    assert counts[1] == counts[0] + 1
+
+
+@pytest.mark.parametrize(
+    ("addition", "abilities"),
+    [
+        ("", {"completion"}),
+        ("{% if tools %}{{ tools }}{% endif %}", {"completion", "tools"}),
+        (
+            "{% if enable_thinking %}<think>{% else %}</think>{% endif %}",
+            {"completion", "thinking"},
+        ),
+    ],
+)
+def test_5_what_the_chat_template_can_do_is_what_the_daemon_offers(
+    addition: str, abilities: set[str], daemon: Daemon, tmp_path: Path
+) -> None:
+    example = make_example(TURNS + addition, {2: "</s>"}, [2])
+    decision = example.decide("auto")
+    gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=decision.gguf_chat_template)
+    name = create(daemon, "hazard-5", gguf, decision.ollama_template)
+    assert set(daemon.show(name).capabilities) == abilities
+
+
+def test_6_a_conversation_that_the_chat_template_refuses_is_found_beforehand(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    example = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>")
+    two_users = Conversation("", (*conversation("One."), *conversation("Two.")))
+    assert any("roles must alternate" in said for said in lint(
+        example.chat_template, example.vocabulary
+    ))  # fmt: skip
+    gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + MISTRAL_FIRST)
+    render = daemon_renderer(daemon, create(daemon, "hazard-6", gguf))
+    with pytest.raises(PromptRefusedError, match="roles must alternate"):
+        render(two_users)
+
+
+@pytest.mark.parametrize(
+    "text", ['"""', '"quoted"', "{{ .System }} }}", "'\n\n'", "a\r\nb", "\u200b"]
+)
+def test_7_braces_quotes_and_line_ends_arrive_as_they_are(
+    text: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    escaped = TEMPLATE + "{{ `" + text + "` }}"
+    gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
+    name = create(daemon, "hazard-7", gguf, escaped, system=text, stops=(text,))
+    shown = daemon.show(name)
+    assert (shown.template, shown.system, shown.stops) == (escaped, text, (text,))
+    rendered = daemon_renderer(daemon, name)(Conversation("", conversation("Hi")))
+    assert rendered.startswith(f"<|system|>\n{text}</s>\n")
+    assert rendered.endswith(text.replace("\r", ""))  # Go drops it from raw strings
+
+
+def test_8_nothing_is_sampled_otherwise_than_asked_for(daemon: Daemon, tmp_path: Path) -> None:
+    gguf = write_chain_gguf(
+        tmp_path / "m.gguf", chat_template=EXAMPLES["gemma"].chat_template.source
+    )
+    shown = daemon.show(create(daemon, "hazard-8", gguf))
+    assert (shown.parameters, shown.stops) == ({}, ())
+
+
+def test_17_a_marker_is_one_control_token_and_content_is_none(
+    daemon: Daemon, client: ollama.Client, tmp_path: Path
+) -> None:
+    gguf = write_chain_gguf(
+        tmp_path / "m.gguf", chat_template=PADDING + TURNS, bos="<|user|>", adds_bos=False
+    )
+    with GgufVocabulary(gguf) as vocabulary:
+        assert vocabulary.tokenize("<|user|>") == [1]
+        assert len(vocabulary.tokenize("<|assistant|>")) == len("<|assistant|>")
+    name = create(daemon, "hazard-17", gguf)
+    assert prompt_tokens(client, name, "Hi") == 1 + len("\nHi") + 1 + len("\n<|assistant|>\n")
