@@ -21,6 +21,11 @@ def read_template(name: str) -> str:
     return _root().joinpath(*name.split("/")).read_bytes().decode("utf-8")
 
 
+def template_names(folder: str) -> list[str]:
+    """The names of the templates in a folder of them, such as `ollama`."""
+    return sorted(path.name for path in _root().joinpath(folder).iterdir() if path.is_file())
+
+
 def _root() -> Traversable:
     """The folder of the templates: inside the package in a wheel, beside it in a working tree."""
     packaged = files("packager").joinpath(_IN_WHEEL)

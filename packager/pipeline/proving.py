@@ -15,7 +15,7 @@ from packager.errors import (
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, Conversation, Message
 from packager.prompt.dataset import read_conversations
-from packager.prompt.go_template import render_go_template
+from packager.prompt.families import prove_go
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
 from packager.prompt.server import as_native_server, server_variables
 from packager.runtime.gguf_vocabulary import GgufVocabulary
@@ -41,12 +41,9 @@ def prove_offline(
         ollama_template: the TEMPLATE (Go) that renders in its place; None for the GGUF's own.
         conversations: what is compared.
     """
-    if ollama_template is None:
-        render: Render = _native_renderer(gguf_chat_template)
-    else:
-        render = _go_renderer(ollama_template)
-    is_by_template = ollama_template is not None
-    return prove(chat_template, conversations, render, "offline", is_by_template=is_by_template)
+    if ollama_template is not None:
+        return prove_go(chat_template, ollama_template, conversations)
+    return prove(chat_template, conversations, _native_renderer(gguf_chat_template), "offline")
 
 
 def prove_embedded(
@@ -173,16 +170,5 @@ def _native_renderer(gguf_chat_template: ChatTemplate) -> Render:
             return gguf_chat_template.prompt(tried, variables) + begun
         except ChatTemplateError as error:
             raise PromptRefusedError(error.message) from error
-
-    return render
-
-
-def _go_renderer(ollama_template: str) -> Render:
-    def render(tried: Conversation) -> str:
-        if tried.tools:
-            raise PromptRefusedError("the TEMPLATE takes no tools")
-        if tried.thinking is not None:
-            raise PromptRefusedError("the TEMPLATE does not think")
-        return render_go_template(ollama_template, tried.messages)
 
     return render

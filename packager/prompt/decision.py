@@ -9,7 +9,7 @@ from typing import Literal
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import CORE, conversation
-from packager.prompt.families import Family, find_family
+from packager.prompt.families import OllamaTemplate, find_ollama_template
 from packager.prompt.native import PADDING, NativeTemplate, make_native, prompt_or_none
 from packager.prompt.server import (
     NEWEST_KNOWN,
@@ -88,16 +88,21 @@ def decide(
     bos_token = chat_template.bos_token
     prompts = [prompt_or_none(chat_template, tried) for tried in CORE]
     begin = {prompt.startswith(bos_token) for prompt in prompts if prompt and bos_token}
-    family, reason = _renderer(chat_template, native, choice, ollama_version)
+    template, reason = _renderer(chat_template, native, choice, ollama_version)
+    if template is not None and len(begin) == 2:
+        raise _refused(
+            f"the chat template begins some prompts only with {bos_token}, which no TEMPLATE can",
+            "Use --template native (Ollama 0.30 or newer).",
+        )
     end = turn_end(chat_template, vocabulary)
     eos_tokens = [vocabulary.token_of.get(number) for number in vocabulary.eos_token_ids]
     stops = tuple(dict.fromkeys(token for token in (end, *eos_tokens) if token))
     end_id = {token: number for number, token in vocabulary.token_of.items()}.get(end or "")
     tool_use = native.chat_template.tool_use
     return PromptDecision(
-        renderer="TEMPLATE" if family else "native",
-        family=family.name if family else None,
-        ollama_template=family.ollama_template if family else None,
+        renderer="TEMPLATE" if template else "native",
+        family=template.family if template else None,
+        ollama_template=template.source if template else None,
         gguf_chat_template=native.gguf_chat_template,
         stops=stops,
         end_of_turn=end if end_id is not None else None,
@@ -118,7 +123,7 @@ def _end_token_ids(end_id: int | None, vocabulary: Vocabulary) -> tuple[int, ...
 
 def _renderer(
     chat_template: ChatTemplate, native: NativeTemplate, choice: Choice, version: str
-) -> tuple[Family | None, str]:
+) -> tuple[OllamaTemplate | None, str]:
     """The Ollama template that is to render, None for the GGUF's own, and why."""
     can_be_native = is_native_capable(version)
     if choice == "native" or (choice == "auto" and can_be_native and not native.differing):
@@ -136,14 +141,14 @@ def _renderer(
             + (f", and would render {native.differing[0]} otherwise" if native.differing else ""),
             "Use --template native, or name the older server with --ollama-version.",
         )
-    family = find_family(chat_template)
-    if family is None:
+    template = find_ollama_template(chat_template)
+    if template is None:
         raise _refused(
-            f"No TEMPLATE that ftpack has makes the prompts of training, and Ollama {version} "
+            f"No TEMPLATE is found that makes the prompts of training, and Ollama {version} "
             + ("renders some otherwise natively" if can_be_native else "renders with nothing else"),
             "Use --template native to have the GGUF's own all the same (Ollama 0.30 or newer).",
         )
-    return family, _family_reason(family)
+    return template, _template_reason(chat_template, template)
 
 
 def _native_reason(native: NativeTemplate, choice: Choice) -> str:
@@ -160,15 +165,16 @@ def _native_reason(native: NativeTemplate, choice: Choice) -> str:
     return reason
 
 
-def _family_reason(family: Family) -> str:
-    reason = (
-        f"a TEMPLATE of the {family.name} family renders, "
-        f"which made the same prompt of {family.proved} conversations"
-    )
-    if family.refused:
-        reason += f" ({family.refused} more are refused by the chat template)"
-    if family.limits:
-        reason += f"; it differs for {' and '.join(family.limits)}"
+def _template_reason(chat_template: ChatTemplate, template: OllamaTemplate) -> str:
+    proof = template.proof
+    kind = f"of the {template.family} family" if template.family else "derived from it"
+    reason = f"a TEMPLATE {kind} renders, proved on {proof.count('equal')} conversations"
+    if refused := proof.count("not taken"):
+        reason += f" ({refused} more are refused by the chat template)"
+    if declared := proof.count("declared"):
+        reason += f"; {declared} differ: {' and '.join(proof.causes)}"
+    if "strftime_now" in chat_template.source:
+        reason += "; a date in it stays that of today"
     return reason
 
 

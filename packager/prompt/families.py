@@ -1,125 +1,92 @@
-"""The families of Ollama templates, recognised by what a chat template renders."""
+"""The Ollama (Go) template that renders as a chat template does: a known one, or a derived one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from packager.errors import ChatTemplateError
+from packager.errors import ChatTemplateError, PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import Messages, conversation
+from packager.prompt.conversation import CORE, PREFILLED, Conversation
+from packager.prompt.derive import derive_ollama_templates
 from packager.prompt.go_template import render_go_template
-from packager.templates import read_template
+from packager.prompt.proof import Proof, prove
+from packager.templates import read_template, template_names
 
-# The files of each family in templates/ollama/: one for each way of spacing the same markers.
-FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "chatml": ("chatml",),
-    "llama3": ("llama3",),
-    "gemma": ("gemma",),
-    "mistral": (
-        "mistral",
-        "mistral-v1",
-        "mistral-v3",
-        "mistral-v3-tekken",
-        "mistral-v7",
-        "mistral-v7-tekken",
-    ),
-    "phi": ("phi3", "phi4", "phi4-mini"),
-}
-
-# Line ends, quotes, braces and markup inside, as people write them; letters of several scripts.
-_QUESTION = 'What does "a < b && {{ c }}" mean?\n\n\t- précis, s\'il vous plaît: 日本語 🙂'
-_ANSWER = "It is:\n```\n{% if a %} \\n </b>\n```\nThat's all."
-_SYSTEM = "You are terse.\n\nNever say 'perhaps'."
-_ONE = conversation(_QUESTION)
-_SEVERAL = conversation(_QUESTION, _ANSWER, "And then?", "Nothing.", "Why?")
-_PROVED = (
-    _ONE,
-    conversation(_QUESTION, system=_SYSTEM),
-    _SEVERAL,
-    conversation("First.", _ANSWER, _QUESTION, system=_SYSTEM),
-)
-# Prompts that end in an answer which the model is to continue.
-_BEGUN = (
-    conversation(_QUESTION, "It begins"),
-    conversation(_QUESTION, _ANSWER, "And then?", "It begins", system=_SYSTEM),
-)
-# What no Ollama template can do as some chat templates do it: told to the user, not held against
-# the family.
-_LIMITS = {
-    "white space around a message": conversation(" \n padded \n "),
-    "two turns of one role in a row": (
-        {"role": "user", "content": "One."},
-        {"role": "user", "content": "Two."},
-    ),
-}
+_FOLDER = "ollama"
+_END = ".gotmpl"
 
 
 @dataclass(frozen=True)
-class Family:
-    """An Ollama template that renders as a chat template does.
+class OllamaTemplate:
+    """A template that makes the prompts of training.
 
     Attributes:
-        name: the family.
-        ollama_template: the template's text (Go).
-        proved: how many prompts were rendered alike.
-        refused: how many of those tried the chat template refuses.
-        limits: for what the two differ all the same.
+        family: the family, or None where it was derived from the chat template.
+        source: the template's text (Go).
+        proof: its prompts beside those of training.
     """
 
-    name: str
-    ollama_template: str
-    proved: int
-    refused: int
-    limits: tuple[str, ...]
+    family: str | None
+    source: str
+    proof: Proof
 
 
-def find_family(chat_template: ChatTemplate) -> Family | None:
-    """The family whose Ollama template makes the same prompts, for every conversation tried.
+def known_templates() -> dict[str, str]:
+    """The texts of the known templates, by name; `FAMILY-VARIANT` is one of `FAMILY`."""
+    names = [name for name in template_names(_FOLDER) if name.endswith(_END)]
+    return {name.removesuffix(_END): read_template(f"{_FOLDER}/{name}") for name in names}
 
-    The BOS is left out of the comparison: the GGUF says whether there is one, and Ollama's
-    templates have none (it would be doubled).
+
+def family_of(name: str) -> str:
+    """The family that a known template is one of."""
+    return name.partition("-")[0]
+
+
+def find_ollama_template(
+    chat_template: ChatTemplate, conversations: Sequence[Conversation] = (*CORE, *PREFILLED)
+) -> OllamaTemplate | None:
+    """The first template that makes the same prompts as a chat template.
+
+    Only what no TEMPLATE can do may differ, and is declared in the proof: the server joins turns
+    of one role in a row, and a TEMPLATE cannot trim.
+
+    Args:
+        chat_template: the one of training.
+        conversations: what is compared.
+
+    Returns:
+        None if there is none.
     """
-    expected = [_prompt(chat_template, messages) for messages in _PROVED]
-    begun = [_begun_prompt(chat_template, messages) for messages in _BEGUN]
-    wanted = [(m, p) for m, p in zip((*_PROVED, *_BEGUN), expected + begun, strict=True) if p]
-    # A template that refuses one turn or several has nothing to be compared with.
-    if not (expected[_PROVED.index(_ONE)] and expected[_PROVED.index(_SEVERAL)]):
-        return None
-    for name, files in FAMILIES.items():
-        for file in files:
-            ollama_template = read_template(f"ollama/{file}.gotmpl")
-            if all(render_go_template(ollama_template, m) == prompt for m, prompt in wanted):
-                refused = len(expected) + len(begun) - len(wanted)
-                limits = _limits(chat_template, ollama_template)
-                return Family(name, ollama_template, len(wanted), refused, limits)
+    for family, source in _candidates(chat_template):
+        proof = prove_go(chat_template, source, conversations)
+        if not proof.failed and proof.count("equal"):
+            return OllamaTemplate(family, source, proof)
     return None
 
 
-def _limits(chat_template: ChatTemplate, ollama_template: str) -> tuple[str, ...]:
-    found = []
-    for limit, messages in _LIMITS.items():
-        prompt = _prompt(chat_template, messages)
-        if prompt is not None and prompt != render_go_template(ollama_template, messages):
-            found.append(limit)
-    return tuple(found)
+def prove_go(
+    chat_template: ChatTemplate, ollama_template: str, conversations: Sequence[Conversation]
+) -> Proof:
+    """A chat template's prompts beside those of an Ollama template, as Ollama evaluates it."""
+
+    def render(tried: Conversation) -> str:
+        if tried.tools:
+            raise PromptRefusedError("the TEMPLATE takes no tools")
+        if tried.thinking is not None:
+            raise PromptRefusedError("the TEMPLATE does not think")
+        try:
+            return render_go_template(ollama_template, tried.messages)
+        except ChatTemplateError as error:
+            raise PromptRefusedError(error.message) from error
+
+    return prove(chat_template, conversations, render, "offline", is_by_template=True)
 
 
-def _prompt(
-    chat_template: ChatTemplate, messages: Sequence[Mapping[str, object]], *, opens: bool = True
-) -> str | None:
-    """The prompt without its BOS; None where the chat template refuses the conversation."""
-    try:
-        prompt = chat_template.render(messages, add_generation_prompt=opens)
-    except ChatTemplateError:
-        return None
-    return prompt.removeprefix(chat_template.bos_token or "")
-
-
-def _begun_prompt(chat_template: ChatTemplate, messages: Messages) -> str | None:
-    """The prompt up to the end of its last answer (transformers' `continue_final_message`)."""
-    prompt = _prompt(chat_template, messages, opens=False)
-    if prompt is None:
-        return None
-    before, content, _ = prompt.rpartition(str(messages[-1]["content"]))
-    return before + content
+def _candidates(chat_template: ChatTemplate) -> Iterator[tuple[str | None, str]]:
+    # Compared on one conversation first: most of the known ones differ in every one.
+    for name, source in known_templates().items():
+        if not prove_go(chat_template, source, CORE[:1]).failed:
+            yield family_of(name), source
+    for source in derive_ollama_templates(chat_template):
+        yield None, source

@@ -25,7 +25,7 @@ from packager.prompt.go_syntax import (
 
 # What a template may ask for and a conversation without tools, images and thinking has not.
 _EMPTY: Mapping[str, object] = {
-    "Tools": (),
+    "Tools": None,
     "Suffix": "",
     "Response": "",
     "Think": False,
@@ -62,7 +62,36 @@ def render_go_template(source: str, messages: Sequence[Mapping[str, object]]) ->
 
 @cache
 def _parse(source: str) -> tuple[Node, ...]:
-    return parse_go_template(source)
+    nodes = parse_go_template(source)
+    _check(nodes, {"$"}, is_in_range=False)
+    return nodes
+
+
+def _check(nodes: Sequence[Node], declared: set[str], *, is_in_range: bool) -> None:
+    """Refuse what Go refuses before it runs: unknown variables, and jumps out of nothing."""
+    for node in nodes:
+        if isinstance(node, Action):
+            _check_pipe(node.pipe, declared)
+        elif isinstance(node, Jump) and not is_in_range:
+            raise _error(f"a {node.keyword} outside of a range")
+        elif isinstance(node, Branch):
+            inner = set(declared)
+            _check_pipe(node.pipe, inner)
+            in_body = is_in_range or node.keyword == "range"
+            _check(node.body, set(inner), is_in_range=in_body)
+            _check(node.otherwise, set(inner), is_in_range=is_in_range)
+
+
+def _check_pipe(pipe: Pipe, declared: set[str]) -> None:
+    for operand in (operand for command in pipe.commands for operand in command):
+        if isinstance(operand, Variable) and operand.name not in declared:
+            raise _error(f"the variable {operand.name}, which is not declared")
+        if isinstance(operand, Nested):
+            _check_pipe(operand.pipe, declared)
+    if pipe.is_declaration:
+        declared.update(pipe.variables)
+    elif unknown := set(pipe.variables) - declared:
+        raise _error(f"the variable {min(unknown)}, which is not declared")
 
 
 def _collate(
@@ -106,6 +135,7 @@ def _render_exchanges(nodes: tuple[Node, ...], messages: Sequence[Mapping[str, o
 def _cut_after_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
     """The template up to its `.Response`, and whether it has one (`deleteNode`)."""
     kept: list[Node] = []
+    is_cut = False
     for node in nodes:
         if isinstance(node, Branch):
             body, is_cut = _cut_after_response(node.body)
@@ -115,12 +145,38 @@ def _cut_after_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool
             if not is_cut:
                 otherwise, is_cut = _cut_after_response(node.otherwise)
             kept.append(replace(node, body=body, otherwise=otherwise))
+        elif isinstance(node, Action):
+            pipe, is_cut = _cut_pipe(node.pipe)
+            if pipe is not None:
+                kept.append(Action(pipe))
         else:
             kept.append(node)
-            is_cut = isinstance(node, Action) and "Response" in _pipe_names(node.pipe)
         if is_cut:
-            return tuple(kept), True
-    return tuple(kept), False
+            break
+    return tuple(kept), is_cut
+
+
+def _cut_pipe(pipe: Pipe) -> tuple[Pipe | None, bool]:
+    """The pipe up to its `.Response`; None where a command is left without anything."""
+    commands: list[tuple[Operand, ...]] = []
+    is_cut = False
+    for command in pipe.commands:
+        kept: list[Operand] = []
+        for operand in command:
+            if is_cut:
+                break
+            if isinstance(operand, Nested):
+                inner, is_cut = _cut_pipe(operand.pipe)
+                if inner is None:
+                    continue
+                operand = Nested(inner, operand.names)
+            elif isinstance(operand, Field):
+                is_cut = "Response" in operand.names
+            kept.append(operand)
+        if not kept:
+            return None, is_cut
+        commands.append(tuple(kept))
+    return replace(pipe, commands=tuple(commands)), is_cut
 
 
 def _field_names(nodes: Sequence[Node]) -> list[str]:
@@ -189,6 +245,7 @@ class _Run:
 
     def _range(self, node: Branch, dot: object) -> None:
         items = self._pipe(replace(node.pipe, variables=()), dot)
+        items = () if items is None else items
         if not isinstance(items, tuple):
             raise _error("a range over something other than a list")
         for index, item in enumerate(items):
@@ -231,6 +288,8 @@ class _Run:
         if not isinstance(head, Function):
             if rest or last:
                 raise _error("a value that is called like a function")
+            if head == Literal(None):
+                raise _error("nil in the place of a command")
             return self._operand(head, dot)
         if head.name in ("and", "or"):
             return self._and_or(head.name, rest, dot, last)
@@ -295,21 +354,26 @@ def _equal(first: object, *others: object) -> bool:
         raise TypeError("one argument")
     if any(type(other) is not type(first) for other in others):
         raise TypeError("values of different types")
+    if isinstance(first, tuple | Mapping):
+        raise TypeError("values that cannot be compared")
     return first in others
 
 
 def _ordered(compare: Callable[[int, int], bool]) -> Callable[[int, int], bool]:
     def function(left: int, right: int) -> bool:
-        if type(left) is not type(right):
-            raise TypeError("values of different types")
+        if type(left) is not type(right) or isinstance(left, bool):
+            raise TypeError("values that have no order between them")
         return compare(left, right)
 
     return function
 
 
 def _length(value: str | tuple[object, ...]) -> int:
-    # Go counts a string's bytes.
-    return len(value.encode()) if isinstance(value, str) else len(value)
+    if isinstance(value, str):
+        return len(value.encode())  # Go counts bytes
+    if isinstance(value, tuple):
+        return len(value)
+    raise TypeError("neither a text nor a list")
 
 
 def _slice(value: str | tuple[object, ...], *bounds: int) -> str | tuple[object, ...]:
@@ -322,6 +386,8 @@ def _slice(value: str | tuple[object, ...], *bounds: int) -> str | tuple[object,
 
 
 def _index(value: tuple[object, ...], at: int) -> object:
+    if not isinstance(value, tuple) or isinstance(at, bool):
+        raise TypeError("an index of something other than a list")
     if not 0 <= at < len(value):
         raise IndexError("out of range")
     return value[at]
@@ -331,6 +397,12 @@ def _printf(form: str, *values: object) -> str:
     verbs = form.replace("%%", "").count("%")
     if verbs != len(values) or verbs != sum(form.count(verb) for verb in ("%s", "%d", "%v")):
         raise TypeError("verbs other than %s, %d and %v, one for each value")
+    # Go writes a complaint into the text for a value of another type.
+    types = {"s": str, "d": int, "v": object}
+    letters = [after[0] for after in form.replace("%%", "").split("%")[1:]]
+    for letter, value in zip(letters, values, strict=True):
+        if not isinstance(value, types[letter]) or (letter == "d" and isinstance(value, bool)):
+            raise TypeError(f"%{letter} of a value of another type")
     return form.replace("%v", "%s").replace("%d", "%s") % tuple(map(_printed, values))
 
 

@@ -12,7 +12,7 @@ from packager.errors import PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import Conversation
 from packager.prompt.native import prompt_or_none
-from packager.prompt.server import CHANGES, Change, server_variables
+from packager.prompt.server import CHANGES, Change, server_variables, trimmed_forms
 
 Outcome = Literal["equal", "declared", "different", "not taken"]
 Render = Callable[[Conversation], str]
@@ -21,6 +21,7 @@ Tokenize = Callable[[str], Sequence[int]]
 _MOST_CHANGES = 4
 _BEGUN = "the server opens a begun answer in its own way"
 _TOLD = "the server sets variables of its own for thinking and the date"
+_UNTRIMMED = "the chat template trims messages, and the renderer does not"
 _ESCAPED = "the server does not escape quotes as Python's Jinja does"
 
 
@@ -112,9 +113,8 @@ def prove(
         tokenized_by: both tokenizers, to compare ids too.
         is_by_template: whether a TEMPLATE (Go) renders, which has limits of its own.
     """
-    mended = {_TOLD} | {
-        change.cause for change in CHANGES if change.is_by_templates and not is_by_template
-    }
+    by_templates = {change.cause for change in CHANGES if change.is_by_templates} | {_UNTRIMMED}
+    mended = {_TOLD} | (set() if is_by_template else by_templates)
     compared = (_compare(chat_template, tried, render, tokenized_by) for tried in conversations)
     return Proof(level, tuple(_without_excuses(item, mended) for item in compared))
 
@@ -149,9 +149,19 @@ def _compare(
     if rendered == expected:
         return Compared(tried, "equal", expected, rendered, (), same_ids)
     causes = _explanation(chat_template, tried, rendered)
+    if not causes and _is_untrimmed(chat_template, tried, expected, render):
+        causes = (_UNTRIMMED,)
     return Compared(
         tried, "declared" if causes else "different", expected, rendered, causes, same_ids
     )
+
+
+def _is_untrimmed(
+    chat_template: ChatTemplate, tried: Conversation, expected: str, render: Render
+) -> bool:
+    """Whether the renderer would make the prompt of training if messages were trimmed for it."""
+    forms = (form for form in trimmed_forms(tried) if form != tried)
+    return any(_without_bos(chat_template, render(form)) == expected for form in forms)
 
 
 def _trained_prompt(chat_template: ChatTemplate, tried: Conversation) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -174,14 +175,21 @@ def _joined(tried: Conversation) -> Conversation:
     return _with_messages(tried, messages)
 
 
-def _trimmed(tried: Conversation) -> Conversation:
-    return _with_messages(
-        tried,
-        [
-            {**message, "content": str(message.get("content") or "").strip()}
-            for message in tried.messages
-        ],
-    )
+def trimmed_forms(tried: Conversation) -> Iterator[Conversation]:
+    """The conversation with its messages trimmed: of some roles, at one end or both."""
+    roles = sorted({str(message["role"]) for message in tried.messages})
+    for number in range(1, len(roles) + 1):
+        for chosen in itertools.combinations(roles, number):
+            for trim in (str.strip, str.lstrip, str.rstrip):
+                yield _with_messages(
+                    tried,
+                    [
+                        {**message, "content": trim(str(message.get("content") or ""))}
+                        if message["role"] in chosen
+                        else message
+                        for message in tried.messages
+                    ],
+                )
 
 
 def _without_thinking_in_answers(tried: Conversation) -> Conversation:
@@ -222,7 +230,6 @@ CHANGES: tuple[Change, ...] = (
     Change("the server gives calls' arguments as text", _with_arguments_as_text),
     Change("the server leaves out the ids of calls", _with_bare_calls),
     Change("messages of one role in a row are joined", _joined, is_by_templates=True),
-    Change("messages are trimmed", _trimmed, is_by_templates=True),
     Change("thoughts are taken out of earlier answers", _without_thinking_in_answers),
     Change("thinking is fixed as in training", _without_choice),
     Change("tools are left out", _without_tools),

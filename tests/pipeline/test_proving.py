@@ -269,5 +269,5 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     assert content.count(b"llama-bpe") == 1
     gguf.write_bytes(content.replace(b"llama-bpe", b"codeshell"))
     wrong = prove_embedded(chat_template, gguf, CORE, tokenize)
-    with pytest.raises(PromptDifferenceError, match="token ids of 'twenty turns'"):
+    with pytest.raises(PromptDifferenceError, match="token ids of"):
         require_proved(wrong, "m", "")

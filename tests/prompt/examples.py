@@ -1,6 +1,6 @@
 """Chat templates and vocabularies of well-known shapes, and the Modelfiles they lead to.
 
-`python -m tests.prompt.examples` writes the Modelfiles of the examples into Modelfiles/.
+`python -m tests.prompt.examples` writes those of real chat templates into Modelfiles/.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from packager.gguf.toolchain import find_toolchain
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import Choice, PromptDecision, Vocabulary, decide
 from packager.prompt.modelfile import ModelfileSpec, ParameterValue, render_modelfile
@@ -33,8 +34,8 @@ LLAMA3 = per_turn(
 )
 GEMMA = (
     "{{ bos_token }}{% set system = '' %}{% if messages[0].role == 'system' %}"
-    "{% set system = messages[0].content + '\\n\\n' %}{% set messages = messages[1:] %}{% endif %}"
-    "{% for message in messages %}{{ '<start_of_turn>' }}"
+    "{% set system = messages[0].content + '\\n\\n' if messages[0].content else '' %}{% endif %}"
+    "{% for message in messages if message.role != 'system' %}{{ '<start_of_turn>' }}"
     "{{ 'model' if message.role == 'assistant' else message.role }}{{ '\\n' }}"
     "{{ (system if loop.first else '') + message.content | trim + '<end_of_turn>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
@@ -59,6 +60,29 @@ PHI3 = per_turn(
 PHI4 = per_turn(
     "'<|im_start|>' + message.role + '<|im_sep|>' + message.content + '<|im_end|>'",
     "<|im_start|>assistant<|im_sep|>",
+)
+# As the models' authors describe their formats; the toolchain has no template of these.
+VICUNA = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}"
+    "{{ 'A chat between a curious user and an assistant.' }}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ ' USER: ' + message.content }}{% elif message.role == 'assistant' %}"
+    "{{ ' ASSISTANT: ' + message.content + '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT: ' }}{% endif %}"
+)
+ALPACA = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ '### Instruction:\\n' + message.content + '\\n\\n' }}"
+    "{% elif message.role == 'assistant' %}"
+    "{{ '### Response:\\n' + message.content + '\\n\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+)
+LLAMA4 = per_turn(
+    "'<|header_start|>' + message.role + '<|header_end|>\\n\\n' + message.content | trim"
+    " + '<|eot|>'",
+    "<|header_start|>assistant<|header_end|>\\n\\n",
+    "{{ bos_token }}",
 )
 
 
@@ -120,7 +144,7 @@ EXAMPLES = {
     "mistral": make_example(
         MISTRAL, {1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]"}, [2], "<s>", num_ctx=8192
     ),
-    "phi": make_example(
+    "phi3": make_example(
         PHI3,
         {1: "<s>", 32000: "<|endoftext|>", 32001: "<|assistant|>", 32007: "<|end|>"},
         [32007, 32001, 32000],
@@ -129,15 +153,73 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-def example_modelfile(name: str) -> str:
-    """The Modelfile of an example, as a bundle would have it."""
-    example = EXAMPLES[name]
-    decision = example.decide()
-    spec = ModelfileSpec(decision.ollama_template, None, decision.stops, example.parameters)
+# For the rendered examples: a real chat template of the toolchain, with the special tokens and the
+# sampling that its model is published with.
+REAL: dict[str, tuple[str, dict[int, str], list[int], str | None, dict[str, float]]] = {
+    "chatml": (
+        "Qwen-Qwen2.5-7B-Instruct",
+        {151643: "<|endoftext|>", 151644: "<|im_start|>", 151645: "<|im_end|>"},
+        [151645, 151643],
+        None,
+        {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.05},
+    ),
+    "deepseek": (
+        "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+        {128000: "<｜begin▁of▁sentence｜>", 128001: "<｜end▁of▁sentence｜>"},
+        [128001],
+        "<｜begin▁of▁sentence｜>",
+        {"temperature": 0.6, "top_p": 0.95},
+    ),
+    "gemma": (
+        "google-gemma-2-2b-it",
+        {1: "<eos>", 2: "<bos>", 106: "<start_of_turn>", 107: "<end_of_turn>"},
+        [1, 107],
+        "<bos>",
+        {},
+    ),
+    "granite": (
+        "ibm-granite-granite-4.0",
+        {100257: "<|end_of_text|>", 100264: "<|start_of_role|>", 100265: "<|end_of_role|>"},
+        [100257],
+        None,
+        {},
+    ),
+    "llama3": (
+        "meta-llama-Llama-3.1-8B-Instruct",
+        {128000: "<|begin_of_text|>", 128001: "<|end_of_text|>", 128008: "<|eom_id|>",
+         128009: "<|eot_id|>"},
+        [128001, 128008, 128009],
+        "<|begin_of_text|>",
+        {"temperature": 0.6, "top_p": 0.9},
+    ),
+    "mistral": (
+        "mistralai-Ministral-3-14B-Reasoning-2512",
+        {1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]"},
+        [2],
+        "<s>",
+        {},
+    ),
+    "phi": (
+        "microsoft-Phi-3.5-mini-instruct",
+        {1: "<s>", 32000: "<|endoftext|>", 32001: "<|assistant|>", 32007: "<|end|>"},
+        [32007, 32001, 32000],
+        "<s>",
+        {},
+    ),
+}  # fmt: skip
+
+
+def example_modelfile(name: str, llama_cpp: Path) -> str:
+    """The Modelfile of a real chat template, as a bundle for servers before 0.30 would have it."""
+    file, tokens, eos, bos, parameters = REAL[name]
+    source = (llama_cpp / "models" / "templates" / f"{file}.jinja").read_text(encoding="utf-8")
+    decision = make_example(source, tokens, eos, bos).decide("auto", ollama_version="0.24.0")
+    spec = ModelfileSpec(decision.ollama_template, None, decision.stops, parameters)
     return render_modelfile(spec, f"{name}-Q5_K_M.gguf")
 
 
 if __name__ == "__main__":
-    for example_name in EXAMPLES:
+    for example_name in REAL:
         path = FOLDER / f"{example_name}.Modelfile"
-        path.write_text(example_modelfile(example_name), encoding="utf-8", newline="")
+        text = example_modelfile(example_name, find_toolchain().folder)
+        path.write_text(text, encoding="utf-8", newline="")

@@ -14,7 +14,7 @@ import pytest
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import Messages, conversation
 from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.families import FAMILIES
+from packager.prompt.families import known_templates
 from packager.prompt.go_template import render_go_template
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile
 from packager.runtime.shown import read_shown
@@ -37,7 +37,7 @@ ODD: tuple[Messages, ...] = (
 )
 
 
-@pytest.mark.parametrize("file", [file for files in FAMILIES.values() for file in files])
+@pytest.mark.parametrize("file", list(known_templates()))
 def test_ollama_evaluates_each_template_as_ftpack_does(
     file: str, ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:

@@ -9,19 +9,21 @@ import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
-from tests.prompt.examples import EXAMPLES, FOLDER, example_modelfile
+from tests.prompt.examples import FOLDER, REAL, example_modelfile
 
 EMPTY = ModelfileSpec(None, None, ())
 
 
-@pytest.mark.parametrize("name", list(EXAMPLES))
-def test_the_examples_are_what_is_rendered_today(name: str) -> None:
+@pytest.mark.parametrize("name", list(REAL))
+def test_the_examples_are_what_is_rendered_today(name: str, llama_cpp_source: Path) -> None:
     """Mend them with `python -m tests.prompt.examples`."""
-    assert (FOLDER / f"{name}.Modelfile").read_bytes().decode() == example_modelfile(name)
+    assert (FOLDER / f"{name}.Modelfile").read_bytes().decode() == example_modelfile(
+        name, llama_cpp_source
+    )
 
 
 def test_there_are_no_other_examples() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.Modelfile" for name in EXAMPLES}
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.Modelfile" for name in REAL}
 
 
 def test_everything_is_said_once_and_in_order() -> None:
