@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packager.errors import OutputExistsError
 from packager.files import require_disk, whole_file
-from packager.merge.lora import Merged
+from packager.merge.merged import MergedCheckpoint
 from packager.merge.save import save_safetensors
 from packager.pipeline.prepare import choose_device, find_inputs, open_checkpoint
 from packager.plan import Request
@@ -59,7 +59,7 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             f"{folder} is where the model is read from.",
             next_step="Choose another folder with --out.",
         )
-    checkpoint = open_checkpoint(inputs, choose_device(request.device))
+    checkpoint, described = open_checkpoint(inputs, choose_device(request.device), progress)
     weights = sum(info.size_bytes for info in checkpoint.tensors.values())
     require_disk(folder, weights, "The merged model")
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,13 +67,13 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
     existing.unlink(missing_ok=True)
     files = save_safetensors(checkpoint, folder, progress)
     _remove_stale_weights(folder, files)
-    if isinstance(checkpoint, Merged):
+    if isinstance(checkpoint, MergedCheckpoint):
         checkpoint.require_all_used()
     # config.json comes last: a folder without it is no model, so that an interrupted run shows.
-    names = sorted(inputs.files, key=lambda name: (name == "config.json", name))
+    names = sorted(described, key=lambda name: (name == "config.json", name))
     for name in names:
         if name not in _NOT_TO_COPY:
-            with inputs.files[name].open("rb") as source, whole_file(folder / name) as target:
+            with described[name].open("rb") as source, whole_file(folder / name) as target:
                 shutil.copyfileobj(source, target)
             files.append(folder / name)
     return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))

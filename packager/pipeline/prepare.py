@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packager import __version__
@@ -22,7 +22,8 @@ from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
-from packager.merge.lora import Merged
+from packager.merge.merged import MergedCheckpoint
+from packager.merge.open import open_merged
 from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
@@ -110,12 +111,21 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
     return Inputs(source, base, {**base.checkpoint.files, **own})
 
 
-def open_checkpoint(inputs: Inputs, device: str) -> Checkpoint:
-    """The tensors to package; an adapter's are held against the base here."""
+def open_checkpoint(
+    inputs: Inputs, device: str, progress: Progress
+) -> tuple[Checkpoint, Mapping[str, Path]]:
+    """The tensors to package, and the files that describe them.
+
+    An adapter's tensors are held against the base here; where merging unties the embeddings, the
+    `config.json` that says so takes the place of the base's.
+    """
     adapter = inputs.source.adapter
     if adapter is None:
-        return inputs.model
-    return Merged(inputs.model, adapter.folder, adapter.weights, device)
+        return inputs.model, inputs.files
+    merged = open_merged(inputs.model, adapter.folder, adapter.weights, device)
+    for warning in merged.warnings:
+        progress.warn(warning)
+    return merged, {**inputs.files, "config.json": merged.files["config.json"]}
 
 
 def choose_device(wanted: str) -> str:
@@ -185,7 +195,8 @@ def _prepare(
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
-    checkpoint = open_checkpoint(inputs, device)
+    checkpoint, files = open_checkpoint(inputs, device, progress)
+    inputs = replace(inputs, files=files)
     conversion = _convert(toolchain, checkpoint, inputs, name, decision)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
@@ -317,10 +328,9 @@ def _plan(
         for item in typed
     )
     checkpoint = conversion.checkpoint
-    merged = checkpoint if isinstance(checkpoint, Merged) else None
+    merged = checkpoint if isinstance(checkpoint, MergedCheckpoint) else None
     tensors = checkpoint.tensors
     computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
-    changed = [info.size_bytes for n, info in tensors.items() if merged and merged.is_merged(n)]
     return Plan(
         name=name,
         out=request.out or Path(f"{stem}-gguf"),
@@ -336,7 +346,7 @@ def _plan(
         read_bytes=sum(info.size_bytes for info in tensors.values()),
         write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
         memory_bytes=estimate_memory(
-            max(changed, default=0), max(computed, default=0), len(wanted)
+            merged.largest_bytes if merged else 0, max(computed, default=0), len(wanted)
         ),
     )
 
