@@ -1,0 +1,192 @@
+"""Every method of PEFT is merged as PEFT merges it, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import InputRefusedError
+from packager.merge.merged import MergedCheckpoint
+from packager.merge.open import open_merged
+from packager.merge.save import save_safetensors
+from packager.progress import Silent
+from packager.source.adapter import open_adapter
+from tests.merge.methods import (
+    KINDS,
+    METHODS,
+    REFUSED,
+    Kind,
+    document,
+    load_base,
+    make_adapter,
+    make_base,
+    merge_with_peft,
+)
+
+CELLS = [
+    (name, kind)
+    for name, method in METHODS.items()
+    for kind in KINDS
+    if method.outcome(kind) != "absent"
+]
+
+
+class Unreadable(FolderCheckpoint):
+    """A base of which no weight may be read."""
+
+    def load(self, name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was read")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A tiny random model of a kind, made once."""
+    made: dict[object, Path] = {}
+
+    def make(kind: Kind, dtype: torch.dtype = torch.bfloat16) -> Path:
+        if (kind, dtype) not in made:
+            made[kind, dtype] = make_base(kind, tmp_path_factory.mktemp("base"), dtype)
+        return made[kind, dtype]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The same number of threads for PEFT and ftpack: factors of a matrix depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def opened(folder: Path, adapter: Path, readable: bool = True) -> MergedCheckpoint:
+    checkpoint = FolderCheckpoint(folder) if readable else Unreadable(folder)
+    return open_merged(checkpoint, adapter, open_adapter(adapter).weights)
+
+
+def differences(found: MergedCheckpoint, wanted: FolderCheckpoint) -> list[str]:
+    """Names, dtypes, shapes and bytes that are not the same."""
+    wrong = sorted(set(found.tensors) ^ set(wanted.tensors))
+    for name in set(found.tensors) & set(wanted.tensors):
+        ours, theirs = found.load(name), wanted.load(name)
+        info = found.tensors[name]
+        if (ours.dtype, ours.shape) != (info.torch_dtype, info.shape):
+            wrong.append(f"{name} is not what was promised")
+        elif (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+            wrong.append(f"{name} has another dtype or shape")
+        elif not torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):
+            wrong.append(f"{name} has other values")
+    return wrong
+
+
+@pytest.mark.parametrize(("name", "kind"), CELLS, ids=[f"{n}-{k}" for n, k in CELLS])
+def test_a_method_is_merged_as_peft_merges_it_or_refused(
+    name: str, kind: Kind, base: Callable[..., Path], tmp_path: Path
+) -> None:
+    method, folder = METHODS[name], base(kind)
+    outcome = method.outcome(kind)
+    if outcome == "impossible":
+        with pytest.raises(Exception, match=re.escape(method.error(kind))):
+            make_adapter(folder, kind, method, tmp_path / "adapter")
+        return
+    adapter = make_adapter(folder, kind, method, tmp_path / "adapter")
+    if outcome == "refused":
+        with pytest.raises(InputRefusedError, match=re.escape(method.error(kind))) as caught:
+            opened(folder, adapter, readable=False)
+        assert caught.value.next_step
+        return
+
+    checkpoint = opened(folder, adapter)
+
+    if outcome == "identical":
+        wanted = FolderCheckpoint(merge_with_peft(folder, kind, adapter, tmp_path / "peft"))
+        assert differences(checkpoint, wanted) == []
+        assert not checkpoint.warnings
+    else:
+        assert "no longer tied" in checkpoint.warnings[0]
+        for tensor in checkpoint.tensors:
+            checkpoint.load(tensor)
+    checkpoint.require_all_used()
+    assert not checkpoint.is_untrained
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_merged_is_refused_by_name(
+    name: str, base: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, setting, words = REFUSED[name]
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(plain | setting))
+
+    with pytest.raises(InputRefusedError, match=re.escape(words)) as caught:
+        open_adapter(tmp_path)
+
+    assert str(tmp_path / "adapter_config.json") in caught.value.message
+    assert caught.value.next_step
+
+
+def test_every_method_of_peft_is_merged_or_refused() -> None:
+    from peft import PeftType
+
+    from packager.source.methods import MERGEABLE, find_refusal
+
+    unknown = [
+        method.value
+        for method in PeftType
+        if method.value not in MERGEABLE
+        and "none of the methods" in find_refusal({"peft_type": method.value}).why  # type: ignore[union-attr]
+    ]
+    assert not unknown
+
+
+def test_the_page_of_methods_is_what_is_tested() -> None:
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+
+    assert page.read_text(encoding="utf-8") == document()
+
+
+# The ways in which an adapter can touch embeddings that input and output share.
+TOUCHING = [name for name in METHODS if re.search("embeddings|head|tied|save-both|tokens", name)]
+
+
+@pytest.mark.parametrize("kind", ["tied", "conv1d"])
+@pytest.mark.parametrize("name", TOUCHING)
+def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_computes(
+    name: str, kind: Kind, base: Callable[..., Path], tmp_path: Path
+) -> None:
+    import peft
+
+    folder = base(kind, torch.float32)
+    adapter = make_adapter(folder, kind, METHODS[name], tmp_path / "adapter")
+    checkpoint = opened(folder, adapter)
+    (tmp_path / "merged").mkdir()
+    save_safetensors(checkpoint, tmp_path / "merged", Silent())
+    config = checkpoint.files["config.json"].read_text(encoding="utf-8")
+    (tmp_path / "merged" / "config.json").write_text(config, encoding="utf-8")
+    ids = torch.tensor([[3, 1, 4, 5, 9]])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        tuned = peft.PeftModel.from_pretrained(load_base(folder, kind), str(adapter))
+        wanted = tuned(ids).logits
+        usual = tuned.merge_and_unload()(ids).logits
+        model = load_base(tmp_path / "merged", kind)
+        found = model(ids).logits
+        unchanged = load_base(folder, kind)(ids).logits
+
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, unchanged, atol=1e-2)
+    # Where PEFT's own merge gives another model, that is the reason why ftpack does not follow it.
+    is_apart = METHODS[name].outcome(kind) == "right"
+    assert torch.allclose(usual, wanted, rtol=1e-4, atol=1e-4) != is_apart
+    has_head = any("lm_head" in tensor for tensor in load_file(
+        tmp_path / "merged" / "model.safetensors"))  # fmt: skip
+    assert has_head != json.loads(config).get("tie_word_embeddings", True)
