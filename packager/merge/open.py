@@ -64,4 +64,6 @@ def is_plain_lora(config: Mapping[str, object], weights: TensorFile) -> bool:
         and config.get("bias") in (None, "none")
         and config.get("init_lora_weights", True) in _PLAIN_INITS
         and all(".lora_A." in name or ".lora_B." in name for name in weights.tensors)
+        # transformers 5 stacks experts: PEFT rounds their change before it adds it, then again.
+        and not any(".experts." in name for name in weights.tensors)
     )

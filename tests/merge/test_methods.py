@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import InputRefusedError
-from packager.merge.merged import MergedCheckpoint
-from packager.merge.open import open_merged
 from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
+from tests.merge.compared import differences, opened
 from tests.merge.methods import (
     KINDS,
     METHODS,
@@ -27,7 +26,6 @@ from tests.merge.methods import (
     document,
     load_base,
     make_adapter,
-    make_base,
     merge_with_peft,
 )
 
@@ -39,60 +37,11 @@ CELLS = [
 ]
 
 
-class Unreadable(FolderCheckpoint):
-    """A base of which no weight may be read."""
-
-    def load(self, name: str) -> torch.Tensor:
-        raise AssertionError(f"{name} was read")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A tiny random model of a kind, made once."""
-    made: dict[object, Path] = {}
-
-    def make(kind: Kind, dtype: torch.dtype = torch.bfloat16) -> Path:
-        if (kind, dtype) not in made:
-            made[kind, dtype] = make_base(kind, tmp_path_factory.mktemp("base"), dtype)
-        return made[kind, dtype]
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The same number of threads for PEFT and ftpack: factors of a matrix depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def opened(folder: Path, adapter: Path, readable: bool = True) -> MergedCheckpoint:
-    checkpoint = FolderCheckpoint(folder) if readable else Unreadable(folder)
-    return open_merged(checkpoint, adapter, open_adapter(adapter).weights)
-
-
-def differences(found: MergedCheckpoint, wanted: FolderCheckpoint) -> list[str]:
-    """Names, dtypes, shapes and bytes that are not the same."""
-    wrong = sorted(set(found.tensors) ^ set(wanted.tensors))
-    for name in set(found.tensors) & set(wanted.tensors):
-        ours, theirs = found.load(name), wanted.load(name)
-        info = found.tensors[name]
-        if (ours.dtype, ours.shape) != (info.torch_dtype, info.shape):
-            wrong.append(f"{name} is not what was promised")
-        elif (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-            wrong.append(f"{name} has another dtype or shape")
-        elif not torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):
-            wrong.append(f"{name} has other values")
-    return wrong
-
-
 @pytest.mark.parametrize(("name", "kind"), CELLS, ids=[f"{n}-{k}" for n, k in CELLS])
 def test_a_method_is_merged_as_peft_merges_it_or_refused(
-    name: str, kind: Kind, base: Callable[..., Path], tmp_path: Path
+    name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
-    method, folder = METHODS[name], base(kind)
+    method, folder = METHODS[name], tiny_base(kind)
     outcome = method.outcome(kind)
     if outcome == "impossible":
         with pytest.raises(Exception, match=re.escape(method.error(kind))):
@@ -121,7 +70,7 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_merged_is_refused_by_name(
-    name: str, base: Callable[..., Path], tmp_path: Path
+    name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     _, setting, words = REFUSED[name]
     plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
@@ -161,11 +110,11 @@ TOUCHING = [name for name in METHODS if re.search("embeddings|head|tied|save-bot
 @pytest.mark.parametrize("kind", ["tied", "conv1d"])
 @pytest.mark.parametrize("name", TOUCHING)
 def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_computes(
-    name: str, kind: Kind, base: Callable[..., Path], tmp_path: Path
+    name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     import peft
 
-    folder = base(kind, torch.float32)
+    folder = tiny_base(kind, torch.float32)
     adapter = make_adapter(folder, kind, METHODS[name], tmp_path / "adapter")
     checkpoint = opened(folder, adapter)
     (tmp_path / "merged").mkdir()
