@@ -267,6 +267,7 @@ def _load(skeleton: Skeleton, folder: Path, weights: TensorFile) -> None:
         ) from error
     finally:
         del peft_model.load_state_dict
+    _require_trained_biases(skeleton, weights)
     absent = [key for key in result.missing_keys if not _is_shared(key)]
     if absent:
         raise AdapterMismatchError(
@@ -324,6 +325,28 @@ def _check_file(weights: TensorFile) -> None:
                 f"The adapter's tensor {name!r} in {weights.path} has NaN or Inf.",
                 next_step="The training run diverged; use an earlier checkpoint.",
             )
+
+
+def _require_trained_biases(skeleton: Skeleton, weights: TensorFile) -> None:
+    """The base's biases that were trained must be in the file: PEFT would keep the base's."""
+    trained = getattr(skeleton.config, "bias", "none")
+    if trained not in ("all", "lora_only"):
+        return
+    own = {
+        id(parameter)
+        for layer in skeleton.root.modules()
+        if trained == "all" or hasattr(layer, "base_layer")
+        for name, parameter in layer.named_parameters()
+        if name.rpartition(".")[2] == "bias"
+    }
+    names = [names[0] for key, names in skeleton.empties.items() if key in own]
+    absent = [name for name in names if name not in skeleton.overrides]
+    if absent:
+        raise AdapterMismatchError(
+            f"adapter_config.json says `bias` {trained!r}, and {weights.path} has no tensors for "
+            f"{len(absent)} of {len(names)} biases: {listed(absent)}.",
+            next_step="Save the adapter again with PEFT's save_pretrained.",
+        )
 
 
 def _is_shared(key: str) -> bool:

@@ -140,6 +140,17 @@ def test_not_a_number_in_any_method_is_an_error_that_names_the_tensor(
         opened(tiny_base("tied"), adapter)
 
 
+@pytest.mark.parametrize("name", ["lora-bias-all", "lora-bias-only"])
+def test_a_trained_bias_that_is_not_in_the_file_is_an_error(
+    name: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_base("biased"), "biased", METHODS[name], tmp_path / "adapter")
+    edited(adapter, lambda tensors: tensors.pop(next(n for n in tensors if n.endswith("bias"))))
+
+    with pytest.raises(AdapterMismatchError, match=r"1 of \d+ biases"):
+        opened(tiny_base("biased"), adapter)
+
+
 def test_two_names_for_one_place_are_an_error(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
