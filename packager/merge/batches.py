@@ -32,7 +32,8 @@ class Batches:
 
     Attributes:
         batches: what is computed.
-        added: tensors that the base does not have: what is no longer tied.
+        added: tensors that the base does not have, or not of that size: what is no longer tied, and
+            the rows of a larger vocabulary.
         copies: for those that keep the base's values, the base's tensor that has them.
         is_untied: whether the configuration must say that embeddings are not tied.
         warnings: where PEFT's own merge would give something else than the adapter's model.
@@ -122,10 +123,12 @@ def _outputs(layout: Layout, written: set[str], added: dict[str, TensorInfo]) ->
     metas = layout.write({name: layout.meta(name) for name in sorted(written)})
     for name, meta in metas.items():
         info = layout.tensors.get(name)
+        if info is not None and len(metas) == 1 and layout.is_resized(written):
+            info = added[name] = replace(info, shape=tuple(meta.shape))
         if info is None and len(metas) == 1:
             (parameter,) = written
             stored = layout.tensors[layout.stored_tensor(parameter)]
-            info = added[name] = replace(stored, name=name)
+            info = added[name] = replace(stored, name=name, shape=tuple(meta.shape))
         if info is None or info.shape != tuple(meta.shape):
             raise UnsupportedError(
                 f"transformers would save {', '.join(sorted(written)[:4])} as {name} "

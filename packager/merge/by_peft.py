@@ -80,15 +80,21 @@ class PeftMerged:
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
-        """The base's files; `config.json` says it where the embeddings are no longer tied."""
-        if not self._is_untied:
+        """The base's files; `config.json` says it where the embeddings are no longer the base's."""
+        changes: dict[str, object] = {"tie_word_embeddings": False} if self._is_untied else {}
+        if self._skeleton.rows is not None:
+            changes["vocab_size"] = self._skeleton.rows
+        if not changes:
             return self._base.files
         self._folder = tempfile.TemporaryDirectory(prefix="ftpack-")
         path = Path(self._folder.name) / "config.json"
         config = read_json(self._base.files["config.json"])
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict) and (part is config or "tie_word_embeddings" in part):
-                part["tie_word_embeddings"] = False
+        text = config.get("text_config")
+        for key, value in changes.items():
+            if isinstance(text, dict) and key in text:
+                text[key] = value
+            if not isinstance(text, dict) or key in config or key not in text:
+                config[key] = value
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return {**self._base.files, "config.json": path}
 

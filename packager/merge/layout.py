@@ -50,8 +50,20 @@ class Layout:
         self.model = build_model(folder)
         self._state = self.model.state_dict()
         self.groups = _groups(self.model, self._state, tensors)
+        self._resized: set[str] = set()
         self._group_of = {name: group for group in self.groups for name in group.parameters}
         self.tied = _tied_parameters(self.model, self._group_of)
+
+    def resize(self, rows: int) -> None:
+        """Take a vocabulary of another size, as the adapter's training has; once."""
+        before = self._state
+        resize(self.model, rows)
+        self._state = self.model.state_dict()
+        self._resized = {n for n, t in self._state.items() if t.shape != before[n].shape}
+
+    def is_resized(self, parameters: Iterable[str]) -> bool:
+        """Whether all of these have got other sizes."""
+        return set(parameters) <= self._resized
 
     def dtype(self, parameter: str) -> torch.dtype:
         """The element type that the checkpoint keeps a parameter in."""
@@ -187,6 +199,11 @@ def build_model(folder: Path) -> Any:
         ) from error
     model.tie_weights()
     return model.eval()
+
+
+def resize(model: Any, rows: int) -> None:
+    """Give a model on the meta device embeddings of so many rows."""
+    model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _model_class(config: Any) -> Any:

@@ -19,7 +19,7 @@ from packager.errors import (
     UnsupportedError,
 )
 from packager.files import read_json
-from packager.merge.layout import Layout, build_model
+from packager.merge.layout import Layout, build_model, resize
 from packager.merge.targets import PREFIX, listed
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ class Skeleton:
             embeddings), by name.
         adapter: the adapter's values by their keys in `peft_model`.
         again: whether a layer has to be made anew on its real weight, since making it reads it.
+        rows: the size of the vocabulary, where the adapter's training has changed it.
     """
 
     peft_model: Any
     config: Any
     empties: dict[int, tuple[str, ...]]
     again: bool
+    rows: int | None = None
     overrides: dict[str, torch.Tensor] = field(default_factory=dict)
     adapter: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -81,12 +83,16 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
     """
     _check_file(weights)
     model = build_model(layout.folder)
+    rows = _resized_rows(model, weights)
+    if rows is not None:
+        layout.resize(rows)
+        resize(model, rows)
     empties = _empty(model, layout)
     with warnings.catch_warnings():
         # What PEFT only warns of is an error here, or is said by ftpack in its own words.
         warnings.simplefilter("ignore")
         config = _read_config(folder)
-        skeleton = _inject(model, config, empties, folder)
+        skeleton = _inject(model, config, empties, folder, rows)
         _load(skeleton, folder, weights)
     return skeleton
 
@@ -107,6 +113,40 @@ def _read_config(folder: Path) -> Any:
         )
     config.inference_mode = True
     return config
+
+
+def _resized_rows(model: Any, weights: TensorFile) -> int | None:
+    """The rows of the embeddings that an adapter brings along, where they are not the base's.
+
+    Raises:
+        BaseMismatchError: if the file has not all the rows: they would be random.
+    """
+    found = {}
+    for module in _embeddings(model):
+        name = next(name for name, item in model.named_modules() if item is module)
+        keys = (f"{PREFIX}{name}.weight", f"{PREFIX}{name}.base_layer.weight")
+        shapes = [weights.tensors[key].shape for key in keys if key in weights.tensors]
+        found[name] = shapes[0] if shapes else None
+    rows = {shape[0] for shape in found.values() if shape}
+    own = model.get_input_embeddings().weight
+    if rows <= {own.shape[0]} or any(s and s[1:] != own.shape[1:] for s in found.values()):
+        return None
+    absent = [name for name, shape in found.items() if shape is None]
+    is_tied = len({id(m.weight) for m in _embeddings(model)}) == 1
+    if len(rows) > 1 or (absent and not is_tied):
+        raise BaseMismatchError(
+            f"{weights.path} has embeddings for a vocabulary of {max(rows)}, the base one of "
+            f"{own.shape[0]}, and the adapter does not hold all the rows of both sides "
+            f"({', '.join(f'{name}: {shape}' for name, shape in found.items())}).",
+            next_step="Save the adapter again with save_embedding_layers=True, or name the base "
+            "with the resized vocabulary with --base PATH.",
+        )
+    return rows.pop()
+
+
+def _embeddings(model: Any) -> list[Any]:
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [module for module in both if module is not None]
 
 
 def reads_base(config: Any) -> bool:
@@ -152,7 +192,9 @@ def _empty(model: Any, layout: Layout) -> dict[int, tuple[str, ...]]:
     return {key: tuple(value) for key, value in names.items()}
 
 
-def _inject(model: Any, config: Any, empties: dict[int, tuple[str, ...]], folder: Path) -> Skeleton:
+def _inject(
+    model: Any, config: Any, empties: dict[int, tuple[str, ...]], folder: Path, rows: int | None
+) -> Skeleton:
     from peft import PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
@@ -175,7 +217,7 @@ def _inject(model: Any, config: Any, empties: dict[int, tuple[str, ...]], folder
         neutral.init_lora_weights = config.init_lora_weights
     _require_every_target(folder, neutral, peft_model)
     _require_biases(folder, peft_model)
-    return Skeleton(peft_model, neutral, empties, again)
+    return Skeleton(peft_model, neutral, empties, again, rows)
 
 
 @contextmanager
@@ -280,7 +322,7 @@ def _load(skeleton: Skeleton, folder: Path, weights: TensorFile) -> None:
 def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
     """Tell the adapter's values from those for the base's own parameters; check the shapes."""
     known = skeleton.peft_model.state_dict(keep_vars=True)
-    left = sorted(key for key in state if key not in known)
+    left = sorted(key for key in state if key not in known and not _is_repeated(key, state))
     if left:
         raise AdapterMismatchError(
             f"{len(left)} adapter tensors in {folder} belong to no tuned module of this base"
@@ -289,7 +331,9 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
         )
     differing = []
     for key, value in state.items():
-        place = known[key]
+        place = known.get(key)
+        if place is None:
+            continue
         if place.shape != value.shape:
             differing.append(
                 f"{key.removeprefix(PREFIX)}: {list(value.shape)} found, {list(place.shape)} fits"
@@ -305,6 +349,14 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
             f"{listed(differing, '; ')}.",
             next_step=_CHECK_BASE,
         )
+
+
+def _is_repeated(key: str, state: Mapping[str, Any]) -> bool:
+    """Whether PEFT has saved a whole module twice, as it does where the vocabulary was resized."""
+    import torch
+
+    loaded = state.get(key.replace(".modules_to_save.", f".modules_to_save.{ADAPTER}."))
+    return loaded is not None and ".modules_to_save." in key and torch.equal(loaded, state[key])
 
 
 def _check_file(weights: TensorFile) -> None:

@@ -170,9 +170,16 @@ def targets(kind: Kind, what: str) -> Any:
 
 
 def make_adapter(
-    base: Path, kind: Kind, method: Method, folder: Path, dtype: torch.dtype | None = None
+    base: Path,
+    kind: Kind,
+    method: Method,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    rows: int | None = None,
 ) -> Path:
     """An adapter that PEFT itself has made and saved, every trainable tensor random and not zero.
+
+    With `rows`, the model's vocabulary gets that size before.
 
     Raises whatever PEFT raises where a method does not take this kind of model.
     """
@@ -183,6 +190,8 @@ def make_adapter(
 
     torch.manual_seed(1)
     model = load_base(base, kind)
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
     options = dict(method.options)
     for name, value in options.items():
         if callable(value):
@@ -209,13 +218,18 @@ def make_adapter(
     return folder
 
 
-def merge_with_peft(base: Path, kind: Kind, adapter: Path, out: Path) -> Path:
-    """`from_pretrained`, `merge_and_unload`, `save_pretrained`."""
+def merge_with_peft(
+    base: Path, kind: Kind, adapter: Path, out: Path, rows: int | None = None
+) -> Path:
+    """`from_pretrained`, `merge_and_unload`, `save_pretrained`; resized in between, if asked."""
     import peft
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tuned = peft.PeftModel.from_pretrained(load_base(base, kind), str(adapter))
+        model = load_base(base, kind)
+        if rows is not None:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        tuned = peft.PeftModel.from_pretrained(model, str(adapter))
         tuned.merge_and_unload().save_pretrained(out)
     return out
 

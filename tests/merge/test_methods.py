@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import InputRefusedError
@@ -19,9 +19,11 @@ from packager.progress import Silent
 from packager.source.adapter import open_adapter
 from tests.merge.compared import differences, opened
 from tests.merge.methods import (
+    HIDDEN,
     KINDS,
     METHODS,
     REFUSED,
+    VOCABULARY,
     Kind,
     document,
     load_base,
@@ -66,6 +68,50 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
             checkpoint.load(tensor)
     checkpoint.require_all_used()
     assert not checkpoint.is_untrained
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora", "tied"),
+        ("lora", "biased"),
+        ("lora-save-both", "tied"),
+        ("lora-save-both", "biased"),
+        ("lora-embeddings", "tied"),
+        ("dora", "biased"),
+    ],
+)
+def test_a_vocabulary_that_training_has_resized_comes_from_the_adapter(
+    name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, rows = tiny_base(kind), VOCABULARY + 5
+    adapter = make_adapter(folder, kind, METHODS[name], tmp_path / "adapter", rows=rows)
+    merge_with_peft(folder, kind, adapter, tmp_path / "peft", rows=rows)
+
+    checkpoint = opened(folder, adapter)
+
+    config = json.loads(checkpoint.files["config.json"].read_text(encoding="utf-8"))
+    assert config["vocab_size"] == rows
+    if METHODS[name].outcome(kind) == "identical":
+        assert differences(checkpoint, FolderCheckpoint(tmp_path / "peft")) == []
+    else:
+        assert checkpoint.load("lm_head.weight").shape == (rows, HIDDEN)
+        for tensor in checkpoint.tensors:
+            checkpoint.load(tensor)
+    checkpoint.require_all_used()
+
+
+def test_half_of_a_resized_vocabulary_is_refused(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    method, folder = METHODS["lora-save-embeddings"], tiny_base("biased")
+    adapter = make_adapter(folder, "biased", method, tmp_path / "adapter", rows=VOCABULARY + 5)
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({n: t for n, t in tensors.items() if "lm_head" not in n}, path)
+
+    with pytest.raises(InputRefusedError, match="101, the base one of 96"):
+        opened(folder, adapter)
 
 
 @pytest.mark.parametrize("name", REFUSED)
