@@ -177,7 +177,13 @@ def _empty(model: Any, layout: Layout) -> dict[int, tuple[str, ...]]:
     for module_name, module in model.named_modules():
         stem = f"{module_name}." if module_name else ""
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
-            if value is None or name in module._non_persistent_buffers_set:
+            if value is None:
+                continue
+            if name in module._non_persistent_buffers_set:
+                # No file holds it and merging has no use for it: if it had, the result would show.
+                module._buffers[name] = torch.full_like(
+                    value, float("nan") if value.is_floating_point() else 0, device="cpu"
+                )
                 continue
             if id(value) not in made:
                 zeros = torch.zeros((), dtype=layout.dtype(stem + name)).expand(value.shape)

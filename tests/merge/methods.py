@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["tied", "biased", "conv1d", "moe", "vlm"]
+Kind = Literal["tied", "scaled", "biased", "conv1d", "moe", "vlm"]
 KINDS: dict[Kind, str] = {
     "tied": "Qwen3, tied embeddings",
+    "scaled": "Gemma 3, tied and scaled",
     "biased": "Qwen2, untied, with biases",
     "conv1d": "GPT-2, Conv1D",
     "moe": "Qwen3-MoE, fused experts",
@@ -103,6 +104,7 @@ def make_base(kind: Kind, folder: Path, dtype: torch.dtype | None = None) -> Pat
             "tied": lambda: transformers.Qwen3Config(
                 **shape, head_dim=16, tie_word_embeddings=True
             ),
+            "scaled": lambda: transformers.Gemma3TextConfig(**shape, head_dim=16),
             "biased": lambda: transformers.Qwen2Config(**shape, tie_word_embeddings=False),
             "conv1d": lambda: transformers.GPT2Config(
                 vocab_size=VOCABULARY, n_embd=HIDDEN, n_head=4, n_layer=2, n_positions=64
@@ -235,7 +237,7 @@ def merge_with_peft(
 
 
 def _lora(title: str, tuned: str = "linear", *, right: bool = False, **options: Any) -> Method:
-    kinds: tuple[Kind, ...] = ("tied", "conv1d") if right else ()
+    kinds: tuple[Kind, ...] = ("tied", "scaled", "conv1d") if right else ()
     return Method(title, "LoraConfig", {"r": 4, "lora_alpha": 8, **options}, tuned, right=kinds)
 
 
@@ -258,7 +260,7 @@ def _ia3_targets(kind: Kind) -> list[str]:
 
 
 _NO_BIAS = "has none there to add it to"
-_WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "moe", "vlm"), _NO_BIAS)
+_WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "scaled", "moe", "vlm"), _NO_BIAS)
 
 METHODS: dict[str, Method] = {
     "lora": _lora("LoRA"),
@@ -272,7 +274,7 @@ METHODS: dict[str, Method] = {
     "lora-regex": _lora("LoRA on a regular expression", target_modules=r".*\.1\..*(q_proj|c_attn)"),
     "lora-layers": replace(
         _lora("LoRA with `layers_to_transform`", layers_to_transform=[1]),
-        kinds=("tied", "biased", "conv1d", "moe"),
+        kinds=("tied", "scaled", "biased", "conv1d", "moe"),
     ),
     "lora-bias-all": _lora("LoRA with `bias` all", bias="all"),
     "lora-bias-only": _lora("LoRA with `bias` lora_only", bias="lora_only"),
@@ -481,7 +483,7 @@ def document() -> str:
 _INTRODUCTION = """\
 # Methods
 
-What ftpack makes of the adapters of each of PEFT's methods, on small random models of five kinds.
+What ftpack makes of the adapters of each of PEFT's methods, on small random models of six kinds.
 `tests/merge/test_methods.py` tests every cell; this page is written from its cases
 (`python -m tests.merge.methods > docs/methods.md`).
 

@@ -153,7 +153,7 @@ def test_the_page_of_methods_is_what_is_tested() -> None:
 TOUCHING = [name for name in METHODS if re.search("embeddings|head|tied|save-both|tokens", name)]
 
 
-@pytest.mark.parametrize("kind", ["tied", "conv1d"])
+@pytest.mark.parametrize("kind", ["tied", "scaled", "conv1d"])
 @pytest.mark.parametrize("name", TOUCHING)
 def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_computes(
     name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
