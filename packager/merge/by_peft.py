@@ -15,6 +15,7 @@ from packager.errors import AdapterMismatchError, UnsupportedError
 from packager.files import read_json
 from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
+from packager.merge.loading import load_adapter
 from packager.merge.skeleton import build_skeleton
 from packager.merge.targets import listed
 from packager.merge.units import find_units, has_zero_part, merge_unit
@@ -56,6 +57,7 @@ class PeftMerged:
         self._device = device
         self._layout = Layout(base.tensors, base.files["config.json"].parent)
         self._skeleton = build_skeleton(self._layout, folder, weights)
+        load_adapter(self._skeleton, folder, weights)
         plan = find_batches(self._layout, find_units(self._skeleton))
         if not plan.batches:
             raise AdapterMismatchError(

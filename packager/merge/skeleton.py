@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,22 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import TensorFile
-from packager.errors import (
-    AdapterMismatchError,
-    BaseMismatchError,
-    NonFiniteError,
-    UnsupportedError,
-)
+from packager.errors import BaseMismatchError, UnsupportedError
 from packager.files import read_json
 from packager.merge.layout import Layout, build_model, resize
-from packager.merge.targets import PREFIX, listed
+from packager.merge.resized import resized_rows
+from packager.merge.targets import listed
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER = "default"
 _CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
-_SAVE_AGAIN = "Check --base; or save the adapter again with PEFT's save_pretrained."
 # Initialisations of LoRA that compute from the base's weights what no file holds.
 _FROM_BASE = ("pissa", "olora", "mica")
 
@@ -68,22 +62,19 @@ class Skeleton:
 
 
 def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleton:
-    """Inject an adapter as PEFT does, and hold every tensor of its file to account.
+    """Put PEFT's layers for an adapter into the base's model; its values are still to be loaded.
 
     Args:
-        layout: of the base.
+        layout: of the base; it takes the size of the adapter's vocabulary.
         folder: the adapter's.
-        weights: its tensor file.
+        weights: its tensor file, of which only the header is looked at.
 
     Raises:
         UnsupportedError: with PEFT's reason, where it does not take this adapter on this model.
-        AdapterMismatchError: listing tensors that nothing would use, or layers that have none.
-        BaseMismatchError: listing the shapes that differ.
-        NonFiniteError: naming a tensor with NaN or Inf.
+        BaseMismatchError: if the base has not the targeted modules, or another vocabulary.
     """
-    _check_file(weights)
     model = build_model(layout.folder)
-    rows = _resized_rows(model, weights)
+    rows = resized_rows(model, weights)
     if rows is not None:
         layout.resize(rows)
         resize(model, rows)
@@ -91,10 +82,7 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
     with warnings.catch_warnings():
         # What PEFT only warns of is an error here, or is said by ftpack in its own words.
         warnings.simplefilter("ignore")
-        config = _read_config(folder)
-        skeleton = _inject(model, config, empties, folder, rows)
-        _load(skeleton, folder, weights)
-    return skeleton
+        return _inject(model, _read_config(folder), empties, folder, rows)
 
 
 def _read_config(folder: Path) -> Any:
@@ -113,40 +101,6 @@ def _read_config(folder: Path) -> Any:
         )
     config.inference_mode = True
     return config
-
-
-def _resized_rows(model: Any, weights: TensorFile) -> int | None:
-    """The rows of the embeddings that an adapter brings along, where they are not the base's.
-
-    Raises:
-        BaseMismatchError: if the file has not all the rows: they would be random.
-    """
-    found = {}
-    for module in _embeddings(model):
-        name = next(name for name, item in model.named_modules() if item is module)
-        keys = (f"{PREFIX}{name}.weight", f"{PREFIX}{name}.base_layer.weight")
-        shapes = [weights.tensors[key].shape for key in keys if key in weights.tensors]
-        found[name] = shapes[0] if shapes else None
-    rows = {shape[0] for shape in found.values() if shape}
-    own = model.get_input_embeddings().weight
-    if rows <= {own.shape[0]} or any(s and s[1:] != own.shape[1:] for s in found.values()):
-        return None
-    absent = [name for name, shape in found.items() if shape is None]
-    is_tied = len({id(m.weight) for m in _embeddings(model)}) == 1
-    if len(rows) > 1 or (absent and not is_tied):
-        raise BaseMismatchError(
-            f"{weights.path} has embeddings for a vocabulary of {max(rows)}, the base one of "
-            f"{own.shape[0]}, and the adapter does not hold all the rows of both sides "
-            f"({', '.join(f'{name}: {shape}' for name, shape in found.items())}).",
-            next_step="Save the adapter again with save_embedding_layers=True, or name the base "
-            "with the resized vocabulary with --base PATH.",
-        )
-    return rows.pop()
-
-
-def _embeddings(model: Any) -> list[Any]:
-    both = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [module for module in both if module is not None]
 
 
 def reads_base(config: Any) -> bool:
@@ -216,7 +170,8 @@ def _inject(
         # NoMatchingPeftModuleError is a ValueError.
         kind = BaseMismatchError if "target" in str(error).lower() else UnsupportedError
         raise kind(
-            f"PEFT does not take {folder / 'adapter_config.json'} on this base: {_line(error)}",
+            f"PEFT does not take {folder / 'adapter_config.json'} on this base: "
+            f"{first_line(error)}",
             next_step=_CHECK_BASE,
         ) from error
     if config.peft_type.value == "LORA":
@@ -293,133 +248,6 @@ def _require_biases(folder: Path, peft_model: Any) -> None:
             )
 
 
-def _load(skeleton: Skeleton, folder: Path, weights: TensorFile) -> None:
-    """Let PEFT rename and load the adapter's tensors, and see where each of them went."""
-    peft_model = skeleton.peft_model
-    load_state_dict = peft_model.load_state_dict
-
-    def take(state: dict[str, Any], strict: bool = False, **_: object) -> Any:
-        _sort(skeleton, state, folder)
-        return load_state_dict(skeleton.adapter, strict=False)
-
-    peft_model.load_state_dict = take
-    try:
-        mapping = getattr(skeleton.root, "_checkpoint_conversion_mapping", {})
-        result = peft_model.load_adapter(
-            str(folder), ADAPTER, torch_device="cpu", key_mapping=mapping
-        )
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise AdapterMismatchError(
-            f"PEFT cannot put the tensors of {weights.path} into this base: {_line(error)}",
-            next_step=_SAVE_AGAIN,
-        ) from error
-    finally:
-        del peft_model.load_state_dict
-    _require_trained_biases(skeleton, weights)
-    absent = [key for key in result.missing_keys if not _is_shared(key)]
-    if absent:
-        raise AdapterMismatchError(
-            f"{weights.path} has no tensors for {len(absent)} parts of targeted modules: "
-            f"{listed([key.removeprefix(PREFIX) for key in absent])}.",
-            next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
-        )
-
-
-def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
-    """Tell the adapter's values from those for the base's own parameters; check the shapes."""
-    known = skeleton.peft_model.state_dict(keep_vars=True)
-    left = sorted(key for key in state if key not in known and not _is_repeated(key, state))
-    if left:
-        raise AdapterMismatchError(
-            f"{len(left)} adapter tensors in {folder} belong to no tuned module of this base"
-            f"{_cause(left)}: {listed(left)}.",
-            next_step=_SAVE_AGAIN,
-        )
-    differing = []
-    for key, value in state.items():
-        place = known.get(key)
-        if place is None:
-            continue
-        if place.shape != value.shape:
-            differing.append(
-                f"{key.removeprefix(PREFIX)}: {list(value.shape)} found, {list(place.shape)} fits"
-            )
-        names = skeleton.empties.get(id(place))
-        if names is None:
-            skeleton.adapter[key] = value
-        else:
-            skeleton.overrides.update(dict.fromkeys(names, value))
-    if differing:
-        raise BaseMismatchError(
-            f"Adapter and base do not fit: {len(differing)} shapes differ: "
-            f"{listed(differing, '; ')}.",
-            next_step=_CHECK_BASE,
-        )
-
-
-def _is_repeated(key: str, state: Mapping[str, Any]) -> bool:
-    """Whether PEFT has saved a whole module twice, as it does where the vocabulary was resized."""
-    import torch
-
-    loaded = state.get(key.replace(".modules_to_save.", f".modules_to_save.{ADAPTER}."))
-    return loaded is not None and ".modules_to_save." in key and torch.equal(loaded, state[key])
-
-
-def _check_file(weights: TensorFile) -> None:
-    """Refuse values that are no numbers, and two names for one place: one would silently win."""
-    import torch
-
-    plain: dict[str, str] = {}
-    for name in weights.tensors:
-        other = plain.setdefault(re.sub(rf"\.{ADAPTER}(?=\.|$)", "", name), name)
-        if other != name:
-            raise AdapterMismatchError(
-                f"{weights.path} holds both {other!r} and {name!r}, which are the same to PEFT.",
-                next_step="Save the adapter again with PEFT's save_pretrained.",
-            )
-        value = weights.load(name)
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise NonFiniteError(
-                f"The adapter's tensor {name!r} in {weights.path} has NaN or Inf.",
-                next_step="The training run diverged; use an earlier checkpoint.",
-            )
-
-
-def _require_trained_biases(skeleton: Skeleton, weights: TensorFile) -> None:
-    """The base's biases that were trained must be in the file: PEFT would keep the base's."""
-    trained = getattr(skeleton.config, "bias", "none")
-    if trained not in ("all", "lora_only"):
-        return
-    own = {
-        id(parameter)
-        for layer in skeleton.root.modules()
-        if trained == "all" or hasattr(layer, "base_layer")
-        for name, parameter in layer.named_parameters()
-        if name.rpartition(".")[2] == "bias"
-    }
-    names = [names[0] for key, names in skeleton.empties.items() if key in own]
-    absent = [name for name in names if name not in skeleton.overrides]
-    if absent:
-        raise AdapterMismatchError(
-            f"adapter_config.json says `bias` {trained!r}, and {weights.path} has no tensors for "
-            f"{len(absent)} of {len(names)} biases: {listed(absent)}.",
-            next_step="Save the adapter again with PEFT's save_pretrained.",
-        )
-
-
-def _is_shared(key: str) -> bool:
-    """What every layer refers to and the file holds once, for the whole model."""
-    return any(mark in key for mark in ("vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d."))
-
-
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _cause(names: list[str]) -> str:
-    """Why names are not as PEFT saves them, where that is known."""
-    causes = {
-        "_orig_mod.": " (saved from a compiled model)",
-        ".module.": " (saved from a wrapped model)",
-    }
-    return next((text for mark, text in causes.items() if any(mark in n for n in names)), "")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.merge.methods import Kind, make_base
+from tests.merge.tiny import Kind, make_base
 
 
 @pytest.fixture(scope="session")

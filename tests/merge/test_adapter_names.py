@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import AdapterMismatchError, BaseMismatchError, FtpackError, NonFiniteError
 from tests.merge.compared import differences, opened
-from tests.merge.methods import METHODS, make_adapter, merge_with_peft
+from tests.merge.methods import METHODS
+from tests.merge.tiny import make_adapter, merge_with_peft
 
 Rename = Callable[[str], str]
 PREFIX = "base_model.model."
@@ -114,7 +115,7 @@ def test_a_missing_tensor_is_an_error(
         opened(tiny_base("tied"), adapter)
 
 
-@pytest.mark.parametrize("name", ["dora", "loha", "ia3", "lora-save-head"])
+@pytest.mark.parametrize("name", ["dora", "loha", "ia3", "lora-save-norms"])
 def test_a_tensor_of_another_shape_is_an_error_that_names_both(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -274,3 +275,35 @@ def test_an_adapter_without_the_models_new_prefix_is_merged_as_peft_merges_it(
 
     assert differences(checkpoint, wanted) == []
     checkpoint.require_all_used()
+
+
+def test_names_of_a_model_that_peft_does_not_translate_are_refused(tmp_path: Path) -> None:
+    """PEFT leaves an adapter of transformers 4 for Qwen2.5-VL unused, and saves the base."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    text = {
+        "vocab_size": 96, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
+        "out_hidden_size": 64,
+    }  # fmt: skip
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    pattern = r".*layers\.\d+\.self_attn\.(q_proj|v_proj)"
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=pattern, task_type="CAUSAL_LM"))
+    tuned.save_pretrained(tmp_path / "adapter")
+
+    def older(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("model.language_model.", "model.")] = tensors.pop(name)
+
+    edited(tmp_path / "adapter", older)
+
+    with pytest.raises(AdapterMismatchError, match=r"model\.layers\.0"):
+        opened(tmp_path / "base", tmp_path / "adapter")

@@ -18,14 +18,12 @@ from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
 from tests.merge.compared import differences, opened
-from tests.merge.methods import (
+from tests.merge.methods import METHODS, REFUSED, document
+from tests.merge.tiny import (
     HIDDEN,
     KINDS,
-    METHODS,
-    REFUSED,
     VOCABULARY,
     Kind,
-    document,
     load_base,
     make_adapter,
     merge_with_peft,
