@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from packager.errors import AdapterMismatchError
+from packager.errors import AdapterMismatchError, UnsupportedError
 from packager.merge.layout import Layout
-from packager.merge.skeleton import ADAPTER, Skeleton
+from packager.merge.skeleton import ADAPTER, Skeleton, first_line
 from packager.merge.targets import PREFIX
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ def merge_unit(
         layout: of the base.
         load: gives a tensor of the base's checkpoint.
         device: where to merge.
+
+    Raises:
+        UnsupportedError: with PEFT's reason, where it does not merge after all.
     """
     import torch
 
@@ -123,13 +126,21 @@ def merge_unit(
         value = skeleton.overrides[unit.key]
         return MergedUnit({unit.key: value.to(layout.dtype(unit.key), copy=True)}, True)
     memo, before = _real_weights(skeleton, unit, layout, load, device)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        if skeleton.again and unit.is_additive and not _is_stacked(unit.layer):
-            layer = _make_again(skeleton, unit, memo, device)
-        else:
-            layer = copy.deepcopy(unit.layer, memo).to(device)
-        results = _results(unit, _merge(layer))
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            if skeleton.again and unit.is_additive and not _is_stacked(unit.layer):
+                layer = _make_again(skeleton, unit, memo, device)
+            else:
+                layer = copy.deepcopy(unit.layer, memo).to(device)
+            results = _results(unit, _merge(layer))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"PEFT cannot merge what the adapter has for {unit.key}: {first_line(error)}",
+            next_step="Report it with PEFT's version: ftpack takes this method for mergeable.",
+        ) from error
     has_changed = any(
         name not in before or not torch.equal(before[name], value)
         for name, value in results.items()

@@ -54,6 +54,10 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
     "POLY": ("Poly", "mixes its LoRAs by a task that is given with the input", _TRAIN_LORA),
     "LILY": ("Lily", "chooses among its experts by the input", _TRAIN_LORA),
     "SHADOW": ("Shadow", "runs a second small model beside the base", _TRAIN_LORA),
+    "BONE": (
+        "Bone", "PEFT now has as MiSS, in another form",
+        "Convert it with scripts/convert-bone-to-miss.py of PEFT's sources.",
+    ),
     "FROD": (
         "FRoD", "is computed from all of the base's weights at once; ftpack holds one module",
         _BY_PEFT,

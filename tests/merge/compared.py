@@ -19,9 +19,11 @@ class Unreadable(FolderCheckpoint):
         raise AssertionError(f"{name} was read")
 
 
-def opened(folder: Path, adapter: Path, readable: bool = True) -> MergedCheckpoint:
+def opened(
+    folder: Path, adapter: Path, readable: bool = True, device: str = "cpu"
+) -> MergedCheckpoint:
     checkpoint = FolderCheckpoint(folder) if readable else Unreadable(folder)
-    return open_merged(checkpoint, adapter, open_adapter(adapter).weights)
+    return open_merged(checkpoint, adapter, open_adapter(adapter).weights, device)
 
 
 def differences(found: MergedCheckpoint, wanted: FolderCheckpoint) -> list[str]:

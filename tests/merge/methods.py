@@ -271,6 +271,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "lily": ("Lily", {"peft_type": "LILY"}, "Lily"),
     "shadow": ("Shadow", {"peft_type": "SHADOW"}, "Shadow"),
     "adamss": ("AdaMSS", {"peft_type": "ADAMSS"}, "AdaMSS"),
+    "bone": ("Bone, as older PEFT saved it", {"peft_type": "BONE"}, "MiSS"),
     "alora": ("aLoRA", {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     "arrow": ("Arrow", {"arrow_config": {"top_k": 2}}, "arrow_config"),
     "qalora": ("QALoRA", {"use_qalora": True}, "use_qalora"),

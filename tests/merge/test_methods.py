@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -183,3 +184,110 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
     has_head = any("lm_head" in tensor for tensor in load_file(
         tmp_path / "merged" / "model.safetensors"))  # fmt: skip
     assert has_head != json.loads(config).get("tie_word_embeddings", True)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
+    init: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    import peft
+
+    folder, ids = tiny_base("tied", torch.float32), torch.tensor([[3, 1, 4, 5, 9]])
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=init
+    )
+    tuned = peft.get_peft_model(load_base(folder, "tied"), config)
+    tuned.peft_config["default"].init_lora_weights = True
+    tuned.save_pretrained(tmp_path / "start")
+    tuned.peft_config["default"].init_lora_weights = init
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        wanted = tuned.eval()(ids).logits
+    tuned.save_pretrained(
+        tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+
+    checkpoint = opened(folder, tmp_path / "adapter")
+
+    usual = merge_with_peft(folder, "tied", tmp_path / "adapter", tmp_path / "peft")
+    assert differences(checkpoint, FolderCheckpoint(usual)) == []
+    with torch.no_grad():
+        found = load_base(usual, "tied")(ids).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_that_was_saved_without_the_heads_prefix_keeps_its_names(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    """GPT-2 on the Hub: `h.0.attn.c_attn.weight`."""
+    folder = tiny_base("conv1d")
+    adapter = make_adapter(folder, "conv1d", METHODS["lora-save-head"], tmp_path / "adapter")
+    merge_with_peft(folder, "conv1d", adapter, tmp_path / "peft")
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    for path in (bare / "model.safetensors", tmp_path / "peft" / "model.safetensors"):
+        tensors = load_file(path)
+        save_file({name.removeprefix("transformer."): t for name, t in tensors.items()}, path)
+
+    checkpoint = opened(bare, adapter)
+
+    assert differences(checkpoint, FolderCheckpoint(tmp_path / "peft")) == []
+    assert "h.0.attn.c_attn.weight" in checkpoint.tensors
+    assert "lm_head.weight" in checkpoint.tensors
+
+
+def test_an_adapter_in_a_bin_file_is_merged_alike(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_base("tied")
+    adapter = make_adapter(folder, "tied", METHODS["dora"], tmp_path / "adapter")
+    wanted = FolderCheckpoint(merge_with_peft(folder, "tied", adapter, tmp_path / "peft"))
+    path = adapter / "adapter_model.safetensors"
+    torch.save(load_file(path), adapter / "adapter_model.bin")
+    path.unlink()
+
+    assert differences(opened(folder, adapter), wanted) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["dora", "loha", "oft", "vera", "lora-save-both"])
+def test_an_adapter_in_16_bits_is_merged_as_peft_merges_it(
+    name: str, dtype: torch.dtype, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_base("tied")
+    adapter = make_adapter(folder, "tied", METHODS[name], tmp_path / "adapter", dtype)
+    wanted = FolderCheckpoint(merge_with_peft(folder, "tied", adapter, tmp_path / "peft"))
+
+    assert differences(opened(folder, adapter), wanted) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["lora-bias-all", "dora", "adalora", "pissa", "lora-save-head"])
+def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
+    name: str, dtype: torch.dtype, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_base("tied", dtype)
+    adapter = make_adapter(folder, "tied", METHODS[name], tmp_path / "adapter")
+    wanted = FolderCheckpoint(merge_with_peft(folder, "tied", adapter, tmp_path / "peft"))
+
+    assert differences(opened(folder, adapter), wanted) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("name", ["dora", "loha", "oft", "pissa", "lora-save-head"])
+def test_on_a_gpu_a_method_is_what_merge_and_unload_gives_there(
+    name: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    import peft
+
+    folder = tiny_base("tied")
+    adapter = make_adapter(folder, "tied", METHODS[name], tmp_path / "adapter")
+    model = load_base(folder, "tied").to("cuda")
+    usual = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    usual.to("cpu").save_pretrained(tmp_path / "peft")
+
+    checkpoint = opened(folder, adapter, device="cuda")
+
+    assert differences(checkpoint, FolderCheckpoint(tmp_path / "peft")) == []
