@@ -84,7 +84,8 @@ def _tied(layout: Layout, owner: Mapping[str, Unit]) -> tuple[set[str], list[str
             continue
         values = {_value(owner, name) for name in names}
         if len(values) == 1:
-            dropped |= set(names) - {layout.stored_name(names[0])}
+            # Some checkpoints hold a tied weight twice; others, under one of its names.
+            dropped |= {name for name in names if layout.stored_name(name) != name}
             continue
         split += names
         apart = [name for name in tuned if owner[name].is_additive]

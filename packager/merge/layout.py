@@ -52,7 +52,7 @@ class Layout:
         self.groups = _groups(self.model, self._state, tensors)
         self._resized: set[str] = set()
         self._group_of = {name: group for group in self.groups for name in group.parameters}
-        self.tied = _tied_parameters(self.model, self._group_of)
+        self.tied = _tied_parameters(self.model)
 
     def resize(self, rows: int) -> None:
         """Take a vocabulary of another size, as the adapter's training has; once."""
@@ -270,18 +270,15 @@ def _convert(model: Any, group: Group, load: Callable[[str], Any]) -> dict[str, 
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def _tied_parameters(model: Any, stored: Mapping[str, Group]) -> dict[str, tuple[str, ...]]:
-    """For each tied parameter all names that share its values, the one that is saved first.
-
-    Names that the checkpoint holds each for itself are not tied: their values may differ.
-    """
+def _tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
+    """For each tied parameter all names that share its values, the one that is saved first."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     targets = set(model.all_tied_weights_keys)
     tied = {}
     for names in names_of.values():
-        if len(names) > 1 and sum(name in stored for name in names) <= 1:
+        if len(names) > 1:
             ordered = tuple(sorted(names, key=lambda name: name in targets))
             tied.update(dict.fromkeys(names, ordered))
     return tied

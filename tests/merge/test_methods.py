@@ -186,6 +186,30 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
     assert has_head != json.loads(config).get("tie_word_embeddings", True)
 
 
+@pytest.mark.parametrize("name", ["lora-embeddings", "lora-head", "tokens", "dora"])
+def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
+    name: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    import peft
+
+    folder, ids = tiny_base("tied", torch.float32), torch.tensor([[3, 1, 4, 5, 9]])
+    adapter = make_adapter(folder, "tied", METHODS[name], tmp_path / "adapter")
+    shutil.copytree(folder, tmp_path / "twice")
+    path = tmp_path / "twice" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path)
+    checkpoint = opened(tmp_path / "twice", adapter)
+    (tmp_path / "merged").mkdir()
+    save_safetensors(checkpoint, tmp_path / "merged", Silent())
+    shutil.copyfile(checkpoint.files["config.json"], tmp_path / "merged" / "config.json")
+    with torch.no_grad():
+        wanted = peft.PeftModel.from_pretrained(load_base(folder, "tied"), str(adapter))(ids)
+        found = load_base(tmp_path / "merged", "tied")(ids)
+
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    checkpoint.require_all_used()
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
     init: str, tiny_base: Callable[..., Path], tmp_path: Path
