@@ -57,7 +57,7 @@ class PeftMerged:
         self._device = device
         self._layout = Layout(base.tensors, base.files["config.json"].parent)
         self._skeleton = build_skeleton(self._layout, folder, weights)
-        load_adapter(self._skeleton, folder, weights)
+        load_adapter(self._skeleton, self._layout, folder, weights)
         plan = find_batches(self._layout, find_units(self._skeleton))
         if not plan.batches:
             raise AdapterMismatchError(

@@ -98,6 +98,19 @@ class Layout:
             found[name] = converted[group.key][stored].contiguous()
         return found
 
+    def plain_renamings(self) -> dict[str, str]:
+        """How transformers renames the beginnings of older checkpoints' names, as patterns."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        return {
+            pattern: item.target_patterns[0]
+            for item in get_model_conversion_mapping(self.model)
+            if type(item) is WeightRenaming and item.scope_prefix is None
+            for pattern in item.source_patterns
+            if pattern.startswith("^")
+        }
+
     def siblings(self, parameters: Iterable[str]) -> set[str]:
         """The parameters that can only be written together with these."""
         names = set()

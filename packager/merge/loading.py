@@ -10,6 +10,7 @@ from typing import Any
 
 from packager.checkpoint import TensorFile
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
+from packager.merge.layout import Layout
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
 from packager.merge.targets import PREFIX, listed
 
@@ -17,11 +18,12 @@ _CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
 _SAVE_AGAIN = "Check --base; or save the adapter again with PEFT's save_pretrained."
 
 
-def load_adapter(skeleton: Skeleton, folder: Path, weights: TensorFile) -> None:
+def load_adapter(skeleton: Skeleton, layout: Layout, folder: Path, weights: TensorFile) -> None:
     """Let PEFT rename and load the adapter's tensors, and see where each of them went.
 
     Args:
         skeleton: gets the values.
+        layout: of the base.
         folder: the adapter's.
         weights: its tensor file.
 
@@ -31,6 +33,28 @@ def load_adapter(skeleton: Skeleton, folder: Path, weights: TensorFile) -> None:
         NonFiniteError: naming a tensor with NaN or Inf.
     """
     _check_file(weights)
+    default = getattr(skeleton.root, "_checkpoint_conversion_mapping", {})
+    try:
+        missing = _load(skeleton, folder, default)
+    except AdapterMismatchError as mismatch:
+        # transformers renames by a model's class, PEFT by its `model_type`: for some (Qwen2.5-VL)
+        # PEFT finds nothing, and would leave an adapter of transformers 4 unused.
+        try:
+            missing = _load(skeleton, folder, layout.plain_renamings())
+        except AdapterMismatchError:
+            raise mismatch from None
+    _require_trained_biases(skeleton, weights)
+    absent = [key for key in missing if not _is_shared(key)]
+    if absent:
+        raise AdapterMismatchError(
+            f"{weights.path} has no tensors for {len(absent)} parts of targeted modules: "
+            f"{listed([key.removeprefix(PREFIX) for key in absent])}.",
+            next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
+        )
+
+
+def _load(skeleton: Skeleton, folder: Path, key_mapping: Mapping[str, str]) -> list[str]:
+    """Load a file, its names changed first; gives PEFT's keys that it has nothing for."""
     peft_model = skeleton.peft_model
     load_state_dict = peft_model.load_state_dict
 
@@ -40,27 +64,19 @@ def load_adapter(skeleton: Skeleton, folder: Path, weights: TensorFile) -> None:
 
     peft_model.load_state_dict = take
     try:
-        mapping = getattr(skeleton.root, "_checkpoint_conversion_mapping", {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the checks here say it
             result = peft_model.load_adapter(
-                str(folder), ADAPTER, torch_device="cpu", key_mapping=mapping
+                str(folder), ADAPTER, torch_device="cpu", key_mapping=dict(key_mapping)
             )
     except (KeyError, ValueError, RuntimeError) as error:
         raise AdapterMismatchError(
-            f"PEFT cannot put the tensors of {weights.path} into this base: {first_line(error)}",
+            f"PEFT cannot put the tensors of {folder} into this base: {first_line(error)}",
             next_step=_SAVE_AGAIN,
         ) from error
     finally:
         del peft_model.load_state_dict
-    _require_trained_biases(skeleton, weights)
-    absent = [key for key in result.missing_keys if not _is_shared(key)]
-    if absent:
-        raise AdapterMismatchError(
-            f"{weights.path} has no tensors for {len(absent)} parts of targeted modules: "
-            f"{listed([key.removeprefix(PREFIX) for key in absent])}.",
-            next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
-        )
+    return list(result.missing_keys)
 
 
 def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:

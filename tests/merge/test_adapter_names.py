@@ -277,7 +277,10 @@ def test_an_adapter_without_the_models_new_prefix_is_merged_as_peft_merges_it(
     checkpoint.require_all_used()
 
 
-def test_names_of_a_model_that_peft_does_not_translate_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beginning", ["model.", "somewhere."])
+def test_names_that_peft_does_not_translate_are_read_right_or_refused(
+    beginning: str, tmp_path: Path
+) -> None:
     """PEFT leaves an adapter of transformers 4 for Qwen2.5-VL unused, and saves the base."""
     import transformers
     from peft import LoraConfig, get_peft_model
@@ -299,11 +302,25 @@ def test_names_of_a_model_that_peft_does_not_translate_are_refused(tmp_path: Pat
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=pattern, task_type="CAUSAL_LM"))
     tuned.save_pretrained(tmp_path / "adapter")
 
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    wanted = opened(tmp_path / "base", tmp_path / "adapter")
+
     def older(tensors: dict[str, torch.Tensor]) -> None:
         for name in list(tensors):
-            tensors[name.replace("model.language_model.", "model.")] = tensors.pop(name)
+            tensors[name.replace("model.language_model.", beginning)] = tensors.pop(name)
 
-    edited(tmp_path / "adapter", older)
+    shutil.copytree(tmp_path / "adapter", tmp_path / "older")
+    edited(tmp_path / "older", older)
 
-    with pytest.raises(AdapterMismatchError, match=r"model\.layers\.0"):
-        opened(tmp_path / "base", tmp_path / "adapter")
+    if beginning == "somewhere.":
+        with pytest.raises(AdapterMismatchError, match=r"somewhere\.layers\.0"):
+            opened(tmp_path / "base", tmp_path / "older")
+        return
+    found = opened(tmp_path / "base", tmp_path / "older")
+    for name in found.tensors:
+        assert torch.equal(found.load(name), wanted.load(name)), name
+    found.require_all_used()
