@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import InputRefusedError
+from packager.merge.open import open_merged
 from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
@@ -297,6 +299,36 @@ def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
     wanted = FolderCheckpoint(merge_with_peft(folder, "tied", adapter, tmp_path / "peft"))
 
     assert differences(opened(folder, adapter), wanted) == []
+
+
+@pytest.mark.parametrize("name", ["dora", "pissa", "loha", "vera", "lora-all-linear", "osf"])
+def test_no_more_of_the_base_is_in_memory_than_one_module(
+    name: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    class Watched(FolderCheckpoint):
+        def load(self, name: str) -> torch.Tensor:
+            nonlocal most
+            tensor = super().load(name)
+            alive.append(weakref.ref(tensor))
+            held = [found.nbytes for found in (ref() for ref in alive) if found is not None]
+            most = max(most, sum(held))
+            return tensor
+
+    folder = tiny_base("biased")
+    adapter = make_adapter(folder, "biased", METHODS[name], tmp_path / "adapter")
+    base = Watched(folder)
+
+    checkpoint = open_merged(base, adapter, open_adapter(adapter).weights)
+    assert not alive, "nothing is read before it is asked for"
+    for tensor in checkpoint.tensors:
+        checkpoint.load(tensor)
+
+    largest = max(info.size_bytes for info in base.tensors.values())
+    # Its bias counts, too.
+    assert most <= largest + 2 * HIDDEN * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
