@@ -38,7 +38,7 @@ class Skeleton:
         overrides: values of the adapter's file for the base's own parameters (biases, resized
             embeddings), by name.
         adapter: the adapter's values by their keys in `peft_model`.
-        again: whether a layer has to be made anew on its real weight, since making it reads it.
+        again: whether a layer has to be made anew on its real weight (`is_made_again`).
         rows: the size of the vocabulary, where the adapter's training has changed it.
     """
 
@@ -103,17 +103,19 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def reads_base(config: Any) -> bool:
-    """Whether PEFT computes something from a base weight when it makes the layer for it.
+def is_made_again(config: Any) -> bool:
+    """Whether a layer has to be made on its real weight, and not only merged into it.
 
-    The file then holds only a part of what was trained, or of what the base became.
+    For most of these methods PEFT computes something from the weight when it makes the layer: the
+    file then holds only a part of what was trained, or of what the base became. BOFT's layers hold
+    permutation matrices as large as the base, and so are made one at a time.
     """
     method = config.peft_type.value
     if method == "LORA":
         init = config.init_lora_weights
         has_base_init = isinstance(init, str) and init.lower().startswith(_FROM_BASE)
         return has_base_init or config.kasa_config is not None
-    return method in ("OSF", "PSOFT") or (
+    return method in ("BOFT", "OSF", "PSOFT") or (
         method == "SUPERTUNING" and not config.save_precomputed_indices
     )
 
@@ -158,7 +160,7 @@ def _inject(
     from peft import PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
-    again = reads_base(config)
+    again = is_made_again(config)
     neutral = copy.deepcopy(config)
     if again and config.peft_type.value == "LORA":
         neutral.init_lora_weights = True
@@ -183,7 +185,7 @@ def _inject(
 
 @contextmanager
 def _kept_empty(config: Any, empties: Mapping[int, tuple[str, ...]], again: bool) -> Iterator[None]:
-    """While PEFT injects layers that rewrite their base weight, make each weight empty again."""
+    """While PEFT injects layers that are made again later, empty what each of them holds."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     if not again:
