@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
 from packager.errors import AdapterMismatchError, UnsupportedError
-from packager.files import read_json
 from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
 from packager.merge.loading import load_adapter
@@ -80,25 +76,18 @@ class PeftMerged:
         """The base's tensors, and the head where it is no longer tied."""
         return self._tensors
 
-    @cached_property
+    @property
     def files(self) -> Mapping[str, Path]:
-        """The base's files; `config.json` says it where the embeddings are no longer the base's."""
+        """The base's files; what its `config.json` no longer says right is in `config_changes`."""
+        return self._base.files
+
+    @property
+    def config_changes(self) -> Mapping[str, object]:
+        """That embeddings are no longer tied, and how many rows they have, where that changed."""
         changes: dict[str, object] = {"tie_word_embeddings": False} if self._is_untied else {}
         if self._skeleton.rows is not None:
             changes["vocab_size"] = self._skeleton.rows
-        if not changes:
-            return self._base.files
-        self._folder = tempfile.TemporaryDirectory(prefix="ftpack-")
-        path = Path(self._folder.name) / "config.json"
-        config = read_json(self._base.files["config.json"])
-        text = config.get("text_config")
-        for key, value in changes.items():
-            if isinstance(text, dict) and key in text:
-                text[key] = value
-            if not isinstance(text, dict) or key in config or key not in text:
-                config[key] = value
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        return {**self._base.files, "config.json": path}
+        return changes
 
     @property
     def targets(self) -> int:

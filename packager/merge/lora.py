@@ -63,6 +63,11 @@ class Merged:
         return self._base.files
 
     @property
+    def config_changes(self) -> Mapping[str, object]:
+        """Nothing: the result has the base's shapes, and what was tied is not tuned."""
+        return {}
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Nothing: the result is PEFT's own merge, which is the adapter's model."""
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from packager.checkpoint import Checkpoint
@@ -22,6 +23,11 @@ class MergedCheckpoint(Checkpoint, Protocol):
         ...
 
     @property
+    def config_changes(self) -> Mapping[str, object]:
+        """What `config.json` must say other than the base's, by key; see `changed_config`."""
+        ...
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of this merge, one line each."""
         ...
@@ -38,3 +44,17 @@ class MergedCheckpoint(Checkpoint, Protocol):
     def require_all_used(self) -> None:
         """Check, after everything was loaded, that the adapter is in the result."""
         ...
+
+
+def changed_config(
+    config: Mapping[str, object], changes: Mapping[str, object]
+) -> dict[str, object]:
+    """A model's configuration with other values, in its part on text where it has one."""
+    changed = dict(config)
+    text = config.get("text_config")
+    for key, value in changes.items():
+        if isinstance(text, dict) and key in text:
+            text = changed["text_config"] = {**text, key: value}
+        if not isinstance(text, dict) or key in config or key not in text:
+            changed[key] = value
+    return changed

@@ -10,19 +10,19 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from packager import __version__
 from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint, FolderCheckpoint
 from packager.errors import ChatTemplateError, SourceNotFoundError, UnsupportedError, UsageError
-from packager.files import read_ahead, sha256_file
+from packager.files import read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
-from packager.merge.merged import MergedCheckpoint
+from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
 from packager.plan import Plan, PlannedQuant, Request, estimate_memory, estimate_run_memory
 from packager.progress import Progress, Silent
@@ -111,21 +111,32 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
     return Inputs(source, base, {**base.checkpoint.files, **own})
 
 
-def open_checkpoint(
-    inputs: Inputs, device: str, progress: Progress
-) -> tuple[Checkpoint, Mapping[str, Path]]:
-    """The tensors to package, and the files that describe them.
-
-    An adapter's tensors are held against the base here; where merging unties the embeddings, the
-    `config.json` that says so takes the place of the base's.
-    """
+def open_checkpoint(inputs: Inputs, device: str, progress: Progress) -> Checkpoint:
+    """The tensors to package; an adapter's are held against the base here."""
     adapter = inputs.source.adapter
     if adapter is None:
-        return inputs.model, inputs.files
+        return inputs.model
     merged = open_merged(inputs.model, adapter.folder, adapter.weights, device)
     for warning in merged.warnings:
         progress.warn(warning)
-    return merged, {**inputs.files, "config.json": merged.files["config.json"]}
+    return merged
+
+
+@contextmanager
+def described(inputs: Inputs, checkpoint: Checkpoint) -> Iterator[Mapping[str, Path]]:
+    """The files that describe a checkpoint, for as long as they are read.
+
+    Where merging changes what `config.json` has to say, that is a file of its own.
+    """
+    changes = checkpoint.config_changes if isinstance(checkpoint, MergedCheckpoint) else {}
+    if not changes:
+        yield inputs.files
+        return
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as folder:
+        path = Path(folder) / "config.json"
+        config = changed_config(read_json(inputs.files["config.json"]), changes)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        yield {**inputs.files, "config.json": path}
 
 
 def choose_device(wanted: str) -> str:
@@ -195,9 +206,9 @@ def _prepare(
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
-    checkpoint, files = open_checkpoint(inputs, device, progress)
-    inputs = replace(inputs, files=files)
-    conversion = _convert(toolchain, checkpoint, inputs, name, decision)
+    checkpoint = open_checkpoint(inputs, device, progress)
+    with described(inputs, checkpoint) as files:
+        conversion = _convert(toolchain, checkpoint, files, name, decision)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
@@ -276,14 +287,14 @@ def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -
 def _convert(
     toolchain: Toolchain,
     checkpoint: Checkpoint,
-    inputs: Inputs,
+    files: Mapping[str, Path],
     name: str,
     decision: PromptDecision,
 ) -> Conversion:
     return convert(
         toolchain,
         checkpoint,
-        inputs.files,
+        files,
         name,
         decision.gguf_chat_template,
         decision.end_of_turn_id,

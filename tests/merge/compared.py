@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 
 from packager.checkpoint import FolderCheckpoint
-from packager.merge.merged import MergedCheckpoint
+from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
 from packager.source.adapter import open_adapter
 
@@ -24,6 +25,12 @@ def opened(
 ) -> MergedCheckpoint:
     checkpoint = FolderCheckpoint(folder) if readable else Unreadable(folder)
     return open_merged(checkpoint, adapter, open_adapter(adapter).weights, device)
+
+
+def config_of(merged: MergedCheckpoint) -> dict[str, object]:
+    """What the configuration of the merged model says."""
+    base = json.loads(merged.files["config.json"].read_text(encoding="utf-8"))
+    return changed_config(base, merged.config_changes)
 
 
 def differences(found: MergedCheckpoint, wanted: FolderCheckpoint) -> list[str]:

@@ -20,7 +20,7 @@ from packager.merge.open import open_merged
 from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
-from tests.merge.compared import differences, opened
+from tests.merge.compared import config_of, differences, opened
 from tests.merge.methods import METHODS, REFUSED, document
 from tests.merge.tiny import (
     HIDDEN,
@@ -91,8 +91,7 @@ def test_a_vocabulary_that_training_has_resized_comes_from_the_adapter(
 
     checkpoint = opened(folder, adapter)
 
-    config = json.loads(checkpoint.files["config.json"].read_text(encoding="utf-8"))
-    assert config["vocab_size"] == rows
+    assert config_of(checkpoint)["vocab_size"] == rows
     if METHODS[name].outcome(kind) == "identical":
         assert differences(checkpoint, FolderCheckpoint(tmp_path / "peft")) == []
     else:
@@ -166,8 +165,8 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
     checkpoint = opened(folder, adapter)
     (tmp_path / "merged").mkdir()
     save_safetensors(checkpoint, tmp_path / "merged", Silent())
-    config = checkpoint.files["config.json"].read_text(encoding="utf-8")
-    (tmp_path / "merged" / "config.json").write_text(config, encoding="utf-8")
+    config = config_of(checkpoint)
+    (tmp_path / "merged" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ids = torch.tensor([[3, 1, 4, 5, 9]])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -185,7 +184,7 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
     assert torch.allclose(usual, wanted, rtol=1e-4, atol=1e-4) != is_apart
     has_head = any("lm_head" in tensor for tensor in load_file(
         tmp_path / "merged" / "model.safetensors"))  # fmt: skip
-    assert has_head != json.loads(config).get("tie_word_embeddings", True)
+    assert has_head != config.get("tie_word_embeddings", True)
 
 
 @pytest.mark.parametrize("name", ["lora-embeddings", "lora-head", "tokens", "dora"])
@@ -203,7 +202,8 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     checkpoint = opened(tmp_path / "twice", adapter)
     (tmp_path / "merged").mkdir()
     save_safetensors(checkpoint, tmp_path / "merged", Silent())
-    shutil.copyfile(checkpoint.files["config.json"], tmp_path / "merged" / "config.json")
+    config = json.dumps(config_of(checkpoint))
+    (tmp_path / "merged" / "config.json").write_text(config, encoding="utf-8")
     with torch.no_grad():
         wanted = peft.PeftModel.from_pretrained(load_base(folder, "tied"), str(adapter))(ids)
         found = load_base(tmp_path / "merged", "tied")(ids)
