@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
 _MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")
 
+_FACTORED = (
+    "PEFT factors the base's weights anew to load this adapter: on another machine, or with "
+    "another number of threads, the result can differ from this one"
+)
+
 
 class PeftMerged:
     """The tensors of `base`, those that the adapter changes as PEFT's own layers make them.
@@ -65,6 +70,8 @@ class PeftMerged:
         self._copies = plan.copies
         self._is_untied = plan.is_untied
         self._warnings = plan.warnings
+        if self._skeleton.is_factored:
+            self._warnings += (_FACTORED,)
         self._batch_of = {name: batch for batch in plan.batches for name in batch.outputs}
         self._lock = threading.Lock()
         self._made: dict[str, torch.Tensor] = {}

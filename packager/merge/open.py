@@ -19,7 +19,7 @@ _PLAIN = frozenset({
     "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
     "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
 })  # fmt: skip
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga")
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def open_merged(

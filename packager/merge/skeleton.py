@@ -51,6 +51,11 @@ class Skeleton:
     adapter: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
+    def is_factored(self) -> bool:
+        """Whether PEFT computes a factorization of the base's weights again."""
+        return self.again and self.config.peft_type.value not in ("BOFT", "SUPERTUNING")
+
+    @property
     def tuner(self) -> Any:
         """PEFT's `BaseTuner`."""
         return self.peft_model.base_model

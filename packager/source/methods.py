@@ -70,7 +70,7 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
 
 # Initialisations that leave the base as it was, so that the file holds the whole change; and those
 # that PEFT computes again, to the same result, from the base.
-_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "lora_ga")
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal")
 _REPEATED_INITS = {"pissa": "PiSSA", "olora": "OLoRA", "mica": "MiCA"}
 _CONVERT = (
     "Convert it to a plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
@@ -121,6 +121,11 @@ def _refused_init(init: object) -> Refusal | None:
         return Refusal(what, "draws random numbers, so that no two loads are the same", _CONVERT)
     if init.startswith("corda"):
         return Refusal(what, "needs the training's covariances, which no file holds", _CONVERT)
+    if init == "lora_ga":
+        # PEFT loads it onto the base as it was before, and merges another model than was trained.
+        return Refusal(
+            what, "has moved the base's weights in training, by what no file holds", _CONVERT
+        )
     if init == "loftq":
         return Refusal(
             what, "quantizes the base anew on every load",

@@ -162,7 +162,6 @@ METHODS: dict[str, Method] = {
     "mica": _lora("MiCA", init_lora_weights="mica"),
     "eva": Method("EVA", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "eva"}),
     "orthogonal": _lora("LoRA with orthogonal init", init_lora_weights="orthogonal"),
-    "lora-ga": Method("LoRA-GA", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "lora_ga"}),
     "kasa": replace(
         _lora("KaSA", kasa_config=lambda kind: _build("KasaConfig")),
         impossible={"conv1d": "does not support"},
@@ -279,6 +278,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "megatron": ("LoRA on Megatron's layers", {"megatron_config": {"a": 1}}, "megatron_config"),
     "corda": ("CorDA as saved", {"init_lora_weights": "corda"}, "covariances"),
     "loftq": ("LoftQ as saved", {"init_lora_weights": "loftq"}, "quantizes the base"),
+    "lora-ga": ("LoRA-GA as saved", {"init_lora_weights": "lora_ga"}, "moved the base's weights"),
     "fast-pissa": ("PiSSA by fast SVD, as saved", {"init_lora_weights": "pissa_niter_4"}, "random"),
     "classifier": ("Classifiers", {"task_type": "SEQ_CLS"}, "classifier"),
     "new": ("Any method that ftpack does not know", {"peft_type": "NEW"}, "none of the methods"),
@@ -325,9 +325,14 @@ What ftpack makes of the adapters of each of PEFT's methods, on small random mod
 - **not in PEFT**: PEFT itself cannot make such an adapter.
 - **-**: the kind of model has no such part.
 
-PiSSA, EVA, CorDA, LoftQ and OLoRA that were converted to a plain LoRA on saving are plain LoRAs.
+PiSSA, OLoRA, CorDA and LoRA-GA that were converted on saving
+(`path_initial_model_for_weight_conversion`) are plain LoRAs; so is a LoRA on a base that LoftQ has
+saved. Tested are the conversions of PiSSA and OLoRA, and EVA by its setting alone: the others'
+initialisations need training data or a GPU.
+
 As saved, PiSSA, OLoRA, MiCA, KaSA, OSF and PSOFT take factors of the base's weights when they are
-loaded: the last bits of these depend on the machine and on the number of threads.
+loaded. These depend on the machine and on the number of threads, in their last bits, and PSOFT's
+also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
 """
 _REFUSALS = """\
 Refused on every model, by the configuration alone:

@@ -40,6 +40,10 @@ CELLS = [
 ]
 
 
+# What PEFT computes again from the base, with results that depend on machine and threads.
+FACTORED = ["pissa", "olora", "mica", "kasa", "osf", "psoft"]
+
+
 @pytest.mark.parametrize(("name", "kind"), CELLS, ids=[f"{n}-{k}" for n, k in CELLS])
 def test_a_method_is_merged_as_peft_merges_it_or_refused(
     name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
@@ -62,7 +66,7 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
     if outcome == "identical":
         wanted = FolderCheckpoint(merge_with_peft(folder, kind, adapter, tmp_path / "peft"))
         assert differences(checkpoint, wanted) == []
-        assert not checkpoint.warnings
+        assert bool(checkpoint.warnings) == (name in FACTORED)
     else:
         assert "no longer tied" in checkpoint.warnings[0]
         for tensor in checkpoint.tensors:
