@@ -215,8 +215,12 @@ def _fill_adapter(tuned: torch.nn.Module, dtype: torch.dtype) -> None:
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_" not in name:
+                # Whole modules, biases, rows of tokens: PEFT starts them as the base has them.
+                if parameter.requires_grad:
+                    parameter.add_(0.02 * torch.randn_like(parameter))
                 continue
-            if "lora_B" in name or "lora_embedding_B" in name:
+            # Of an embedding's pair it is the first that PEFT starts at zero.
+            if "lora_B" in name or "lora_embedding_A" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
             elif "lora_magnitude_vector" in name:
                 parameter.mul_(1 + 0.05 * torch.randn_like(parameter))

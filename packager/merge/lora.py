@@ -38,6 +38,7 @@ class Merged:
             that have none.
         BaseMismatchError: listing the shapes that differ.
         UnsupportedError: if transformers does not know the base's architecture.
+        NotLinearError: if it is no plain LoRA after all.
     """
 
     def __init__(
@@ -62,9 +63,24 @@ class Merged:
         return self._base.files
 
     @property
+    def config_changes(self) -> Mapping[str, object]:
+        """Nothing: the result has the base's shapes, and what was tied is not tuned."""
+        return {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Nothing: the result is PEFT's own merge, which is the adapter's model."""
+        return ()
+
+    @property
     def targets(self) -> int:
         """How many modules the adapter changes."""
         return len(self._targets)
+
+    @property
+    def largest_bytes(self) -> int:
+        """The size of the largest tensor that the adapter changes."""
+        return max(self._base.tensors[name].size_bytes for name in self._targets)
 
     def is_merged(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""

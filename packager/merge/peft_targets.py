@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from packager.checkpoint import Checkpoint, TensorInfo
-from packager.errors import AdapterMismatchError, BaseMismatchError, UnsupportedError
+from packager.errors import AdapterMismatchError, BaseMismatchError
+from packager.merge.layout import build_model
 from packager.merge.targets import PREFIX, LoraTarget, listed
 
 _ADAPTER = "default"
+
+
+class NotLinearError(Exception):
+    """A targeted module is not a linear layer that the base holds by its name."""
 
 
 def targets_by_peft(
@@ -31,8 +36,9 @@ def targets_by_peft(
             that have none.
         BaseMismatchError: listing the shapes that differ.
         UnsupportedError: if transformers does not know the base's architecture.
+        NotLinearError: if there is more to merge than a product of two matrices.
     """
-    model = _meta_model(base.files["config.json"].parent)
+    model = build_model(base.files["config.json"].parent)
     prefix = f"{model.base_model_prefix}."
     layers: dict[str, Any] = {}
     targets: dict[str, LoraTarget] = {}
@@ -48,6 +54,8 @@ def targets_by_peft(
             scaling=layer.scaling[_ADAPTER],
             is_transposed=layer.fan_in_fan_out,
         )
+    if any(name not in base.tensors for name in targets):
+        raise NotLinearError
     expected = {name for item in targets.values() for name in (item.a_name, item.b_name)}
     _require_all_there(folder, found, expected)
     _require_shapes(base, found, targets, layers)
@@ -61,11 +69,8 @@ def _require_shapes(
     layers: Mapping[str, Any],
 ) -> None:
     """Hold each matrix against the layer that PEFT made for it, and that against the base."""
-    absent, differing = [], []
+    differing = []
     for name, item in targets.items():
-        if name not in base.tensors:
-            absent.append(name)
-            continue
         layer = layers[name]
         pairs = (
             (name, layer.get_base_layer().weight, base.tensors[name]),
@@ -77,36 +82,12 @@ def _require_shapes(
             for label, want, info in pairs
             if tuple(want.shape) != info.shape
         ]
-    if absent:
-        raise BaseMismatchError(
-            f"The base has no tensor for {len(absent)} of {len(targets)} targeted modules: "
-            f"{listed(absent)}.",
-            next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
-        )
     if differing:
         raise BaseMismatchError(
             f"Adapter and base do not fit: {len(differing)} shapes differ: "
             f"{listed(differing, '; ')}.",
             next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
         )
-
-
-def _meta_model(folder: Path) -> Any:
-    """The base's model class without weights, for its module tree."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(
-            f"transformers cannot build the base of {folder / 'config.json'}: {reason}",
-            next_step="Check `model_type` and `architectures` there; a newer transformers may "
-            "know the model.",
-        ) from error
 
 
 def _inject(model: Any, folder: Path) -> dict[str, Any]:
@@ -131,12 +112,7 @@ def _inject(model: Any, folder: Path) -> dict[str, Any]:
         if not hasattr(layer, "lora_A"):
             continue
         if type(layer) is not Linear:
-            raise UnsupportedError(
-                f"{folder} targets {module}, a {type(layer.get_base_layer()).__name__}; ftpack "
-                "merges LoRA on linear layers.",
-                next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package "
-                "the merged folder.",
-            )
+            raise NotLinearError(module)
         tuned[module] = layer
     return tuned
 

@@ -28,7 +28,7 @@ from packager.files import (
 )
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
-from packager.merge.lora import Merged
+from packager.merge.merged import MergedCheckpoint
 from packager.pipeline.inputs import Inputs
 from packager.pipeline.prepare import Package, tool_versions
 from packager.pipeline.prompting import record_template
@@ -119,10 +119,10 @@ def _write(
     threads = package.request.threads or os.cpu_count() or 1
     written = write_ggufs(package.conversion, targets, threads, progress)
     checkpoint = package.checkpoint
-    if isinstance(checkpoint, Merged):
+    if isinstance(checkpoint, MergedCheckpoint):
         checkpoint.require_all_used()
         if checkpoint.is_untrained:
-            progress.warn("Every lora_B of the adapter is zero: the model equals its base")
+            progress.warn("The adapter changes nothing (it is untrained): the model is its base")
     for item in written:
         publish(item.path)
     return written

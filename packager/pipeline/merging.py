@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import OutputExistsError
 from packager.files import require_disk, whole_file
-from packager.merge.lora import Merged
+from packager.merge.merged import MergedCheckpoint
 from packager.merge.save import save_safetensors
 from packager.pipeline.inputs import find_inputs
-from packager.pipeline.prepare import choose_device, open_checkpoint
+from packager.pipeline.prepare import choose_device, described, open_checkpoint
 from packager.plan import Request
 from packager.progress import Progress
 
@@ -60,7 +61,7 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             f"{folder} is where the model is read from.",
             next_step="Choose another folder with --out.",
         )
-    checkpoint = open_checkpoint(inputs, choose_device(request.device))
+    checkpoint = open_checkpoint(inputs, choose_device(request.device), progress)
     weights = sum(info.size_bytes for info in checkpoint.tensors.values())
     require_disk(folder, weights, "The merged model")
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,14 +69,21 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
     existing.unlink(missing_ok=True)
     files = save_safetensors(checkpoint, folder, progress)
     _remove_stale_weights(folder, files)
-    if isinstance(checkpoint, Merged):
+    if isinstance(checkpoint, MergedCheckpoint):
         checkpoint.require_all_used()
+    with described(inputs, checkpoint) as describing:
+        files += _copy(describing, folder)
+    return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))
+
+
+def _copy(describing: Mapping[str, Path], folder: Path) -> list[Path]:
+    """Copy the files that are no weights; gives where they are."""
+    written = []
     # config.json comes last: a folder without it is no model, so that an interrupted run shows.
-    names = sorted(inputs.files, key=lambda name: (name == "config.json", name))
-    for name in names:
+    for name in sorted(describing, key=lambda name: (name == "config.json", name)):
         if name not in _NOT_TO_COPY:
             (folder / name).parent.mkdir(exist_ok=True)
-            with inputs.files[name].open("rb") as source, whole_file(folder / name) as target:
+            with describing[name].open("rb") as source, whole_file(folder / name) as target:
                 shutil.copyfileobj(source, target)
-            files.append(folder / name)
-    return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))
+            written.append(folder / name)
+    return written

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.errors import UnsupportedError, UsageError
-from packager.files import format_bytes, read_ahead, sha256_file
+from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
-from packager.merge.lora import Merged
+from packager.merge.merged import MergedCheckpoint, changed_config
+from packager.merge.open import open_merged
 from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
 from packager.plan import (
@@ -70,12 +71,32 @@ class Package:
         return tuple(by_name[name] for name in dict.fromkeys(wanted))
 
 
-def open_checkpoint(inputs: Inputs, device: str) -> Checkpoint:
+def open_checkpoint(inputs: Inputs, device: str, progress: Progress) -> Checkpoint:
     """The tensors to package; an adapter's are held against the base here."""
     adapter = inputs.source.adapter
     if adapter is None:
         return inputs.model
-    return Merged(inputs.model, adapter.folder, adapter.weights, device)
+    merged = open_merged(inputs.model, adapter.folder, adapter.weights, device)
+    for warning in merged.warnings:
+        progress.warn(warning)
+    return merged
+
+
+@contextmanager
+def described(inputs: Inputs, checkpoint: Checkpoint) -> Iterator[Mapping[str, Path]]:
+    """The files that describe a checkpoint, for as long as they are read.
+
+    Where merging changes what `config.json` has to say, that is a file of its own.
+    """
+    changes = checkpoint.config_changes if isinstance(checkpoint, MergedCheckpoint) else {}
+    if not changes:
+        yield inputs.files
+        return
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as folder:
+        path = Path(folder) / "config.json"
+        config = changed_config(read_json(inputs.files["config.json"]), changes)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        yield {**inputs.files, "config.json": path}
 
 
 def choose_device(wanted: str) -> str:
@@ -145,8 +166,9 @@ def _prepare(
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
-    checkpoint = open_checkpoint(inputs, device)
-    conversion = _convert(toolchain, checkpoint, inputs, name, decision, request.context_length)
+    checkpoint = open_checkpoint(inputs, device, progress)
+    with described(inputs, checkpoint) as files:
+        conversion = _convert(toolchain, checkpoint, files, name, decision, request.context_length)
     _warn_of_context(request.context_length, conversion, progress)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
@@ -181,7 +203,7 @@ def model_name(source: Source) -> str:
 def _convert(
     toolchain: Toolchain,
     checkpoint: Checkpoint,
-    inputs: Inputs,
+    files: Mapping[str, Path],
     name: str,
     decision: PromptDecision,
     context_length: int | None,
@@ -189,7 +211,7 @@ def _convert(
     return convert(
         toolchain,
         checkpoint,
-        inputs.files,
+        files,
         name,
         chat_templates(decision),
         decision.end_token_ids,
@@ -254,10 +276,9 @@ def _plan(
         for item in typed
     )
     checkpoint = conversion.checkpoint
-    merged = checkpoint if isinstance(checkpoint, Merged) else None
+    merged = checkpoint if isinstance(checkpoint, MergedCheckpoint) else None
     tensors = checkpoint.tensors
     computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
-    changed = [info.size_bytes for n, info in tensors.items() if merged and merged.is_merged(n)]
     return Plan(
         name=name,
         out=request.out or Path(f"{stem}-gguf"),
@@ -273,7 +294,7 @@ def _plan(
         read_bytes=sum(info.size_bytes for info in tensors.values()),
         write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
         memory_bytes=estimate_memory(
-            max(changed, default=0), max(computed, default=0), len(wanted)
+            merged.largest_bytes if merged else 0, max(computed, default=0), len(wanted)
         ),
     )
 

@@ -8,13 +8,10 @@ from pathlib import Path
 from packager.checkpoint import TensorFile, open_tensor_file
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
 from packager.files import read_json
+from packager.source.methods import find_refusal, method_name
 
 CONFIG_NAME = "adapter_config.json"
 _WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-
-# Initialisations that leave the base's weights as they were, so that the saved matrices are the
-# whole change. The others (pissa, olora, corda, loftq, ...) also alter the base.
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -24,9 +21,9 @@ class Adapter:
     Attributes:
         folder: where `adapter_config.json` is.
         weights: its tensor file; nothing of it is read yet.
-        method: the method's name for people, such as `LoRA` or `rsLoRA`.
-        rank: `r` of the configuration.
-        alpha: `lora_alpha` of the configuration.
+        method: the method's name for people, such as `LoRA` or `DoRA`.
+        rank: `r` of the configuration, where the method has one.
+        alpha: `lora_alpha` or `alpha` of the configuration, where the method has one.
         target_modules: the targets as configured, for people.
         base_model_name_or_path: what the trainer recorded as base, if anything.
         revision: the base's revision as recorded, if any.
@@ -35,8 +32,8 @@ class Adapter:
     folder: Path
     weights: TensorFile
     method: str
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     target_modules: str
     base_model_name_or_path: str | None
     revision: str | None
@@ -48,11 +45,16 @@ def open_adapter(folder: Path) -> Adapter:
     Raises:
         MissingWeightsError: if there is a configuration without weights.
         CorruptFileError: if either file cannot be read.
-        UnsupportedError: naming the method or option that cannot be merged.
+        UnsupportedError: naming the method or option that cannot be merged, and why.
     """
     path = folder / CONFIG_NAME
     config = read_json(path)
-    _refuse_unsupported(path, config)
+    refusal = find_refusal(config)
+    if refusal is not None:
+        raise UnsupportedError(
+            f"{path} uses {refusal.what}, which {refusal.why}: it cannot be merged.",
+            next_step=refusal.next_step,
+        )
     names = [name for name in _WEIGHT_NAMES if (folder / name).is_file()]
     if not names:
         raise MissingWeightsError(
@@ -60,18 +62,13 @@ def open_adapter(folder: Path) -> Adapter:
             next_step="Save the adapter again with save_pretrained, or name the folder that has "
             "its weights.",
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise CorruptFileError(
-            f"{path}: `r` is {rank!r} and `lora_alpha` is {alpha!r}; both must be numbers.",
-            next_step="Restore the configuration from the training run.",
-        )
+    rank, alpha = _read_ranks(path, config)
     targets = config.get("target_modules")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return Adapter(
         folder=folder,
         weights=open_tensor_file(folder / names[0]),
-        method="rsLoRA" if config.get("use_rslora") else "LoRA",
+        method=method_name(config),
         rank=rank,
         alpha=alpha,
         target_modules=_summary(targets),
@@ -80,33 +77,21 @@ def open_adapter(folder: Path) -> Adapter:
     )
 
 
-def _refuse_unsupported(path: Path, config: dict[str, object]) -> None:
-    """Refuse by name what a merge of plain LoRA matrices would get wrong."""
-    method = config.get("peft_type")
-    reasons = {
-        f"`peft_type` {method!r}": method != "LORA",
-        "`use_dora`": bool(config.get("use_dora")),
-        "`use_qalora`": bool(config.get("use_qalora")),
-        "`lora_bias`": bool(config.get("lora_bias")),
-        f"`bias` {config.get('bias')!r}": config.get("bias") not in (None, "none"),
-        "`modules_to_save`": bool(config.get("modules_to_save")),
-        "`trainable_token_indices`": bool(config.get("trainable_token_indices")),
-        "`target_parameters`": bool(config.get("target_parameters")),
-        "`layer_replication`": bool(config.get("layer_replication")),
-        "`megatron_config`": bool(config.get("megatron_config")),
-        "`alora_invocation_tokens`": bool(config.get("alora_invocation_tokens")),
-        f"`init_lora_weights` {config.get('init_lora_weights')!r}": (
-            config.get("init_lora_weights", True) not in _PLAIN_INITS
-        ),
-    }
-    found = [reason for reason, is_used in reasons.items() if is_used]
-    if found:
-        raise UnsupportedError(
-            f"{path} uses {' and '.join(found)}, which ftpack does not merge: it takes LoRA and "
-            "rsLoRA on linear layers.",
-            next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
-            "merged folder.",
+def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, float | None]:
+    """The rank and alpha, which a LoRA must have and many another method has not."""
+    is_lora = config.get("peft_type") == "LORA"
+    rank = config.get("target_r" if config.get("peft_type") == "ADALORA" else "r")
+    alpha = config.get("lora_alpha" if is_lora else "alpha")
+    has_both = isinstance(rank, int) and isinstance(alpha, int | float)
+    if is_lora and not has_both:
+        raise CorruptFileError(
+            f"{path}: `r` is {rank!r} and `lora_alpha` is {alpha!r}; both must be numbers.",
+            next_step="Restore the configuration from the training run.",
         )
+    return (
+        rank if isinstance(rank, int) and rank > 0 else None,
+        alpha if isinstance(alpha, int | float) else None,
+    )
 
 
 def _summary(targets: object) -> str:

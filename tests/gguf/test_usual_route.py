@@ -87,6 +87,62 @@ def test_every_quant_has_the_tensors_types_bytes_and_key_values_of_the_usual_rou
         usual.unlink()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("qwen3", {"use_dora": True, "modules_to_save": ["lm_head"]}),
+        ("qwen3", {"trainable_token_indices": {"embed_tokens": [5, 7]}}),
+        ("gpt2", {"bias": "all"}),
+        ("qwen3moe", {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
+    ],
+    ids=["dora-untied", "tokens-tied", "biases", "experts"],
+)
+def test_what_peft_merges_becomes_the_gguf_of_the_usual_route(
+    kind: str,
+    options: dict[str, object],
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    llama_cpp_source: Path,
+    tmp_path: Path,
+) -> None:
+    base = small_model(kind)
+    targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "o_proj"]
+    lora = adapter(kind, base, targets=targets, **options)
+    package = prepare(Request(str(lora), ("Q8_0",), "ours", tmp_path / "ours", base=str(base)))
+    bundle = build(package, Silent())
+
+    merged = merge_with_peft(base, lora, tmp_path / "usual")
+    wide = convert_with_llama_cpp(merged, tmp_path / "usual.gguf", "bf16", llama_cpp_source)
+    usual = quantize_with_llama_cpp(wide, tmp_path / "usual-Q8_0.gguf", "Q8_0")
+
+    expected_values, expected_tensors = read_gguf(usual, llama_cpp_source)
+    values, tensors = read_gguf(bundle.folder / bundle.asked_for[0].name, llama_cpp_source)
+    assert tensors == expected_tensors
+    assert without_exceptions(values) == without_exceptions(expected_values)
+
+
+def test_a_tied_embedding_that_is_tuned_on_one_side_gets_an_output_of_its_own(
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    llama_cpp_source: Path,
+    tmp_path: Path,
+) -> None:
+    base = small_model("qwen3")
+    lora = adapter("qwen3", base, targets=["embed_tokens"])
+    of_base = build(prepare(Request(str(base), ("F16",), "ours", tmp_path / "base")), Silent())
+    bundle = build(
+        prepare(Request(str(lora), ("F16",), "ours", tmp_path / "ours", base=str(base))), Silent()
+    )
+
+    _, tensors = read_gguf(bundle.folder / bundle.asked_for[0].name, llama_cpp_source)
+    _, expected = read_gguf(of_base.folder / of_base.asked_for[0].name, llama_cpp_source)
+    assert "output.weight" not in expected
+    assert tensors.pop("output.weight") == expected["token_embd.weight"]
+    assert tensors.pop("token_embd.weight") != expected.pop("token_embd.weight")
+    assert tensors == expected
+
+
 def test_reads_the_fallbacks_and_the_real_bits_per_weight(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -98,10 +98,10 @@ def test_a_plain_adapter_is_merged_without_peft_and_transformers(
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from packager.checkpoint import FolderCheckpoint, open_tensor_file\n"
-        "from packager.merge.lora import Merged\n"
+        "from packager.merge.open import open_merged\n"
         "base, lora = map(Path, sys.argv[1:])\n"
         "weights = open_tensor_file(lora / 'adapter_model.safetensors')\n"
-        "merged = Merged(FolderCheckpoint(base), lora, weights)\n"
+        "merged = open_merged(FolderCheckpoint(base), lora, weights)\n"
         "merged.load('model.layers.0.mlp.down_proj.weight')\n"
         "sys.exit(', '.join({'peft', 'transformers'} & sys.modules.keys()) or 0)"
     )

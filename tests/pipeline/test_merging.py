@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from packager.merge import save
 from packager.pipeline.merging import merge
 from packager.plan import Request
 from packager.progress import Silent
+from tests.merge.methods import METHODS
+from tests.merge.tiny import make_adapter, make_base
 
 
 def test_transformers_loads_what_was_merged_and_answers_as_the_adapter_model(
@@ -65,3 +70,26 @@ def test_a_model_is_overwritten_only_with_force_and_then_leaves_no_shard_behind(
 
     assert sorted(path.name for path in out.glob("model*")) == ["model.safetensors"]
     assert FolderCheckpoint(out).tensors
+
+
+def test_what_is_no_longer_tied_is_told_and_written_into_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listening(Silent):
+        told: ClassVar[list[str]] = []
+
+        def warn(self, message: str) -> None:
+            self.told.append(message)
+
+    base = make_base("tied", tmp_path / "base")
+    lora = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "lora")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+
+    merge(Request(str(lora)), tmp_path / "merged", Listening())
+
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert "lm_head.weight" in FolderCheckpoint(tmp_path / "merged").tensors
+    assert any("no longer tied" in message for message in Listening.told)
+    assert not list((tmp_path / "scratch").iterdir())

@@ -199,27 +199,34 @@ def test_a_quantized_base_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "method", "rank"),
     [
-        ({"peft_type": "LOHA"}, "LOHA"),
-        ({"use_dora": True}, "use_dora"),
-        ({"bias": "all"}, "bias"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({}, "LoRA", 16),
+        ({"use_rslora": True}, "rsLoRA", 16),
+        ({"use_dora": True}, "DoRA", 16),
+        ({"init_lora_weights": "pissa"}, "PiSSA", 16),
+        ({"peft_type": "LOHA", "r": 4}, "LoHa", 4),
+        ({"peft_type": "ADALORA", "target_r": 3}, "AdaLoRA", 3),
+        ({"peft_type": "OFT", "r": 0}, "OFT", None),
+        ({"peft_type": "IA3", "r": None}, "IA3", None),
     ],
 )
-def test_what_is_not_plain_lora_is_refused_by_name(
-    change: dict[str, object], named: str, adapter: Callable[..., Path], tmp_path: Path
+def test_a_method_is_called_by_its_name(
+    change: dict[str, object],
+    method: str,
+    rank: int | None,
+    adapter: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "lora"
     shutil.copytree(adapter("llama"), folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
 
-    with pytest.raises(UnsupportedError, match=named):
-        open_(folder)
+    opened = open_(folder).adapter
+
+    assert opened is not None
+    assert (opened.method, opened.rank) == (method, rank)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""A base with any adapter that PEFT can merge, as a checkpoint: one module at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
+from packager.errors import AdapterMismatchError, UnsupportedError
+from packager.merge.batches import Batch, find_batches
+from packager.merge.layout import Layout
+from packager.merge.loading import load_adapter
+from packager.merge.skeleton import build_skeleton
+from packager.merge.targets import listed
+from packager.merge.units import find_units, has_zero_part, merge_unit
+
+if TYPE_CHECKING:
+    import torch
+
+# Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
+_MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")
+
+_FACTORED = (
+    "PEFT factors the base's weights anew to load this adapter: on another machine, or with "
+    "another number of threads, the result can differ from this one"
+)
+
+
+class PeftMerged:
+    """The tensors of `base`, those that the adapter changes as PEFT's own layers make them.
+
+    They are what PEFT's `merge_and_unload` and transformers' `save_pretrained` give, byte for byte,
+    but for a tied embedding that an adapter changes on one side: PEFT's merge changes the other
+    side as well, which the adapter never did. Here both are written, each with its own values.
+
+    In memory is the adapter, and one module of the base at a time.
+
+    Args:
+        base: the checkpoint that the adapter was trained on.
+        folder: the adapter's folder.
+        weights: the adapter's tensors.
+        device: where to merge, as torch names it.
+
+    Raises:
+        AdapterMismatchError: listing adapter tensors that nothing would use, or layers without any.
+        BaseMismatchError: listing the shapes that differ.
+        NonFiniteError: naming a tensor of the adapter with NaN or Inf.
+        UnsupportedError: with the reason of PEFT or transformers.
+    """
+
+    def __init__(
+        self, base: Checkpoint, folder: Path, weights: TensorFile, device: str = "cpu"
+    ) -> None:
+        self._base = base
+        self._weights = weights
+        self._device = device
+        self._layout = Layout(base.tensors, base.files["config.json"].parent)
+        self._skeleton = build_skeleton(self._layout, folder, weights)
+        load_adapter(self._skeleton, self._layout, folder, weights)
+        plan = find_batches(self._layout, find_units(self._skeleton))
+        if not plan.batches:
+            raise AdapterMismatchError(
+                f"PEFT tunes no module of this base with {weights.path}.",
+                next_step="Check `target_modules` in adapter_config.json, and --base.",
+            )
+        self._units = [unit for batch in plan.batches for unit in batch.units]
+        self._tensors = {**base.tensors, **{info.name: info for info in plan.added}}
+        self._copies = plan.copies
+        self._is_untied = plan.is_untied
+        self._warnings = plan.warnings
+        if self._skeleton.is_factored:
+            self._warnings += (_FACTORED,)
+        self._batch_of = {name: batch for batch in plan.batches for name in batch.outputs}
+        self._lock = threading.Lock()
+        self._made: dict[str, torch.Tensor] = {}
+        self._loaded: set[str] = set()
+        self._changed: dict[str, bool] = {}
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The base's tensors, and the head where it is no longer tied."""
+        return self._tensors
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The base's files; what its `config.json` no longer says right is in `config_changes`."""
+        return self._base.files
+
+    @property
+    def config_changes(self) -> Mapping[str, object]:
+        """That embeddings are no longer tied, and how many rows they have, where that changed."""
+        changes: dict[str, object] = {"tie_word_embeddings": False} if self._is_untied else {}
+        if self._skeleton.rows is not None:
+            changes["vocab_size"] = self._skeleton.rows
+        return changes
+
+    @property
+    def targets(self) -> int:
+        """How many modules the adapter changes."""
+        return len(self._units)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where the result is not PEFT's own merge, and why."""
+        return self._warnings
+
+    @property
+    def largest_bytes(self) -> int:
+        """Twice the largest module: its weights are kept, to see that merging changes them."""
+        return 2 * max(
+            sum(self._tensors[name].size_bytes for name in batch.outputs)
+            for batch in self._batch_of.values()
+        )
+
+    def is_merged(self, name: str) -> bool:
+        """Whether the adapter changes this tensor."""
+        return name in self._batch_of
+
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor, merged if the adapter changes it, on the CPU, in memory of its own."""
+        batch = self._batch_of.get(name)
+        if batch is None:
+            return self._base.load(self._copies.get(name, name))
+        with self._lock:
+            if name not in self._made:
+                # The rest of another module goes: what was not asked for in a row is made again.
+                self._made = {}
+                self._made = self._make(batch)
+            self._loaded.add(name)
+            return self._made.pop(name)
+
+    def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
+        """One tensor in pieces; one that the adapter changes is merged as a whole, once."""
+        if name not in self._batch_of:
+            yield from self._base.blocks(self._copies.get(name, name), rows)
+            return
+        merged = self.load(name)
+        for start in range(0, merged.shape[0], rows):
+            yield merged[start : start + rows]
+
+    def _make(self, batch: Batch) -> dict[str, torch.Tensor]:
+        import torch
+
+        # The converter reads in inference mode, where PEFT's layers cannot be built.
+        with torch.inference_mode(False), torch.no_grad():
+            parameters: dict[str, Any] = {}
+            for unit in batch.units:
+                merged = merge_unit(
+                    self._skeleton, unit, self._layout, self._base.load, self._device
+                )
+                self._changed[unit.key] = merged.has_changed
+                parameters |= {n: t for n, t in merged.results.items() if n in batch.written}
+            others = [name for name in batch.written if name not in parameters]
+            parameters |= self._layout.read(others, self._base.load)
+            made = {
+                name: tensor.contiguous() for name, tensor in self._layout.write(parameters).items()
+            }
+        for name in batch.outputs:
+            info = self._tensors[name]
+            if made[name].shape != info.shape or made[name].dtype != info.torch_dtype:
+                raise UnsupportedError(
+                    f"PEFT makes {name} {made[name].dtype} {list(made[name].shape)}, where the "
+                    f"base has {info.dtype} {list(info.shape)}.",
+                    next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package "
+                    "the merged folder.",
+                )
+        return made
+
+    def require_all_used(self) -> None:
+        """Check, after everything was loaded, that the adapter is in the result.
+
+        Raises:
+            AdapterMismatchError: listing the tensors that were never loaded, or the modules that
+                merging did not change though their adapter is not zero.
+        """
+        left = sorted(set(self._batch_of) - self._loaded)
+        if left:
+            raise AdapterMismatchError(
+                f"What {self._weights.path} changes in {len(left)} tensors was not used, since the "
+                f"converter dropped them: {listed(left)}.",
+                next_step="The adapter tunes parts that a GGUF of this architecture does not hold.",
+            )
+        unchanged = [
+            unit
+            for unit in self._units
+            if not self._changed[unit.key] and not has_zero_part(self._skeleton, unit)
+        ]
+        if any(self._changed.values()):
+            is_multiplying = self._skeleton.config.peft_type.value in _MULTIPLYING
+            unchanged = [unit for unit in unchanged if unit.is_additive and not is_multiplying]
+        if unchanged:
+            raise AdapterMismatchError(
+                f"Merging {self._weights.path} changed nothing in {len(unchanged)} of "
+                f"{self.targets} modules, though the adapter's tensors for them are not zero: "
+                f"{listed([unit.key for unit in unchanged])}.",
+                next_step="Check that this is the trained adapter; PEFT's own merge would give the "
+                "base's weights there.",
+            )
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether everything that was merged is as the base has it."""
+        return bool(self._changed) and not any(self._changed.values())

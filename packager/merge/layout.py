@@ -1,0 +1,297 @@
+"""Which tensors of a checkpoint are which parameters of transformers' model of it, both ways."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packager.checkpoint import TensorInfo
+from packager.errors import BaseMismatchError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Group:
+    """Checkpoint tensors and the parameters that transformers makes of them.
+
+    Attributes:
+        key: the name that transformers converts the group under.
+        sources: names in the checkpoint, in transformers' order, each with the converter's pattern.
+        parameters: names in the model; a fused one has several sources (experts), or the reverse.
+        converter: transformers' `WeightConverter`, or None where the one source is the parameter.
+    """
+
+    key: str
+    sources: tuple[tuple[str, str | None], ...]
+    parameters: tuple[str, ...]
+    converter: Any
+
+
+class Layout:
+    """transformers' own mapping between a checkpoint and its model (`core_model_loading`).
+
+    Args:
+        tensors: the checkpoint's, by name.
+        folder: where its `config.json` is.
+
+    Raises:
+        UnsupportedError: if transformers does not know the architecture.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+        self.tensors = tensors
+        self.folder = folder
+        # On the meta device and without PEFT's layers: some conversions look a parameter up in it.
+        self.model = build_model(folder)
+        self._state = self.model.state_dict()
+        self.groups = _groups(self.model, self._state, tensors)
+        self._resized: set[str] = set()
+        self._group_of = {name: group for group in self.groups for name in group.parameters}
+        self.tied = _tied_parameters(self.model)
+
+    def resize(self, rows: int) -> None:
+        """Take a vocabulary of another size, as the adapter's training has; once."""
+        before = self._state
+        resize(self.model, rows)
+        self._state = self.model.state_dict()
+        self._resized = {n for n, t in self._state.items() if t.shape != before[n].shape}
+
+    def is_resized(self, parameters: Iterable[str]) -> bool:
+        """Whether all of these have got other sizes."""
+        return set(parameters) <= self._resized
+
+    def dtype(self, parameter: str) -> torch.dtype:
+        """The element type that the checkpoint keeps a parameter in."""
+        name = self.stored_name(parameter)
+        if name in self._group_of:
+            return self.tensors[self._group_of[name].sources[0][0]].torch_dtype
+        dtype: torch.dtype = self._state[name].dtype
+        return dtype
+
+    def read(self, parameters: Iterable[str], load: Callable[[str], Any]) -> dict[str, Any]:
+        """Parameters as transformers loads them, in memory of their own.
+
+        Args:
+            parameters: names in the model.
+            load: gives a tensor of the checkpoint.
+
+        Raises:
+            BaseMismatchError: naming a parameter that the checkpoint does not hold.
+        """
+        found: dict[str, Any] = {}
+        converted: dict[str, dict[str, Any]] = {}
+        for name in parameters:
+            stored = self.stored_name(name)
+            group = self._group_of.get(stored)
+            if group is None:
+                raise _absent(name)
+            if group.converter is None:
+                found[name] = load(group.sources[0][0])
+                continue
+            if group.key not in converted:
+                converted[group.key] = _convert(self.model, group, load)
+            found[name] = converted[group.key][stored].contiguous()
+        return found
+
+    def plain_renamings(self) -> dict[str, str]:
+        """How transformers renames the beginnings of older checkpoints' names, as patterns."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        return {
+            pattern: item.target_patterns[0]
+            for item in get_model_conversion_mapping(self.model)
+            if type(item) is WeightRenaming and item.scope_prefix is None
+            for pattern in item.source_patterns
+            if pattern.startswith("^")
+        }
+
+    def siblings(self, parameters: Iterable[str]) -> set[str]:
+        """The parameters that can only be written together with these."""
+        names = set()
+        for name in parameters:
+            group = self._group_of.get(name)
+            names |= {name} if group is None else set(group.parameters)
+        return names
+
+    def write(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters as the checkpoint's tensors, by the names that it has for them.
+
+        A parameter that it does not hold (the head of a model that is no longer tied) gets the name
+        that transformers saves it under. Works on the meta device as well.
+        """
+        written = {}
+        rest = {}
+        for name, tensor in parameters.items():
+            group = self._group_of.get(name)
+            if group is not None and group.converter is None:
+                written[group.sources[0][0]] = tensor
+            else:
+                rest[name] = tensor
+        return written | self._revert(rest)
+
+    def _revert(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        reverted: dict[str, Any] = revert_weight_conversion(self.model, parameters)
+        # Checkpoints saved from the bare model lack the head's prefix, which nothing remembers.
+        prefix = f"{self.model.base_model_prefix}."
+        if not any(name.startswith(prefix) for name in self.tensors):
+            return {
+                name if name in self.tensors else name.removeprefix(prefix): tensor
+                for name, tensor in reverted.items()
+            }
+        return reverted
+
+    def meta(self, parameter: str) -> torch.Tensor:
+        """A parameter's shape and element type, as a tensor without values.
+
+        Raises:
+            UnsupportedError: if the model has no such parameter.
+        """
+        if parameter not in self._state:
+            raise UnsupportedError(
+                f"The adapter adds {parameter} to the model, which its architecture does not have.",
+                next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
+                "merged folder.",
+            )
+        meta: torch.Tensor = self._state[parameter].to(self.dtype(parameter))
+        return meta
+
+    def stored_tensor(self, parameter: str) -> str:
+        """The checkpoint's one tensor that holds a parameter, or the one that it is tied to.
+
+        Raises:
+            BaseMismatchError: if there is none.
+        """
+        group = self._group_of.get(self.stored_name(parameter))
+        if group is None or len(group.sources) > 1:
+            raise _absent(parameter)
+        return group.sources[0][0]
+
+    def stored_name(self, parameter: str) -> str:
+        """The name under which the checkpoint holds a parameter: its own, or a tied one's."""
+        if parameter in self._group_of:
+            return parameter
+        tied = self.tied.get(parameter, ())
+        return next((name for name in tied if name in self._group_of), parameter)
+
+
+def _absent(parameter: str) -> BaseMismatchError:
+    return BaseMismatchError(
+        f"The base has no tensor for {parameter}, which the adapter changes.",
+        next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
+    )
+
+
+def build_model(folder: Path) -> Any:
+    """The model that `folder/config.json` describes, on the meta device, its parameters tied.
+
+    Raises:
+        UnsupportedError: if transformers cannot build it.
+    """
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model_class = _model_class(config)
+        with torch.device("meta"):
+            model: Any = model_class._from_config(config)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedError(
+            f"transformers cannot build the base of {folder / 'config.json'}: {reason}",
+            next_step="Check `model_type` and `architectures` there; a newer transformers may "
+            "know the model.",
+        ) from error
+    model.tie_weights()
+    return model.eval()
+
+
+def resize(model: Any, rows: int) -> None:
+    """Give a model on the meta device embeddings of so many rows."""
+    model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _model_class(config: Any) -> Any:
+    """The class that the checkpoint names; AutoModelForCausalLM rejects most that see images."""
+    import transformers
+
+    for name in config.architectures or ():
+        named = getattr(transformers, name, None)
+        if isinstance(named, type) and hasattr(named, "generate"):
+            return named
+    return transformers.AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def _groups(
+    model: Any, state: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+) -> tuple[Group, ...]:
+    """Walk the checkpoint as `convert_and_load_state_dict_in_model` does, reading nothing."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
+    converters = [item for item in transforms if isinstance(item, WeightConverter)]
+    by_pattern = {pattern: item for item in converters for pattern in item.source_patterns}
+    prefix = model.base_model_prefix
+    sources: dict[str, list[tuple[str, str | None]]] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        key, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if key not in state and name in state:
+            key, pattern = rename_source_key(name, [], [], prefix, state)
+        if key in state:
+            sources.setdefault(key, []).append((name, pattern))
+    # As after loading: only what was used is undone on saving (a prefix is added where it was not).
+    used = [item for item in transforms if item.was_used()]
+    model._weight_conversions = used or None
+    groups = []
+    for key, found in sources.items():
+        converter = None if found[0][1] is None else by_pattern[found[0][1]]
+        group = Group(key, tuple(found), (key,), converter)
+        if converter is not None:
+            made = _convert(model, group, lambda name: _meta(tensors[name]))
+            group = Group(key, tuple(found), tuple(made), converter)
+        groups.append(group)
+    return tuple(groups)
+
+
+def _meta(info: TensorInfo) -> torch.Tensor:
+    import torch
+
+    return torch.empty(info.shape, dtype=info.torch_dtype, device="meta")
+
+
+def _convert(model: Any, group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
+    """Let transformers' converter make a group's parameters of its sources."""
+    converter = copy.deepcopy(group.converter)
+    for name, pattern in group.sources:
+        converter.add_tensor(group.key, name, pattern, lambda name=name: load(name))
+    made = converter.convert(group.key, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def _tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
+    """For each tied parameter all names that share its values, the one that is saved first."""
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    targets = set(model.all_tied_weights_keys)
+    tied = {}
+    for names in names_of.values():
+        if len(names) > 1:
+            ordered = tuple(sorted(names, key=lambda name: name in targets))
+            tied.update(dict.fromkeys(names, ordered))
+    return tied

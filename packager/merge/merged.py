@@ -1,0 +1,60 @@
+"""What every merged checkpoint can tell, whichever way it is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from packager.checkpoint import Checkpoint
+
+
+@runtime_checkable
+class MergedCheckpoint(Checkpoint, Protocol):
+    """A base with an adapter merged in."""
+
+    @property
+    def targets(self) -> int:
+        """How many modules the adapter changes."""
+        ...
+
+    @property
+    def largest_bytes(self) -> int:
+        """The size of the largest that is merged at once, in the base's own element type."""
+        ...
+
+    @property
+    def config_changes(self) -> Mapping[str, object]:
+        """What `config.json` must say other than the base's, by key; see `changed_config`."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of this merge, one line each."""
+        ...
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether what was merged is an adapter that changes nothing."""
+        ...
+
+    def is_merged(self, name: str) -> bool:
+        """Whether the adapter changes this tensor."""
+        ...
+
+    def require_all_used(self) -> None:
+        """Check, after everything was loaded, that the adapter is in the result."""
+        ...
+
+
+def changed_config(
+    config: Mapping[str, object], changes: Mapping[str, object]
+) -> dict[str, object]:
+    """A model's configuration with other values, in its part on text where it has one."""
+    changed = dict(config)
+    text = config.get("text_config")
+    for key, value in changes.items():
+        if isinstance(text, dict) and key in text:
+            text = changed["text_config"] = {**text, key: value}
+        if not isinstance(text, dict) or key in config or key not in text:
+            changed[key] = value
+    return changed

@@ -1,0 +1,237 @@
+"""One tuned module at a time: PEFT's layer is put on its real weights, merged, and let go."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from packager.errors import AdapterMismatchError, UnsupportedError
+from packager.merge.layout import Layout
+from packager.merge.skeleton import ADAPTER, Skeleton, first_line
+from packager.merge.targets import PREFIX
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A module of the base that the adapter changes as a whole, or parameters that it replaces.
+
+    Attributes:
+        key: the module's name in the model; of a replaced parameter, the parameter's.
+        layer: PEFT's outermost layer there, never altered; None for a replaced parameter.
+        results: the parameters of the merged module, by the names that they have in the model.
+        values: what stands for a result's values, by name: two that stand for the same are tied.
+        is_additive: whether it is a tuner's layer, which must change its weight, and not a module
+            that was trained as a whole.
+    """
+
+    key: str
+    layer: Any
+    results: tuple[str, ...]
+    values: tuple[object, ...]
+    is_additive: bool
+
+
+@dataclass(frozen=True)
+class MergedUnit:
+    """What became of a unit.
+
+    Attributes:
+        results: its parameters by name, on the CPU.
+        has_changed: whether any of them is not as the base has it.
+    """
+
+    results: dict[str, torch.Tensor]
+    has_changed: bool
+
+
+def find_units(skeleton: Skeleton) -> list[Unit]:
+    """The outermost layers that PEFT has put into a model, in its order, then the replacements."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    units: list[Unit] = []
+    for key, module in skeleton.root.named_modules():
+        is_layer = isinstance(module, BaseTunerLayer)
+        if not is_layer and not isinstance(module, AuxiliaryTrainingWrapper):
+            continue
+        if any(key.startswith(f"{unit.key}.") for unit in units):
+            continue
+        units.append(_unit(key, module, is_layer))
+    done = {name for unit in units for name in unit.results}
+    for name, value in skeleton.overrides.items():
+        if name not in done:
+            units.append(Unit(name, None, (name,), (id(value),), is_additive=False))
+    return units
+
+
+def _unit(key: str, layer: Any, is_layer: bool) -> Unit:
+    state = _trained(layer).state_dict(keep_vars=True)
+    results = tuple(f"{key}.{name}" for name in state)
+    tokens = getattr(layer, "token_adapter", layer)
+    if hasattr(tokens, "trainable_tokens_delta"):
+        # PEFT ties the head's rows to the embedding's: the same values, of the same adapter.
+        owner = id(tokens.tied_adapter or tokens)
+        return Unit(key, layer, results, tuple(owner for _ in results), is_additive=False)
+    if is_layer:
+        return Unit(key, layer, results, tuple((name,) for name in results), is_additive=True)
+    return Unit(key, layer, results, tuple(map(id, state.values())), is_additive=False)
+
+
+def _trained(layer: Any) -> Any:
+    """The plain module that comes out of a layer; before merging, what has its names and shapes."""
+    saved = getattr(layer, "modules_to_save", None)
+    if saved is not None and ADAPTER in saved:
+        module = saved[ADAPTER]
+        return module.get_base_layer() if hasattr(module, "base_layer") else module
+    token = getattr(layer, "token_adapter", None)
+    return (token or layer).get_base_layer()
+
+
+def has_zero_part(skeleton: Skeleton, unit: Unit) -> bool:
+    """Whether a tensor of a unit's adapter is all zero, as most are before training."""
+    stem = f"{PREFIX}{unit.key}."
+    return any(
+        not bool(value.any()) for key, value in skeleton.adapter.items() if key.startswith(stem)
+    )
+
+
+def merge_unit(
+    skeleton: Skeleton,
+    unit: Unit,
+    layout: Layout,
+    load: Callable[[str], torch.Tensor],
+    device: str,
+) -> MergedUnit:
+    """What PEFT's `merge_and_unload` makes of one module.
+
+    Args:
+        skeleton: stays as it is.
+        unit: one of `find_units`.
+        layout: of the base.
+        load: gives a tensor of the base's checkpoint.
+        device: where to merge.
+
+    Raises:
+        UnsupportedError: with PEFT's reason, where it does not merge after all.
+    """
+    import torch
+
+    if unit.layer is None:
+        value = skeleton.overrides[unit.key]
+        return MergedUnit({unit.key: value.to(layout.dtype(unit.key), copy=True)}, True)
+    memo, before = _real_weights(skeleton, unit, layout, load, device)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            if skeleton.again and unit.is_additive and not _is_stacked(unit.layer):
+                layer = _make_again(skeleton, unit, memo, device)
+            else:
+                layer = copy.deepcopy(unit.layer, memo).to(device)
+            results = _results(unit, _merge(layer))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"PEFT cannot merge what the adapter has for {unit.key}: {first_line(error)}",
+            next_step="Report it with PEFT's version: ftpack takes this method for mergeable.",
+        ) from error
+    has_changed = any(
+        name not in before or not torch.equal(before[name], value)
+        for name, value in results.items()
+    )
+    return MergedUnit(results, has_changed)
+
+
+def _real_weights(
+    skeleton: Skeleton,
+    unit: Unit,
+    layout: Layout,
+    load: Callable[[str], torch.Tensor],
+    device: str,
+) -> tuple[dict[int, Any], dict[str, torch.Tensor]]:
+    """What the empties of a layer stand for: by their identity for a copy of it, and by name."""
+    import torch
+
+    empties = {
+        id(tensor): tensor
+        for tensor in [*unit.layer.parameters(), *unit.layer.buffers()]
+        if id(tensor) in skeleton.empties
+    }
+    names = {key: _own_name(unit, skeleton.empties[key]) for key in empties}
+    before = layout.read(names.values(), load)
+    memo: dict[int, Any] = {}
+    for key, name in names.items():
+        override = skeleton.overrides.get(name)
+        value = before[name] if override is None else override.to(empties[key].dtype)
+        value = value.to(device, copy=True)
+        is_parameter = isinstance(empties[key], torch.nn.Parameter)
+        memo[key] = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
+    return memo, before
+
+
+def _own_name(unit: Unit, names: tuple[str, ...]) -> str:
+    """Of a tied parameter's names the one that it has in this module."""
+    return next((name for name in names if name.startswith(f"{unit.key}.")), names[0])
+
+
+def _is_stacked(layer: Any) -> bool:
+    """Whether a layer is on a parameter, as on stacked experts; it has no init that reads it."""
+    return hasattr(layer, "parameter_name")
+
+
+def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: str) -> Any:
+    """PEFT's layer made anew on the real weight, with the adapter's values in it."""
+    import torch
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    base = copy.deepcopy(unit.layer.get_base_layer(), memo).to(device)
+    child = unit.key.rpartition(".")[2]
+    parent = torch.nn.Module()
+    parent.add_module(child, base)
+    skeleton.tuner._create_and_replace(
+        copy.copy(skeleton.config), ADAPTER, base, child, parent, current_key=unit.key
+    )
+    cast_adapter_dtype(parent, ADAPTER)
+    layer = getattr(parent, child)
+    stem = f"{PREFIX}{unit.key}."
+    own = {
+        key.removeprefix(stem): value
+        for key, value in skeleton.adapter.items()
+        if key.startswith(stem)
+    }
+    unexpected = layer.load_state_dict(own, strict=False).unexpected_keys
+    if unexpected:
+        raise AdapterMismatchError(
+            f"PEFT makes no {', '.join(unexpected)} for {unit.key} a second time.",
+            next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
+            "merged folder.",
+        )
+    return layer.eval()
+
+
+def _merge(layer: Any) -> Any:
+    """`BaseTuner._unload_and_optionally_merge` for one module."""
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        return layer.unload_and_optionally_merge_module(
+            merge=True, safe_merge=False, adapter_names=None
+        )
+    layer.merge(safe_merge=False, adapter_names=None)
+    return layer.get_base_layer()
+
+
+def _results(unit: Unit, module: Any) -> dict[str, torch.Tensor]:
+    state: Mapping[str, torch.Tensor] = module.state_dict()
+    found = {f"{unit.key}.{name}": value.detach().to("cpu") for name, value in state.items()}
+    if tuple(found) != unit.results:
+        raise AdapterMismatchError(
+            f"PEFT made {sorted(found)} of {unit.key}, where {sorted(unit.results)} was expected.",
+            next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
+            "merged folder.",
+        )
+    return found

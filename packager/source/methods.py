@@ -1,0 +1,153 @@
+"""PEFT's methods by name: which can be merged, and what to do about those that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_BY_PEFT = "Merge it with PEFT (merge_and_unload, save_pretrained) and package the merged folder."
+_TRAIN_LORA = "Train a LoRA on the same data instead: its change can be put into the weights."
+
+# `peft_type` of what ftpack merges, and the name that people know.
+MERGEABLE: dict[str, str] = {
+    "ADALORA": "AdaLoRA", "BEFT": "BEFT", "BOFT": "BOFT", "C3A": "C3A", "DEFT": "DEFT",
+    "DELORA": "DeLoRA", "FOURIERFT": "FourierFT", "GLORA": "GLoRA", "GRALORA": "GraLoRA",
+    "HIRA": "HiRA", "HRA": "HRA", "IA3": "IA3", "LN_TUNING": "LN-tuning", "LOHA": "LoHa",
+    "LOKR": "LoKr", "LORA": "LoRA", "MISS": "MiSS", "OFT": "OFT", "OSF": "OSF",
+    "PEANUT": "PEANuT", "PSOFT": "PSOFT", "PVERA": "PVeRA", "RANDLORA": "RandLoRA",
+    "ROAD": "RoAd", "SHIRA": "SHiRA", "SUPERTUNING": "SuperTuning", "TINYLORA": "TinyLoRA",
+    "TRAINABLE_TOKENS": "trainable tokens", "UNILORA": "Uni-LoRA", "VBLORA": "VB-LoRA",
+    "VERA": "VeRA", "WAVEFT": "WaveFT",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something cannot be merged.
+
+    Attributes:
+        what: the setting and its value, or the method.
+        why: the reason, to follow "which".
+        next_step: what can be done instead.
+    """
+
+    what: str
+    why: str
+    next_step: str
+
+
+_VIRTUAL = "puts trained vectors beside the prompt, and changes no weight"
+_REFUSED: dict[str, tuple[str, str, str]] = {
+    "PROMPT_TUNING": ("prompt tuning", _VIRTUAL, _TRAIN_LORA),
+    "MULTITASK_PROMPT_TUNING": ("multitask prompt tuning", _VIRTUAL, _TRAIN_LORA),
+    "P_TUNING": ("P-tuning", _VIRTUAL, _TRAIN_LORA),
+    "PREFIX_TUNING": ("prefix tuning", _VIRTUAL, _TRAIN_LORA),
+    "CPT": ("CPT", _VIRTUAL, _TRAIN_LORA),
+    "CARTRIDGE": ("Cartridge", "keeps a trained cache, and changes no weight", _TRAIN_LORA),
+    "ADAPTION_PROMPT": (
+        "adaption prompt (LLaMA-Adapter)", "adds attention to trained vectors", _TRAIN_LORA,
+    ),
+    "XLORA": (
+        "X-LoRA", "mixes its LoRAs anew for every token",
+        "Package one of its LoRAs: each has a folder with an adapter_config.json of its own.",
+    ),
+    "POLY": ("Poly", "mixes its LoRAs by a task that is given with the input", _TRAIN_LORA),
+    "LILY": ("Lily", "chooses among its experts by the input", _TRAIN_LORA),
+    "SHADOW": ("Shadow", "runs a second small model beside the base", _TRAIN_LORA),
+    "BONE": (
+        "Bone", "PEFT now has as MiSS, in another form",
+        "Convert it with scripts/convert-bone-to-miss.py of PEFT's sources.",
+    ),
+    "FROD": (
+        "FRoD", "is computed from all of the base's weights at once; ftpack holds one module",
+        _BY_PEFT,
+    ),
+    "ADAMSS": (
+        "AdaMSS", "clusters the base's weights with scikit-learn when it is loaded; ftpack does "
+        "not", _BY_PEFT,
+    ),
+}  # fmt: skip
+
+# Initialisations that leave the base as it was, so that the file holds the whole change; and those
+# that PEFT computes again, to the same result, from the base.
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal")
+_REPEATED_INITS = {"pissa": "PiSSA", "olora": "OLoRA", "mica": "MiCA"}
+_CONVERT = (
+    "Convert it to a plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    " in the training environment."
+)
+
+
+def find_refusal(config: Mapping[str, object]) -> Refusal | None:
+    """The first thing in an `adapter_config.json` that cannot be merged, if there is one."""
+    method = str(config.get("peft_type"))
+    if method in _REFUSED:
+        name, why, next_step = _REFUSED[method]
+        return Refusal(f"`peft_type` {method!r} ({name})", why, next_step)
+    if method not in MERGEABLE:
+        return Refusal(
+            f"`peft_type` {method!r}", "is none of the methods that ftpack knows", _BY_PEFT
+        )
+    task = config.get("task_type")
+    if task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
+        return Refusal(
+            f"`task_type` {task!r}", "trains a classifier on top; a GGUF generates text",
+            "Package an adapter that was trained as CAUSAL_LM.",
+        )  # fmt: skip
+    return _refused_lora(config) if method == "LORA" else None
+
+
+def _refused_lora(config: Mapping[str, object]) -> Refusal | None:
+    settings = {
+        "use_qalora": "adds its change to pooled inputs", "alora_invocation_tokens":
+        "is active only after its invocation tokens (aLoRA)", "arrow_config":
+        "routes every token among LoRAs (Arrow)", "layer_replication":
+        "repeats layers, so that the base is another model",
+        "megatron_config": "belongs to Megatron's parallel layers",
+    }  # fmt: skip
+    for name, why in settings.items():
+        if config.get(name):
+            next_step = _TRAIN_LORA if name != "layer_replication" else _BY_PEFT
+            return Refusal(f"`{name}`", why, next_step)
+    return _refused_init(config.get("init_lora_weights", True))
+
+
+def _refused_init(init: object) -> Refusal | None:
+    known = (*_PLAIN_INITS, *_REPEATED_INITS)
+    if not isinstance(init, str) or init.lower() in known:
+        return None
+    what = f"`init_lora_weights` {init!r}"
+    if init.startswith("pissa_niter_"):
+        return Refusal(what, "draws random numbers, so that no two loads are the same", _CONVERT)
+    if init.startswith("corda"):
+        return Refusal(what, "needs the training's covariances, which no file holds", _CONVERT)
+    if init == "lora_ga":
+        # PEFT loads it onto the base as it was before, and merges another model than was trained.
+        return Refusal(
+            what, "has moved the base's weights in training, by what no file holds", _CONVERT
+        )
+    if init == "loftq":
+        return Refusal(
+            what, "quantizes the base anew on every load",
+            "Set `init_lora_weights` to true in adapter_config.json, and name the base that LoftQ "
+            "has saved with --base PATH.",
+        )  # fmt: skip
+    return Refusal(what, "is none of the initialisations that ftpack knows", _BY_PEFT)
+
+
+def method_name(config: Mapping[str, object]) -> str:
+    """What people call the method of an `adapter_config.json` that is not refused."""
+    name = MERGEABLE[str(config.get("peft_type"))]
+    if name != "LoRA":
+        return name
+    init = str(config.get("init_lora_weights")).lower()
+    variants = {
+        "use_dora": "DoRA", "kasa_config": "KaSA", "velora_config": "VeLoRA",
+        "monteclora_config": "MonteCLoRA", "use_bdlora": "BD-LoRA",
+    }  # fmt: skip
+    for key, variant in variants.items():
+        if config.get(key):
+            return variant
+    if init in _REPEATED_INITS:
+        return _REPEATED_INITS[init]
+    return "rsLoRA" if config.get("use_rslora") else name

@@ -1,0 +1,33 @@
+"""Tiny models for the tests of merging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.merge.tiny import Kind, make_base
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A tiny random model of a kind, made once."""
+    made: dict[object, Path] = {}
+
+    def make(kind: Kind, dtype: torch.dtype = torch.bfloat16) -> Path:
+        if (kind, dtype) not in made:
+            made[kind, dtype] = make_base(kind, tmp_path_factory.mktemp("base"), dtype)
+        return made[kind, dtype]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The same number of threads for PEFT and ftpack: factors of a matrix depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

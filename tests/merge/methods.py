@@ -1,0 +1,342 @@
+"""PEFT's methods as test cases, and the page that is written from them.
+
+Nothing here imports ftpack: adapters and expected values come from PEFT and transformers alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from tests.merge.tiny import KINDS, Kind, targets
+
+# What becomes of a cell of the table, and how the table shows it.
+Outcome = Literal["identical", "right", "refused", "impossible", "absent"]
+SHOWN: dict[Outcome, str] = {
+    "identical": "yes",
+    "right": "yes, untied",
+    "refused": "refused",
+    "impossible": "not in PEFT",
+    "absent": "-",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to tune a model.
+
+    Attributes:
+        title: what people call it; a row of the table of methods.
+        config: PEFT's configuration class, by name.
+        options: what goes to it; a function gets the kind of model. `target_modules` is added.
+        tuned: what `targets` is asked for.
+        impossible: by kind (`*` for all), a piece of the error with which PEFT cannot make it.
+        refused: by kind (`*` for all), a piece of the error with which ftpack refuses it.
+        right: kinds on which ftpack gives the adapter's model, and PEFT's merge another one.
+        kinds: the kinds on which it makes sense.
+        edit: what is changed in the saved `adapter_config.json`.
+    """
+
+    title: str
+    config: str
+    options: dict[str, Any] = field(default_factory=dict)
+    tuned: str = "linear"
+    impossible: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    right: tuple[Kind, ...] = ()
+    kinds: tuple[Kind, ...] = tuple(KINDS)
+    edit: dict[str, Any] = field(default_factory=dict)
+
+    def outcome(self, kind: Kind) -> Outcome:
+        """What is expected of this method on a kind of model."""
+        if kind not in self.kinds:
+            return "absent"
+        if kind in self.impossible or "*" in self.impossible:
+            return "impossible"
+        if kind in self.refused or "*" in self.refused:
+            return "refused"
+        return "right" if kind in self.right else "identical"
+
+    def error(self, kind: Kind) -> str:
+        """A piece of the error that is expected."""
+        found = self.impossible | self.refused
+        return found.get(kind) or found["*"]
+
+
+def _lora(title: str, tuned: str = "linear", *, right: bool = False, **options: Any) -> Method:
+    kinds: tuple[Kind, ...] = ("tied", "scaled", "conv1d") if right else ()
+    return Method(title, "LoraConfig", {"r": 4, "lora_alpha": 8, **options}, tuned, right=kinds)
+
+
+def _linear_only(title: str, config: str, error: str = "not support", **options: Any) -> Method:
+    """A method that PEFT does not have for transformers' Conv1D."""
+    return Method(title, config, options, impossible={"conv1d": error})
+
+
+def _embedding(kind: Kind) -> str:
+    return "wte" if kind == "conv1d" else "embed_tokens"
+
+
+def _first_linear(kind: Kind) -> str:
+    return "c_attn" if kind == "conv1d" else "q_proj"
+
+
+def _ia3_targets(kind: Kind) -> list[str]:
+    by_kind: dict[Kind, list[str]] = {"conv1d": ["c_attn", "mlp.c_proj"], "moe": ["k_proj"]}
+    return by_kind.get(kind, ["k_proj", "v_proj", "down_proj"])
+
+
+_NO_BIAS = "has none there to add it to"
+_WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "scaled", "moe", "vlm"), _NO_BIAS)
+
+METHODS: dict[str, Method] = {
+    "lora": _lora("LoRA"),
+    "rslora": _lora("rsLoRA", use_rslora=True),
+    "lora-patterns": _lora(
+        "LoRA with `rank_pattern`, `alpha_pattern`",
+        rank_pattern=lambda kind: {_first_linear(kind): 2},
+        alpha_pattern=lambda kind: {_first_linear(kind): 3},
+    ),
+    "lora-all-linear": _lora("LoRA on `all-linear`", target_modules="all-linear"),
+    "lora-regex": _lora("LoRA on a regular expression", target_modules=r".*\.1\..*(q_proj|c_attn)"),
+    "lora-layers": replace(
+        _lora("LoRA with `layers_to_transform`", layers_to_transform=[1]),
+        kinds=("tied", "scaled", "biased", "conv1d", "moe"),
+    ),
+    "lora-bias-all": _lora("LoRA with `bias` all", bias="all"),
+    "lora-bias-only": _lora("LoRA with `bias` lora_only", bias="lora_only"),
+    "lora-lora-bias": replace(
+        _lora("LoRA with `lora_bias`", tuned="biased", lora_bias=True), refused=_WITHOUT_BIASES
+    ),
+    "lora-embeddings": _lora("LoRA on embeddings", tuned="embeddings", right=True),
+    "lora-head": _lora("LoRA on the output head", tuned="head", right=True),
+    "lora-tied": _lora(
+        "LoRA on embeddings, `ensure_weight_tying`",
+        tuned="embeddings",
+        right=True,
+        ensure_weight_tying=True,
+    ),
+    "lora-save-head": _lora("LoRA, head in `modules_to_save`", modules_to_save=["lm_head"]),
+    "lora-save-embeddings": _lora(
+        "LoRA, embeddings in `modules_to_save`",
+        modules_to_save=lambda kind: [_embedding(kind)],
+    ),
+    "lora-save-both": _lora(
+        "LoRA, embeddings and head in `modules_to_save`",
+        modules_to_save=lambda kind: [_embedding(kind), "lm_head"],
+    ),
+    "lora-save-tied": _lora(
+        "LoRA, `modules_to_save` and `ensure_weight_tying`",
+        modules_to_save=lambda kind: [_embedding(kind)],
+        ensure_weight_tying=True,
+    ),
+    "lora-save-norms": _lora(
+        "LoRA, norms in `modules_to_save`", modules_to_save=lambda kind: targets(kind, "norms")
+    ),
+    "lora-tokens": _lora(
+        "LoRA with `trainable_token_indices`",
+        trainable_token_indices=lambda kind: {_embedding(kind): [3, 5]},
+    ),
+    "lora-experts": replace(
+        _lora(
+            "LoRA on experts (`target_parameters`)",
+            target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        ),
+        kinds=("moe",),
+    ),
+    "lora-one-experts": replace(
+        _lora(
+            "LoRA on one of the experts' parameters",
+            target_parameters=["mlp.experts.down_proj"],
+            rank_pattern={"experts.down_proj": 2},
+        ),
+        kinds=("moe",),
+    ),
+    "dora": _lora("DoRA", use_dora=True),
+    "dora-embeddings": _lora("DoRA on embeddings", tuned="embeddings", use_dora=True, right=True),
+    "pissa": _lora("PiSSA as saved", init_lora_weights="pissa"),
+    "olora": replace(
+        _lora("OLoRA as saved", init_lora_weights="olora"), refused={"conv1d": "12 shapes differ"}
+    ),
+    "mica": _lora("MiCA", init_lora_weights="mica"),
+    "eva": Method("EVA", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "eva"}),
+    "orthogonal": _lora("LoRA with orthogonal init", init_lora_weights="orthogonal"),
+    "kasa": replace(
+        _lora("KaSA", kasa_config=lambda kind: _build("KasaConfig")),
+        impossible={"conv1d": "does not support"},
+    ),
+    "velora": _lora("VeLoRA", velora_config=lambda kind: _build("VeloraConfig", num_groups=16)),
+    "monteclora": _lora("MonteCLoRA", monteclora_config=lambda kind: _build("MontecloraConfig")),
+    "bdlora": replace(
+        _lora(
+            "BD-LoRA",
+            use_bdlora=lambda kind: _build(
+                "BdLoraConfig",
+                target_modules_bd_a=[_first_linear(kind)],
+                nblocks=2,
+                match_strict=False,
+            ),
+        ),
+        impossible={"conv1d": "in_features"},
+    ),
+    "adalora": Method("AdaLoRA", "AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10}),
+    "beft": Method(
+        "BEFT",
+        "BeftConfig",
+        tuned="biased",
+        impossible={"conv1d": "not supported"},
+        refused=_WITHOUT_BIASES,
+    ),
+    "boft": _linear_only("BOFT", "BOFTConfig", boft_block_size=4),
+    "c3a": _linear_only("C3A", "C3AConfig", block_size=16),
+    "deft": Method("DEFT", "DeftConfig", {"r": 4}),
+    "delora": _linear_only("DeLoRA", "DeloraConfig", r=4),
+    "fourierft": Method("FourierFT", "FourierFTConfig", {"n_frequency": 50}),
+    "frod": Method("FRoD", "FrodConfig", refused={"*": "FRoD"}),
+    "glora": _linear_only("GLoRA", "GloraConfig", r=4),
+    "gralora": Method("GraLoRA", "GraloraConfig", {"r": 4}),
+    "hira": Method("HiRA", "HiraConfig", {"r": 4}),
+    "hra": _linear_only("HRA", "HRAConfig", r=4),
+    "ia3": Method(
+        "IA3",
+        "IA3Config",
+        {
+            "target_modules": _ia3_targets,
+            "feedforward_modules": lambda kind: [
+                name for name in _ia3_targets(kind) if name in ("down_proj", "mlp.c_proj")
+            ],
+        },
+    ),
+    "ln": Method("LN-tuning", "LNTuningConfig", tuned="norms"),
+    "loha": _linear_only("LoHa", "LoHaConfig", r=4),
+    "lokr": _linear_only("LoKr", "LoKrConfig", r=4),
+    "miss": _linear_only("MiSS (Bone)", "MissConfig", r=4),
+    "oft": _linear_only("OFT", "OFTConfig", oft_block_size=16),
+    "oft-coft": _linear_only(
+        "OFT, constrained and shared", "OFTConfig", oft_block_size=16, coft=True, block_share=True
+    ),
+    # On Conv1D PEFT leaves every module as it is, and says nothing.
+    "osf": Method("OSF", "OSFConfig", {"effective_rank": 4}, refused={"conv1d": "tunes no module"}),
+    "peanut": _linear_only("PEANuT", "PeanutConfig", r=4),
+    "psoft": _linear_only("PSOFT", "PsoftConfig", r=4),
+    "pvera": Method("PVeRA", "PveraConfig", {"r": 8}),
+    "randlora": Method("RandLoRA", "RandLoraConfig", {"r": 4}),
+    "randlora-unsaved": Method(
+        "RandLoRA, bases not saved", "RandLoraConfig", {"r": 4, "save_projection": False}
+    ),
+    "road": _linear_only("RoAd", "RoadConfig", group_size=16),
+    "shira": _linear_only("SHiRA", "ShiraConfig", r=4),
+    "supertuning": _linear_only("SuperTuning", "SupertuningConfig", sparsity=0.9),
+    "supertuning-unsaved": _linear_only(
+        "SuperTuning, indices not saved",
+        "SupertuningConfig",
+        sparsity=0.9,
+        save_precomputed_indices=False,
+    ),
+    "tinylora": Method("TinyLoRA", "TinyLoraConfig", {"r": 2, "u": 16}),
+    "tokens": Method(
+        "Trainable tokens", "TrainableTokensConfig", {"token_indices": [3, 5]}, "embeddings"
+    ),
+    "unilora": Method("Uni-LoRA", "UniLoraConfig", {"r": 4}),
+    "vblora": Method("VB-LoRA", "VBLoRAConfig", {"r": 4, "num_vectors": 8, "vector_length": 16}),
+    "vblora-topk": Method(
+        "VB-LoRA, only top-k saved",
+        "VBLoRAConfig",
+        {"r": 4, "num_vectors": 8, "vector_length": 16, "save_only_topk_weights": True},
+    ),
+    "vera": Method("VeRA", "VeraConfig", {"r": 8}),
+    "vera-unsaved": Method(
+        "VeRA, projections not saved", "VeraConfig", {"r": 8, "save_projection": False}
+    ),
+    "waveft": Method("WaveFT", "WaveFTConfig", {"n_frequency": 50}),
+}
+
+# What is refused by its configuration alone: the row's title, what is set, a piece of the error.
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "prompt": ("Prompt tuning", {"peft_type": "PROMPT_TUNING"}, "prompt tuning"),
+    "multitask": (
+        "Multitask prompt tuning",
+        {"peft_type": "MULTITASK_PROMPT_TUNING"},
+        "multitask prompt tuning",
+    ),
+    "p-tuning": ("P-tuning", {"peft_type": "P_TUNING"}, "P-tuning"),
+    "prefix": ("Prefix tuning", {"peft_type": "PREFIX_TUNING"}, "prefix tuning"),
+    "cpt": ("CPT", {"peft_type": "CPT"}, "CPT"),
+    "cartridge": ("Cartridge", {"peft_type": "CARTRIDGE"}, "Cartridge"),
+    "adaption": ("LLaMA-Adapter", {"peft_type": "ADAPTION_PROMPT"}, "LLaMA-Adapter"),
+    "xlora": ("X-LoRA", {"peft_type": "XLORA"}, "X-LoRA"),
+    "poly": ("Poly", {"peft_type": "POLY"}, "Poly"),
+    "lily": ("Lily", {"peft_type": "LILY"}, "Lily"),
+    "shadow": ("Shadow", {"peft_type": "SHADOW"}, "Shadow"),
+    "adamss": ("AdaMSS", {"peft_type": "ADAMSS"}, "AdaMSS"),
+    "bone": ("Bone, as older PEFT saved it", {"peft_type": "BONE"}, "MiSS"),
+    "alora": ("aLoRA", {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+    "arrow": ("Arrow", {"arrow_config": {"top_k": 2}}, "arrow_config"),
+    "qalora": ("QALoRA", {"use_qalora": True}, "use_qalora"),
+    "replicated": ("LoRA with `layer_replication`", {"layer_replication": [[0, 2]]}, "repeats"),
+    "megatron": ("LoRA on Megatron's layers", {"megatron_config": {"a": 1}}, "megatron_config"),
+    "corda": ("CorDA as saved", {"init_lora_weights": "corda"}, "covariances"),
+    "loftq": ("LoftQ as saved", {"init_lora_weights": "loftq"}, "quantizes the base"),
+    "lora-ga": ("LoRA-GA as saved", {"init_lora_weights": "lora_ga"}, "moved the base's weights"),
+    "fast-pissa": ("PiSSA by fast SVD, as saved", {"init_lora_weights": "pissa_niter_4"}, "random"),
+    "classifier": ("Classifiers", {"task_type": "SEQ_CLS"}, "classifier"),
+    "new": ("Any method that ftpack does not know", {"peft_type": "NEW"}, "none of the methods"),
+}
+
+
+def _build(name: str, **options: Any) -> Any:
+    import peft
+
+    try:
+        return getattr(peft, name)(**options)
+    except AttributeError:
+        from peft.tuners.lora import config
+
+        return getattr(config, name)(**options)
+
+
+def document() -> str:
+    """`docs/methods.md`: what the tests hold to be so."""
+    columns = list(KINDS)
+    head = ["| method | " + " | ".join(KINDS.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    rows = [
+        f"| {method.title} | " + " | ".join(SHOWN[method.outcome(kind)] for kind in columns) + " |"
+        for method in METHODS.values()
+    ]
+    refused = [f"| {title} | refused |" for title, _, _ in REFUSED.values()]
+    parts = [_INTRODUCTION, *head, *rows, "", _REFUSALS, "| method | |", "|---|---|", *refused]
+    return "\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """\
+# Methods
+
+What ftpack makes of the adapters of each of PEFT's methods, on small random models of six kinds.
+`tests/merge/test_methods.py` tests every cell; this page is written from its cases
+(`python -m tests.merge.methods > docs/methods.md`).
+
+- **yes**: names, shapes, element types and bytes are those of `from_pretrained`,
+  `merge_and_unload`, `save_pretrained`.
+- **yes, untied**: input and output embeddings share one weight, and the adapter changes only one
+  side, or each in its own way. PEFT's merge puts the change into both. ftpack writes the two apart,
+  as the adapter's model has them; its logits are tested against that model.
+- **refused**: by name, with the reason and what to do, before a weight of the base is read.
+- **not in PEFT**: PEFT itself cannot make such an adapter.
+- **-**: the kind of model has no such part.
+
+PiSSA, OLoRA, CorDA and LoRA-GA that were converted on saving
+(`path_initial_model_for_weight_conversion`) are plain LoRAs; so is a LoRA on a base that LoftQ has
+saved. Tested are the conversions of PiSSA and OLoRA, and EVA by its setting alone: the others'
+initialisations need training data or a GPU.
+
+As saved, PiSSA, OLoRA, MiCA, KaSA, OSF and PSOFT take factors of the base's weights when they are
+loaded. These depend on the machine and on the number of threads, in their last bits, and PSOFT's
+also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
+"""
+_REFUSALS = """\
+Refused on every model, by the configuration alone:
+"""
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
