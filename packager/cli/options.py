@@ -142,7 +142,7 @@ def prompt_options() -> Callable[[Command], Command]:
 def conversations_option() -> Callable[[Command], Command]:
     """The user's own conversations, for the proof."""
     return click.option(
-        "--conversations", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        "--conversations", type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE", help="Prove these too: JSONL as trainers read it.",
     )  # fmt: skip
 
