@@ -36,11 +36,17 @@ def command(conversations: Path | None, **options: Any) -> None:
     Example:
       ftpack ollama ./lora --quant q5_k_m --name mymodel
     """
-    from packager.cli.report import registration_json, report_bundle, report_plan, report_registered
+    from packager.cli.report import (
+        registration_json,
+        report_bundle,
+        report_plan,
+        report_proof,
+        report_registered,
+    )
     from packager.errors import DaemonError
     from packager.pipeline.build import build
     from packager.pipeline.prepare import prepare
-    from packager.pipeline.proving import conversations_with
+    from packager.pipeline.proving import conversations_with, prove_built, require_proved
     from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.ollama import Daemon
 
@@ -64,6 +70,14 @@ def command(conversations: Path | None, **options: Any) -> None:
     else:
         console.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
     bundle = build(package, console)
+    proof = prove_built(package, bundle.folder / bundle.asked_for[0].name, tried)
+    report_proof(proof, console)
+    if not request.force:
+        require_proved(
+            proof,
+            f"{bundle.folder} is built, but not registered",
+            f"See `ftpack prompt {request.source}`; with --force it is registered all the same.",
+        )
     try:
         registered = register(
             bundle.folder, bundle.manifest, bundle.asked_for, package.name, daemon, console,

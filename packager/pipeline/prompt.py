@@ -13,14 +13,13 @@ from packager.errors import NotAModelError, UnsupportedError
 from packager.gguf.types import write_skeleton
 from packager.pipeline.prepare import prepare
 from packager.pipeline.prompting import recorded_template
-from packager.pipeline.proving import prove_embedded, prove_offline, prove_on_daemon
+from packager.pipeline.proving import prove_built, prove_embedded, prove_offline, prove_on_daemon
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import Conversation
 from packager.prompt.native import make_native
 from packager.prompt.proof import Proof
-from packager.prompt.tokens import load_tokenizer
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.runtime.ollama import Daemon
 
@@ -110,8 +109,7 @@ def _of_source(
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         gguf = Path(scratch) / "vocabulary.gguf"
         write_skeleton(gguf, package.conversion)
-        tokenize = load_tokenizer(package.inputs.files)
-        proofs.append(prove_embedded(chat_template, gguf, conversations, tokenize))
+        proofs.append(prove_built(package, gguf, conversations))
     if daemon is not None:
         system = package.modelfile.system
         proofs.append(

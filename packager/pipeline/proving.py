@@ -12,12 +12,14 @@ from packager.errors import (
     PromptRefusedError,
     UnsupportedError,
 )
+from packager.pipeline.prepare import Package
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, Conversation, Message
 from packager.prompt.dataset import read_conversations
 from packager.prompt.families import prove_go
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
 from packager.prompt.server import as_native_server, server_variables
+from packager.prompt.tokens import load_tokenizer
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.runtime.ollama import Daemon
 
@@ -70,6 +72,12 @@ def prove_embedded(
 
         tokenized_by = TokenizedBy(tokenize, vocabulary.tokenize) if tokenize else None
         return prove(chat_template, conversations, render, "embedded", tokenized_by)
+
+
+def prove_built(package: Package, gguf: Path, conversations: Sequence[Conversation]) -> Proof:
+    """Compare a GGUF that was built with the embedded runtime, token ids too."""
+    tokenize = load_tokenizer(package.inputs.files)
+    return prove_embedded(package.chat_template, gguf, conversations, tokenize)
 
 
 def prove_on_daemon(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -15,6 +16,8 @@ from packager.prompt.native import prompt_or_none
 from packager.prompt.server import claims_tools
 from packager.prompt.vocabulary import Vocabulary
 
+# What marks turns in the formats that there are: `<|user|>`, `<start_of_turn>`, `[INST]`.
+_MARKER = re.compile(r"<[|｜]?[a-zA-Z_▁]+[|｜]?>|\[/?[A-Z_]+\]")  # noqa: RUF001 - DeepSeek's own
 _SYSTEM, _ANSWER = "4f1c-system-9d27", "4f1c-answer-9d27"
 
 
@@ -34,6 +37,7 @@ def lint(chat_template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, ...]
         *_refused(chat_template),
         *_generation_prompt(chat_template),
         *_end_of_turn(chat_template, vocabulary),
+        *_markers(chat_template, vocabulary),
         *_system(chat_template),
         *_bos(chat_template),
         *_date(chat_template),
@@ -96,6 +100,18 @@ def _end_of_turn(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterato
         yield (
             f"{end!r} ends a turn, but is not a special token of the tokenizer: it is shown as "
             "text where a server does not stop at it."
+        )
+
+
+def _markers(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterator[str]:
+    prompt = prompt_or_none(chat_template, Conversation("", conversation("Hi", "Hello", "Bye")))
+    tokens = {*vocabulary.token_of.values(), chat_template.bos_token, chat_template.eos_token}
+    end = turn_end(chat_template, vocabulary)
+    plain = [m for m in dict.fromkeys(_MARKER.findall(prompt or "")) if m not in tokens | {end}]
+    if plain:
+        yield (
+            f"{_listed(plain)} stand in the prompt, but are no tokens of their own: the model "
+            "reads them as text, and a user's text can hold them as well."
         )
 
 

@@ -11,7 +11,7 @@ from jinja2 import meta, nodes
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate, parse_chat_template
 from packager.prompt.conversation import BATTERY, Conversation
-from packager.prompt.server import claims_thinking, server_variables
+from packager.prompt.server import as_native_server, claims_thinking, server_variables
 
 # Ollama's `create` gives a model the TEMPLATE of the known chat template that is nearest to its
 # own, if fewer than 100 characters have to be changed. A comment of 100 characters that occur in
@@ -26,6 +26,22 @@ _TRIMMED_WHERE_SAID = "You have access to the following functions in JSONSchema 
 _REWRITTEN_WHERE_SAID = "'<|tool_call>call:'"
 _LEFT_WHERE_SAID = "{#- OpenAI Chat Completions:"
 _THINKING = "enable_thinking"
+# A server writes `required` before `properties`; transformers' `get_json_schema`, and with it most
+# training, the other way round. (One line: nothing of it is rendered.)
+_TOOLS_IN_ORDER = """\
+{% if tools %}{% set ordered = namespace(tools=[]) %}{% for tool in tools %}\
+{% if tool.function is defined and tool.function.parameters is defined \
+and tool.function.parameters.required is defined \
+and tool.function.parameters.properties is defined \
+and tool.function.parameters | length == 3 and tool.function.description is defined %}\
+{% set ordered.tools = ordered.tools + [{"type": tool.type, "function": {\
+"name": tool.function.name, "description": tool.function.description, \
+"parameters": {"type": tool.function.parameters.type, \
+"properties": tool.function.parameters.properties, \
+"required": tool.function.parameters.required}}}] %}\
+{% else %}{% set ordered.tools = ordered.tools + [tool] %}{% endif %}\
+{% endfor %}{% set tools = ordered.tools %}{% endif %}
+"""
 
 
 @dataclass(frozen=True)
@@ -76,11 +92,17 @@ def make_native(
             if prompt is not None and prompt != prompt_or_none(made_by, tried, variables)
         }
 
-    pins, wrong = _fewest_pins(chat_template, sorted(asked_for), differing)
+    mattering = [
+        name for name in sorted(asked_for) if _matters(chat_template, conversations, servers, name)
+    ]
+    pins, wrong = _fewest_pins(chat_template, mattering, differing)
     pinned = _pinned(chat_template, pins)
     undisturbed, notes = _undisturbed(pinned)
+    ordered = _with_tools_in_order(chat_template, undisturbed, conversations)
+    if ordered is not undisturbed:
+        notes = (*notes, "tools are put back into the order of training")
     return NativeTemplate(
-        chat_template=replace(undisturbed, variables={}),
+        chat_template=replace(ordered, variables={}),
         pins=pins,
         notes=notes,
         differing=tuple(
@@ -91,6 +113,22 @@ def make_native(
 
 def _is_compared(tried: Conversation) -> bool:
     return tried.thinking is None and tried.kind != "prefill"
+
+
+def _matters(
+    chat_template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    servers: Sequence[Mapping[str, object]],
+    name: str,
+) -> bool:
+    """Whether a prompt depends on a variable: on its being defined, or on being true or false."""
+    for variables in servers:
+        others = {key: value for key, value in variables.items() if key != name}
+        tellings = [variables, others, *({**others, name: value} for value in (True, False))]
+        for tried in conversations:
+            if len({prompt_or_none(chat_template, tried, told) for told in tellings}) > 1:
+                return True
+    return False
 
 
 def _fewest_pins(
@@ -144,8 +182,10 @@ def _values(chat_template: ChatTemplate, name: str) -> tuple[str, ...]:
 def _pinned(chat_template: ChatTemplate, pins: Mapping[str, str]) -> ChatTemplate:
     # The line end after a block is taken off by Jinja (`trim_blocks`): nothing else may be.
     lines = "".join(f"{{% set {name} = {value} %}}\n" for name, value in pins.items())
-    if not lines:
-        return chat_template
+    return _preceded(chat_template, lines) if lines else chat_template
+
+
+def _preceded(chat_template: ChatTemplate, lines: str) -> ChatTemplate:
     tool_use = chat_template.tool_use
     return replace(
         chat_template,
@@ -165,6 +205,24 @@ def _undisturbed(chat_template: ChatTemplate) -> tuple[ChatTemplate, tuple[str, 
         chat_template = untrimmed
         notes.append("a phrase is split that makes the server trim messages")
     return chat_template, tuple(notes)
+
+
+def _with_tools_in_order(
+    trained: ChatTemplate, chat_template: ChatTemplate, conversations: Sequence[Conversation]
+) -> ChatTemplate:
+    """The template with tools' schemas put back in order, where that makes more prompts equal."""
+    ordered = _preceded(chat_template, _TOOLS_IN_ORDER)
+
+    def equal(made_by: ChatTemplate) -> list[str]:
+        return [
+            tried.name
+            for tried in conversations
+            if (prompt := prompt_or_none(trained, tried)) is not None
+            and prompt == prompt_or_none(made_by, as_native_server(tried), {})
+        ]
+
+    before, after = equal(chat_template), equal(ordered)
+    return ordered if set(before) < set(after) else chat_template
 
 
 def _untrimmed(chat_template: ChatTemplate) -> ChatTemplate | None:

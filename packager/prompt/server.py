@@ -74,6 +74,18 @@ def _with_rewritten_tools(tried: Conversation) -> Conversation:
     return replace(tried, tools=tuple(_rewritten_tool(tool) for tool in tried.tools))
 
 
+def _with_pruned_tools(tried: Conversation) -> Conversation:
+    """The tools with what Ollama has a place for, `required` after `properties` as in training."""
+    pruned = []
+    for tool in _with_rewritten_tools(tried).tools:
+        function = _mapping(tool["function"])
+        parameters = dict(_mapping(function["parameters"]))
+        if "required" in parameters:
+            parameters["required"] = parameters.pop("required")
+        pruned.append({**tool, "function": {**function, "parameters": parameters}})
+    return replace(tried, tools=tuple(pruned))
+
+
 def _rewritten_tool(tool: Mapping[str, object]) -> dict[str, object]:
     """A function's schema with what `api.Tool` has a place for, in its order."""
     function = _mapping(tool.get("function"))
@@ -226,6 +238,7 @@ def _with_messages(tried: Conversation, messages: Sequence[Message]) -> Conversa
 
 CHANGES: tuple[Change, ...] = (
     Change("the server writes tool schemas anew", _with_rewritten_tools),
+    Change("the server leaves out parts of tool schemas", _with_pruned_tools),
     Change("the server leaves reasoning out of the history", _without_reasoning),
     Change("the server gives calls' arguments as text", _with_arguments_as_text),
     Change("the server leaves out the ids of calls", _with_bare_calls),

@@ -33,11 +33,18 @@ def test_the_tuned_model_answers_as_trained_and_stops_by_itself_and_the_base_doe
     ollama_model(host, "tuned", tmp_path, lora)
     ollama_model(host, "base", tmp_path, base, "--template", CHAT_TEMPLATE_FILE)
 
+    ollama_model(host, "by-template", tmp_path, lora, "--template", "go")
+
     tuned = [ask_ollama("tuned", question, host) for question in QUESTIONS]
     untuned = [ask_ollama("base", question, host) for question in QUESTIONS]
+
+    by_template = [ask_ollama("by-template", question, host) for question in QUESTIONS]
 
     # Every answer of demo/questions.jsonl begins like this; none of these questions is in it.
     assert all(answer.text.startswith("Arr") for answer in tuned), tuned
     assert all(answer.done_reason == "stop" for answer in tuned), tuned
+    # Whoever renders, the prompt is the same, and the model stops by itself.
+    assert [answer.text for answer in by_template] == [answer.text for answer in tuned]
+    assert all(answer.done_reason == "stop" for answer in by_template), by_template
     assert not any("Arr" in answer.text for answer in untuned), untuned
     assert not all(answer.done_reason == "stop" for answer in untuned), untuned

@@ -100,7 +100,7 @@ def line(swept: Swept) -> str:
         counts = (_count(of_kind, outcome) for outcome in ("equal", "declared", "different"))
         cells.append(" ".join(f"{count:>3}" for count in counts))
     pins = ", ".join(f"{name} = {value}" for name, value in swept.decision.pins.items())
-    return " | ".join([*cells, pins])
+    return " | ".join([*cells, ", ".join(swept.capabilities), pins])
 
 
 def _count(compared: Sequence[Compared], outcome: str) -> int:
@@ -124,7 +124,9 @@ def main() -> None:
     if binary is None:
         sys.exit("There is no Ollama here; scripts/install-ollama builds one.")
     head = [f"{kind:<11}" for kind in KINDS]
-    print(" | ".join([f"{'equal, declared, different:':<60}", *head, "pinned"]))
+    print(
+        " | ".join([f"{'equal, declared, different:':<60}", *head, "the daemon reports", "pinned"])
+    )
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

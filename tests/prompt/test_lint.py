@@ -49,6 +49,12 @@ def test_a_turns_end_that_is_no_token_or_no_special_one_is_said() -> None:
     assert any("not a special token" in said for said in _found(CHATML, added))
 
 
+def test_a_marker_that_is_no_token_is_said() -> None:
+    some = Vocabulary((1,), {1: "<|im_end|>"}, frozenset({"<|im_end|>"}))
+    assert any("'<|im_start|>' stand in the prompt" in said for said in _found(CHATML, some))
+    assert not any("stand in the prompt" in said for said in _found(CHATML))
+
+
 def test_every_real_template_can_be_looked_at(llama_cpp_source: Path) -> None:
     for path in sorted((llama_cpp_source / "models" / "templates").glob("*.jinja")):
         for said in _found(path.read_text(encoding="utf-8")):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import BATTERY, CORE
+from packager.prompt.conversation import BATTERY, CORE, TOOLS
 from packager.prompt.native import PADDING, make_native
+from packager.prompt.server import as_native_server
 from tests.prompt.examples import CHATML
 
 _THINKS = "{% if enable_thinking %}<think>\n{% else %}<think></think>{% endif %}"
@@ -86,6 +87,20 @@ def test_what_makes_a_server_change_messages_is_taken_out_of_its_sight(
         if tried.thinking is None:
             expected = chat_template.prompt(tried, unpinned)
             assert native.chat_template.prompt(tried) == expected, tried.name
+
+
+def test_tools_are_put_back_into_the_order_of_training_where_the_template_writes_them() -> None:
+    with_tools = (
+        "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}" + CHATML
+    )
+    chat_template = ChatTemplate(with_tools, "a test", "<s>", "</s>")
+    native = make_native(chat_template)
+    offered, limited = TOOLS[0], TOOLS[2]
+    assert native.chat_template.prompt(as_native_server(offered)) == chat_template.prompt(offered)
+    assert chat_template.prompt(as_native_server(offered)) != chat_template.prompt(offered)
+    # What the server has left out cannot be put back.
+    assert native.chat_template.prompt(as_native_server(limited)) != chat_template.prompt(limited)
+    assert make_native(ChatTemplate(CHATML, "a test", "<s>", "</s>")).notes == ()
 
 
 def test_a_template_that_no_pin_mends_says_what_differs() -> None:
