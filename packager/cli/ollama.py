@@ -70,14 +70,14 @@ def command(conversations: Path | None, **options: Any) -> None:
     else:
         console.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
     bundle = build(package, console)
-    proof = prove_built(package, bundle.folder / bundle.asked_for[0].name, tried)
-    report_proof(proof, console)
-    if not request.force:
-        require_proved(
-            proof,
-            f"{bundle.folder} is built, but not registered",
-            f"See `ftpack prompt {request.source}`; with --force it is registered all the same.",
-        )
+    for proof in prove_built(package, bundle.folder / bundle.asked_for[0].name, tried):
+        report_proof(proof, console)
+        if not request.force:
+            require_proved(
+                proof,
+                f"{bundle.folder} is built, but not registered",
+                f"See `ftpack prompt {request.source}`; --force registers it all the same.",
+            )
     try:
         registered = register(
             bundle.folder, bundle.manifest, bundle.asked_for, package.name, daemon, console,

@@ -104,17 +104,17 @@ def report_prompt(proved: ProvedPrompt, console: Console, *, as_json: bool) -> N
             f"{_outcome(item):<{size}}" for item, size in zip(row, columns, strict=True)
         )
         result(f"{number:>3}  {row[0].conversation.name:<{width}}  {outcomes}".rstrip())
-    for proof in proved.proofs:
+    for proof in (*proved.proofs, *filter(None, (proved.vocabulary,))):
         report_proof(proof, console)
 
 
 def report_proof(proof: Proof, console: Console) -> None:
     """How many prompts are those of training, why others are not, and what differs unexplained."""
-    console.note(
-        f"Prompts ({proof.level}): {proof.count('equal')} equal, {proof.count('declared')} "
-        f"declared, {proof.count('different')} different, {proof.count('not taken')} not taken by "
-        "the chat template"
-    )
+    what = "Vocabulary" if proof.level == "vocabulary" else f"Prompts ({proof.level})"
+    counts = [f"{proof.count(outcome)} {outcome}" for outcome in ("equal", "declared", "different")]
+    if refused := proof.count("not taken"):
+        counts.append(f"{refused} not taken by the chat template")
+    console.note(f"{what}: {', '.join(counts)}")
     for cause, count in proof.causes.items():
         console.note(f"  declared: {cause} ({count})")
     for item in proof.compared:
@@ -156,6 +156,7 @@ def _prompt_json(proved: ProvedPrompt) -> dict[str, object]:
         "chat_template": proved.chat_template.origin,
         "reason": proved.reason,
         "proofs": [proof_json(proof) for proof in proved.proofs],
+        "vocabulary": None if proved.vocabulary is None else proof_json(proved.vocabulary),
     }
 
 

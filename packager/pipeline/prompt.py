@@ -35,12 +35,14 @@ class ProvedPrompt:
         chat_template: the one of training.
         reason: who renders and why; empty where that is the daemon's affair.
         proofs: one for each place where it was rendered.
+        vocabulary: the GGUF's vocabulary on a corpus, where there is a tokenizer to compare with.
     """
 
     name: str
     chat_template: ChatTemplate
     reason: str
     proofs: tuple[Proof, ...]
+    vocabulary: Proof | None = None
 
 
 def prove_prompt(
@@ -109,7 +111,8 @@ def _of_source(
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         gguf = Path(scratch) / "vocabulary.gguf"
         write_skeleton(gguf, package.conversion)
-        proofs.append(prove_built(package, gguf, conversations))
+        embedded, vocabulary = prove_built(package, gguf, conversations)
+        proofs.append(embedded)
     if daemon is not None:
         system = package.modelfile.system
         proofs.append(
@@ -118,7 +121,7 @@ def _of_source(
                 is_by_template=template is not None,
             )
         )  # fmt: skip
-    return ProvedPrompt(package.name, chat_template, decision.reason, tuple(proofs))
+    return ProvedPrompt(package.name, chat_template, decision.reason, tuple(proofs), vocabulary)
 
 
 def _of_model(name: str, conversations: Sequence[Conversation], daemon: Daemon) -> ProvedPrompt:

@@ -15,6 +15,7 @@ from packager.errors import (
 from packager.pipeline.prepare import Package
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, Conversation, Message
+from packager.prompt.corpus import prove_vocabulary
 from packager.prompt.dataset import read_conversations
 from packager.prompt.families import prove_go
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
@@ -74,10 +75,14 @@ def prove_embedded(
         return prove(chat_template, conversations, render, "embedded", tokenized_by)
 
 
-def prove_built(package: Package, gguf: Path, conversations: Sequence[Conversation]) -> Proof:
-    """Compare a GGUF that was built with the embedded runtime, token ids too."""
+def prove_built(
+    package: Package, gguf: Path, conversations: Sequence[Conversation]
+) -> tuple[Proof, Proof]:
+    """Compare a GGUF that was built with the embedded runtime, and its vocabulary on a corpus."""
     tokenize = load_tokenizer(package.inputs.files)
-    return prove_embedded(package.chat_template, gguf, conversations, tokenize)
+    embedded = prove_embedded(package.chat_template, gguf, conversations, tokenize)
+    with GgufVocabulary(gguf) as vocabulary:
+        return embedded, prove_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
 
 
 def prove_on_daemon(
@@ -153,6 +158,12 @@ def require_proved(proof: Proof, what: str, next_step: str) -> None:
     failed = proof.failed
     if not failed:
         return
+    if proof.level == "vocabulary":
+        names = ", ".join(item.conversation.name for item in failed)
+        raise PromptDifferenceError(
+            f"{what}: the GGUF's vocabulary makes other token ids of {names} than in training.",
+            next_step=next_step,
+        )
     names = ", ".join(f"'{item.conversation.name}'" for item in failed[:3])
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
     if failed[0].outcome == "different":

@@ -12,7 +12,7 @@ _WHOLE = "tokenizer.json"
 
 
 def load_tokenizer(files: Mapping[str, Path]) -> Callable[[str], list[int]]:
-    """From a prompt, which has its special tokens in it as text, to ids.
+    """From a text, which may have special tokens in it as text, to ids.
 
     Args:
         files: file names and paths, the fine-tune's own before the base's.

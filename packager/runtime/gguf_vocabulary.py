@@ -70,6 +70,10 @@ class GgufVocabulary:
             prompt = prompt.removeprefix(self.token("bos"))
         return list(self._llama.tokenize(prompt.encode(), add_bos=True, special=True))
 
+    def tokenize_text(self, text: str) -> list[int]:
+        """The ids of a text in the middle of a prompt: nothing is added, no marker is one."""
+        return list(self._llama.tokenize(text.encode(), add_bos=False, special=False))
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],

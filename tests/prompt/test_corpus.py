@@ -1,0 +1,55 @@
+"""A GGUF's vocabulary makes the ids of training, of texts of every kind."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packager.pipeline.prepare import prepare
+from packager.pipeline.proving import prove_built
+from packager.plan import Request
+from packager.prompt.corpus import CORPUS, prove_vocabulary
+from packager.prompt.proof import TokenizedBy
+
+
+def ids(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
+def test_other_ids_are_a_failure_and_name_the_text() -> None:
+    def without_digits(text: str) -> list[int]:
+        return [number for number in ids(text) if not chr(number).isdigit()]
+
+    proof = prove_vocabulary(TokenizedBy(ids, without_digits))
+    assert "digits" in {item.conversation.name for item in proof.failed}
+    assert "Greek" not in {item.conversation.name for item in proof.failed}
+
+
+def test_a_tokenizer_that_composes_letters_is_declared() -> None:
+    def composing(text: str) -> list[int]:
+        return ids(unicodedata.normalize("NFC", text))
+
+    proof = prove_vocabulary(TokenizedBy(composing, ids))
+    declared = {item.conversation.name for item in proof.compared if item.outcome == "declared"}
+    assert declared == {name for name, text in CORPUS.items() if ids(text) != composing(text)}
+    assert proof.failed == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "phi3", "gpt2"])
+def test_the_vocabulary_of_each_kind_is_that_of_training(
+    kind: str, small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from packager.gguf.types import write_skeleton
+
+    package = prepare(Request(str(small_model(kind)), ("Q8_0",)))
+    gguf = tmp_path / "vocabulary.gguf"
+    write_skeleton(gguf, package.conversion)
+    embedded, vocabulary = prove_built(package, gguf, ())
+    assert embedded.compared == ()
+    assert vocabulary.failed == ()
+    equal = vocabulary.count("equal")
+    assert equal >= len(CORPUS) - 1
