@@ -28,6 +28,7 @@ EXCEPTIONS = {
     "general.size_label": "likewise, where the name has a size in it",
     "tokenizer.chat_template": "ours begins with a comment; compared apart",
     "tokenizer.ggml.eot_token_id": "ours names the token that ends a turn",
+    "tokenizer.ggml.eom_token_id": "and one more that ends an answer",
     "tokenizer.ggml.add_bos_token": "ours says what the prompts of training had",
 }
 
