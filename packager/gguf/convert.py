@@ -131,7 +131,7 @@ def convert(
         folder.mkdir()
         link_files(files, folder, config)
         outputs: dict[str, tuple[Any, str | None]] = {}
-        model = _run_converter(folder, name, float_type, checkpoint, outputs)
+        model = _run_converter(folder, name, float_type, checkpoint, outputs, toolchain.version)
     writer = model.gguf_writer
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
@@ -175,6 +175,7 @@ def _run_converter(
     float_type: str,
     checkpoint: Checkpoint,
     outputs: dict[str, tuple[Any, str | None]],
+    version: str,
 ) -> Any:
     import torch
 
@@ -184,7 +185,7 @@ def _run_converter(
     try:
         hparams = base.ModelBase.load_hparams(folder, False)
         architecture = base.get_model_architecture(hparams, base.ModelType.TEXT)
-        model_class = conversion.get_model_class(architecture)
+        model_class = _model_class(conversion, architecture, version)
         with torch.inference_mode():
             model = _over_checkpoint(model_class, base.LazyTorchTensor, checkpoint, outputs)(
                 folder,
@@ -205,6 +206,18 @@ def _run_converter(
             "a newer llama-cpp-python may know the architecture.",
         ) from error
     return model
+
+
+def _model_class(conversion: Any, architecture: str, version: str) -> Any:
+    try:
+        return conversion.get_model_class(architecture)
+    except NotImplementedError as error:
+        raise UnsupportedError(
+            f"llama.cpp's converter (of llama-cpp-python {version}) does not know the architecture "
+            f"{architecture}, which config.json names.",
+            next_step="Update llama-cpp-python and run `ftpack doctor --install-toolchain`, or name "
+            "a newer llama.cpp checkout with FTPACK_LLAMA_CPP.",
+        ) from error
 
 
 def _over_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -222,3 +223,16 @@ def test_another_models_files_are_not_overwritten(
     assert "--force" in result.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert run("gguf", small_model("qwen3"), "--name", "x", "--out=out", "--force").returncode == 0
+
+
+def test_an_architecture_that_the_converter_does_not_know(
+    run: Run, small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(small_model("llama"), tmp_path / "model", symlinks=True))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").unlink()
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["FooForCausalLM"]}))
+    version = importlib.metadata.version("llama-cpp-python")
+    result = run("gguf", model, "--quant", "q8_0")
+    refused(result, 3, "FooForCausalLM", f"llama-cpp-python {version}", folder=tmp_path)
+    next_step(result)
