@@ -215,8 +215,8 @@ def _model_class(conversion: Any, architecture: str, version: str) -> Any:
         raise UnsupportedError(
             f"llama.cpp's converter (of llama-cpp-python {version}) does not know the architecture "
             f"{architecture}, which config.json names.",
-            next_step="Update llama-cpp-python and run `ftpack doctor --install-toolchain`, or name "
-            "a newer llama.cpp checkout with FTPACK_LLAMA_CPP.",
+            next_step="Update llama-cpp-python and run `ftpack doctor --install-toolchain`, or "
+            "name a newer llama.cpp checkout with FTPACK_LLAMA_CPP.",
         ) from error
 
 
