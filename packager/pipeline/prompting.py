@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from packager.bundle import TrainedTemplate
-from packager.errors import ChatTemplateError, SourceNotFoundError
+from packager.errors import ChatTemplateError, SourceNotFoundError, UsageError
 from packager.files import read_json
 from packager.pipeline.inputs import Inputs
 from packager.plan import Request
@@ -49,13 +50,19 @@ def decide_prompt(
             next_step="Name the Jinja file of training with --template FILE.",
         )
     progress.note(f"Chat template: {chat_template.origin}")
+    version = request.ollama_version or NEWEST_KNOWN
+    if not re.search(r"\d+\.\d+", version):
+        raise UsageError(
+            f"{version!r} is no version of Ollama.",
+            next_step=f"Write it as `ollama --version` shows it, such as {NEWEST_KNOWN}.",
+        )
     chat_template = replace(chat_template, variables=_TOLD_IN_TRAINING[request.thinking])
     choice = request.template if request.template in ("native", "go") else "auto"
     decision = decide(
         chat_template,
         load_vocabulary(inputs.files),
         choice=cast(Choice, choice),
-        ollama_version=request.ollama_version or NEWEST_KNOWN,
+        ollama_version=version,
     )
     progress.note(f"Prompt: {decision.reason}")
     if not request.preset:

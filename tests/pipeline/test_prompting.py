@@ -98,6 +98,11 @@ def test_an_older_server_gets_a_template_or_a_refusal(model: Path) -> None:
         prepare(Request(str(model), ("Q8_0",), ollama_version="0.20.1"))
 
 
+def test_a_version_that_is_none_is_refused(model: Path) -> None:
+    with pytest.raises(UsageError, match="'newest' is no version"):
+        prepare(Request(str(model), ("Q8_0",), ollama_version="newest"))
+
+
 def test_inspect_tells_what_is_wrong_with_the_chat_template(model: Path) -> None:
     (model / "chat_template.jinja").unlink()
     (model / "chat_template.jinja").write_text(
