@@ -112,7 +112,8 @@ def model_options() -> Callable[[Command], Command]:
         click.option("--threads", type=click.IntRange(min=0), default=0,
                      help="Threads that quantize; by default one per core."),
         click.option("--dry-run", is_flag=True, help="Show what would be made, and what it costs."),
-        click.option("--force", is_flag=True, help="Overwrite another model's files in --out; with `ollama`, also register "
+        click.option("--force", is_flag=True,
+                     help="Overwrite another model's files in --out; with `ollama`, also register "
                      "where a prompt differs."),
     )  # fmt: skip
 
