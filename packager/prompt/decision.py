@@ -38,7 +38,6 @@ class PromptDecision:
         gguf_chat_template: what goes into the GGUF (Jinja): the one of training, padded and pinned.
         stops: the texts that end an answer, what ends a turn first.
         end_of_turn: the token that ends an assistant's turn, if that is one token.
-        end_of_turn_id: its id.
         reason: the decision and why, in one sentence for the user.
         begins_with_bos: whether the prompts of training begin with the BOS token. The GGUF has to
             add it then: no Ollama template does, and the daemon takes it off the native prompt.
@@ -54,7 +53,6 @@ class PromptDecision:
     stops: tuple[str, ...]
     end_of_turn: str | None
     reason: str
-    end_of_turn_id: int | None = None
     begins_with_bos: bool = False
     gguf_tool_use_template: str | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
@@ -106,7 +104,6 @@ def decide(
         gguf_chat_template=native.gguf_chat_template,
         stops=stops,
         end_of_turn=end if end_id is not None else None,
-        end_of_turn_id=end_id,
         reason=reason,
         # Where only some prompts have one, the template's own text has to do.
         begins_with_bos=begin == {True},
