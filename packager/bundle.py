@@ -19,7 +19,7 @@ from packager.progress import Progress, Silent
 
 Scalar = int | float | str | bool
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 MODELFILE = "Modelfile"
 CHECKSUMS = "SHA256SUMS"
@@ -135,7 +135,8 @@ class Manifest:
         name: the model's name.
         fingerprint: a digest over everything that decides the bundle's bytes.
         base: the base model.
-        adapter: the adapter, where there is one.
+        adapters: those that were merged, in their order; none for a full model.
+        combination: how they were combined into one before; None where they were merged in turn.
         tools: the versions of what made it, by name.
         ggufs: its GGUF files, in the order that was asked for.
         prompt: what was decided about the prompt.
@@ -145,7 +146,8 @@ class Manifest:
     name: str
     fingerprint: str
     base: BaseIdentity
-    adapter: AdapterIdentity | None
+    adapters: tuple[AdapterIdentity, ...]
+    combination: str | None
     tools: Mapping[str, str]
     ggufs: tuple[GgufFile, ...]
     prompt: PromptRecord
@@ -175,7 +177,6 @@ class Manifest:
                 f"{where}: schema is {schema}; this version of ftpack reads {SCHEMA}.",
                 next_step="Install a newer ftpack, or package the model again.",
             )
-        adapter = reader.optional_record("adapter")
         ggufs = tuple(_read_gguf(gguf) for gguf in reader.records("ggufs"))
         for gguf in ggufs:
             _require_plain_name(gguf.name, where)
@@ -184,7 +185,8 @@ class Manifest:
             name=reader.text("name"),
             fingerprint=reader.text("fingerprint"),
             base=_read_base(reader.record("base")),
-            adapter=None if adapter is None else _read_adapter(adapter),
+            adapters=tuple(_read_adapter(adapter) for adapter in reader.records("adapters")),
+            combination=reader.optional_text("combination"),
             tools=reader.text_by_name("tools"),
             ggufs=ggufs,
             prompt=_read_prompt(reader.record("prompt")),

@@ -25,6 +25,11 @@ class Request:
         quants: llama.cpp's names, in any case; empty for the default.
         name: the model's name; None for the source's.
         out: the bundle's folder; None for `NAME-gguf` in the current folder.
+        adapters: more adapters, folders or Hub ids; SOURCE is the first, or the base of them all.
+        combine: PEFT's `combination_type`; None to merge the adapters in turn.
+        weights: for `combine` one for each adapter; empty for 1 each.
+        density: for `combine`, the part of the values that pruning keeps.
+        seed: for `combine`, of what prunes at random.
         base: the base's folder or Hub id; None for what the adapter records.
         checkpoint: `N`, `best` or `last` of a Trainer's output; None for its final save.
         revision: of the Hub id that is named in `source`, or else of the base.
@@ -47,6 +52,11 @@ class Request:
     quants: tuple[str, ...] = ()
     name: str | None = None
     out: Path | None = None
+    adapters: tuple[str, ...] = ()
+    combine: str | None = None
+    weights: tuple[float, ...] = ()
+    density: float | None = None
+    seed: int = 0
     base: str | None = None
     checkpoint: str | None = None
     revision: str | None = None

@@ -42,11 +42,12 @@ def gguf_file(name: str, quant: str) -> GgufFile:
 
 
 MANIFEST = Manifest(
-    schema=2,
+    schema=3,
     name="mymodel",
     fingerprint="f" * 64,
     base=BaseIdentity(id="org/base", revision="a" * 40, config_sha256="c" * 64),
-    adapter=AdapterIdentity(name="lora", sha256="d" * 64, method="LORA", rank=16),
+    adapters=(AdapterIdentity(name="lora", sha256="d" * 64, method="LORA", rank=16),),
+    combination=None,
     tools={"torch": "2.15.0", "ftpack": "0.1.0"},
     ggufs=(gguf_file("model-Q8_0.gguf", "Q8_0"), gguf_file("model-Q5_K_M.gguf", "Q5_K_M")),
     prompt=PromptRecord(
@@ -92,7 +93,7 @@ def test_what_is_written_is_read_again(bundle: Path) -> None:
 def test_what_may_be_absent_is_null() -> None:
     bare = dataclasses.replace(
         MANIFEST,
-        adapter=None,
+        adapters=(),
         base=dataclasses.replace(MANIFEST.base, revision=None),
         prompt=dataclasses.replace(MANIFEST.prompt, family=None, template=None),
     )
@@ -158,7 +159,7 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
         (("schema",), 1, "schema is 1"),
         (("base",), None, "base is null, not an object"),
         (("base", "id"), [], r"base\.id is \[\], not a text"),
-        (("adapter", "rank"), True, r"adapter\.rank is true, not a whole number"),
+        (("adapters", 0, "rank"), True, r"adapters\[0\]\.rank is true, not a whole number"),
         (("ggufs",), {}, "ggufs is {}, not a list"),
         (("ggufs", 1, "size_bytes"), "1", r"ggufs\[1\]\.size_bytes"),
         (("ggufs", 0, "bits_per_weight"), None, r"ggufs\[0\]\.bits_per_weight"),

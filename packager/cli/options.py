@@ -93,6 +93,18 @@ def source_options() -> Callable[[Command], Command]:
     return _stack(
         click.argument("source"),
         click.option("--base", metavar="PATH_OR_ID", help="The base model of the adapter."),
+        click.option("--adapter", "adapters", multiple=True, metavar="PATH_OR_ID",
+                     help="One more adapter, merged after SOURCE; or onto it, where it is a full "
+                     "model."),
+        click.option("--combine", metavar="METHOD",
+                     help="Combine the adapters by PEFT's add_weighted_adapter instead: linear, "
+                     "cat, svd, ties, dare_linear, dare_ties, magnitude_prune, ..."),
+        click.option("--weight", "weights", multiple=True, type=float, metavar="W",
+                     help="For --combine: one for each adapter, in their order; 1 by default."),
+        click.option("--density", type=float, metavar="D",
+                     help="For --combine ties, dare_... and magnitude_prune: the part of the "
+                     "values that is kept, above 0 to 1."),
+        click.option("--seed", type=int, default=0, help="For --combine dare_...: torch's seed."),
         click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",

@@ -112,15 +112,23 @@ class Merged:
         with torch.inference_mode():
             a, b = self._matrix(target.a_name), self._matrix(target.b_name)
             self._has_nonzero_b |= bool(b.any())
-            if self._device == "cpu":
+            if (rounded := self._rounded_delta(a, b, target)) is not None:
+                weight += rounded.to("cpu")
+            elif self._device == "cpu":
                 _add_in_chunks(weight, a, b, target)
             else:
                 on_device = weight.to(self._device)
-                on_device += _delta(a, b, target)
+                on_device += delta_of(a, b, target)
                 weight = on_device.to("cpu")
         self._used.update((target.a_name, target.b_name))
         self._has_change |= not torch.equal(before, weight[:_SAMPLED_ROWS])
         return weight
+
+    def _rounded_delta(
+        self, a: torch.Tensor, b: torch.Tensor, target: LoraTarget
+    ) -> torch.Tensor | None:
+        """The change in fewer bits than fp32, where it is rounded before it is added."""
+        return None
 
     def _matrix(self, name: str) -> torch.Tensor:
         """A matrix of the adapter in fp32, as PEFT's `autocast_adapter_dtype` has it on loading."""
@@ -172,7 +180,7 @@ def _find_targets(base: Checkpoint, folder: Path, weights: TensorFile) -> dict[s
     return targets_by_peft(base, folder, weights.tensors)
 
 
-def _delta(a: torch.Tensor, b: torch.Tensor, target: LoraTarget) -> torch.Tensor:
+def delta_of(a: torch.Tensor, b: torch.Tensor, target: LoraTarget) -> torch.Tensor:
     """What is added to the weight, in fp32 (`get_delta_weight` of PEFT)."""
     delta = b @ a
     delta *= target.scaling
@@ -196,7 +204,7 @@ def _add_in_chunks(
         total = room[: len(chunk)]
         total.copy_(chunk)
         if target.is_transposed:
-            total += _delta(a[:, start : start + rows], b, target)
+            total += delta_of(a[:, start : start + rows], b, target)
         else:
-            total += _delta(a, b[start : start + rows], target)
+            total += delta_of(a, b[start : start + rows], target)
         chunk.copy_(total)

@@ -90,6 +90,13 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
         return _inject(model, _read_config(folder), empties, folder, rows)
 
 
+def empty_model(layout: Layout) -> Any:
+    """The base's model, its weights zeros that take no memory."""
+    model = build_model(layout.folder)
+    _empty(model, layout)
+    return model
+
+
 def _read_config(folder: Path) -> Any:
     """PEFT's own configuration object; a key that it would ignore is an error."""
     from peft import PeftConfig

@@ -197,7 +197,8 @@ def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
         name=package.name,
         fingerprint=package.fingerprint,
         base=base_identity(package.inputs),
-        adapter=package.adapter,
+        adapters=package.adapters,
+        combination=str(package.inputs.combination) if package.inputs.combination else None,
         tools=tool_versions(),
         ggufs=ggufs,
         prompt=PromptRecord(

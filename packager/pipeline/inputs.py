@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint
+from packager.errors import NotAModelError, UsageError
+from packager.merge.combine import Combination, parse_combination
 from packager.plan import Request
 from packager.progress import Progress
+from packager.source.adapter import Adapter
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
 
@@ -26,13 +29,29 @@ class Inputs:
 
     Attributes:
         source: the fine-tune.
-        base: the base that the adapter needs; None for a full model.
+        more: further adapters.
+        base: the base that the adapters need; None for a full model by itself.
+        combination: how the adapters become one; None to merge them in turn.
         files: config and tokenizer files, the fine-tune's own before the base's.
+        own_files: the fine-tune's own: those of the adapter that knows the prompt.
     """
 
     source: Source
+    more: tuple[Source, ...]
     base: Base | None
+    combination: Combination | None
     files: Mapping[str, Path]
+    own_files: Mapping[str, Path]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Everything that was named."""
+        return (self.source, *self.more)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters, in the order of merging."""
+        return tuple(source.adapter for source in self.sources if source.adapter is not None)
 
     @property
     def model(self) -> FolderCheckpoint:
@@ -48,13 +67,89 @@ class Inputs:
 
 
 def find_inputs(request: Request, progress: Progress) -> Inputs:
-    """Find the source, and the base that it needs."""
+    """Find the source, further adapters, and the base that they need.
+
+    Raises:
+        UsageError: if the options on several adapters do not fit together.
+        NotAModelError: if what `--adapter` names is no adapter.
+    """
     source = open_source(request.source, request.checkpoint, request.revision, progress)
     progress.note(f"Source: {source.reason}")
-    if source.adapter is None:
-        return Inputs(source, None, source.files)
+    more = tuple(_open_adapter(given, progress) for given in request.adapters)
+    combination = _combination(request, len(more) + (source.adapter is not None))
+    if source.adapter is None and not more:
+        return Inputs(source, (), None, None, source.files, source.files)
+    base = _base(source, request, progress)
+    _warn_of_other_bases((source, *more), progress)
+    own_files = _own_files([s for s in (source, *more) if s.adapter], combination, progress)
+    own = {name: path for name, path in own_files.items() if _TOKENIZER_FILES.fullmatch(name)}
+    return Inputs(source, more, base, combination, {**base.checkpoint.files, **own}, own_files)
+
+
+def _open_adapter(given: str, progress: Progress) -> Source:
+    found = open_source(given, None, None, progress)
+    if found.adapter is None:
+        raise NotAModelError(
+            f"--adapter {given} is a {found.reason}, and no adapter.",
+            next_step="Name a full model as SOURCE or with --base, and adapters with --adapter.",
+        )
+    progress.note(f"Adapter: {found.reason}")
+    return found
+
+
+def _combination(request: Request, adapters: int) -> Combination | None:
+    if request.combine is not None:
+        return parse_combination(
+            request.combine, request.weights, request.density, request.seed, adapters
+        )
+    if request.weights or request.density is not None:
+        option = "--weight" if request.weights else "--density"
+        raise UsageError(
+            f"{option} is given without --combine: adapters that are merged in turn have no "
+            "weights.",
+            next_step="Say how to combine them, such as --combine linear, or leave it away.",
+        )
+    return None
+
+
+def _base(source: Source, request: Request, progress: Progress) -> Base:
+    """The base of every adapter: the source, where that is a full model."""
+    if source.model is not None:
+        if request.base is not None:
+            raise UsageError(
+                f"--base {request.base} is given, and SOURCE {request.source} is a full model "
+                "itself.",
+                next_step="Leave --base away, or name an adapter as SOURCE.",
+            )
+        return Base(source.model, source.model_id, source.revision, f"SOURCE, {source.reason}")
+    assert source.adapter is not None
     revision = None if source.model_id else request.revision
     base = find_base(source.adapter, request.base, revision, progress)
     progress.note(f"Base: {base.reason}")
-    own = {name: path for name, path in source.files.items() if _TOKENIZER_FILES.fullmatch(name)}
-    return Inputs(source, base, {**base.checkpoint.files, **own})
+    return base
+
+
+def _warn_of_other_bases(sources: Sequence[Source], progress: Progress) -> None:
+    """Say where an adapter records another base than the first one does; shapes are checked."""
+    adapters = [source.adapter for source in sources if source.adapter is not None]
+    for adapter in adapters[1:]:
+        first, other = adapters[0].base_model_name_or_path, adapter.base_model_name_or_path
+        if first and other and first != other:
+            progress.warn(f"{adapter.folder} was trained on {other}, {adapters[0].folder} on "
+                          f"{first}")  # fmt: skip
+
+
+def _own_files(
+    sources: Sequence[Source], combination: Combination | None, progress: Progress
+) -> Mapping[str, Path]:
+    """The files of the one adapter that tokenizer and chat template are taken from.
+
+    Merged in turn, the last training is the one that the model has had; combined, the first named
+    leads. Never of two: their tokenizers need not agree.
+    """
+    order = sources if combination is not None else sources[::-1]
+    with_tokenizer = [s for s in order if any(map(_TOKENIZER_FILES.fullmatch, s.files))]
+    chosen = (with_tokenizer or order)[0]
+    if len(with_tokenizer) > 1:
+        progress.note(f"Tokenizer and chat template: those of {chosen.folder}")
+    return chosen.files

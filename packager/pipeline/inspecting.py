@@ -14,7 +14,7 @@ from packager.prompt.chat_template import load_chat_template
 from packager.prompt.lint import lint
 from packager.prompt.vocabulary import load_vocabulary
 from packager.source.hub import find_cached, is_hub_id
-from packager.source.open import Source, open_source
+from packager.source.open import Source, list_adapters, open_source
 from packager.source.trainer import list_checkpoints
 
 
@@ -44,6 +44,8 @@ def inspect(
     found["chat template"], findings = _template(source)
     if findings:
         found["chat template, found"] = findings
+    if Path(given).is_dir() and (named := list_adapters(Path(given))):
+        found["adapters in folders of their own"] = named
     checkpoints = list_checkpoints(Path(given)) if Path(given).is_dir() else []
     if checkpoints:
         found["checkpoints"] = [

@@ -56,7 +56,8 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             next_step="Choose another folder with --out, or overwrite it with --force.",
         )
     inputs = find_inputs(request, progress)
-    if folder.resolve() in (inputs.model.folder.resolve(), inputs.source.folder.resolve()):
+    read_from = [inputs.model.folder, *(source.folder for source in inputs.sources)]
+    if folder.resolve() in [path.resolve() for path in read_from]:
         raise OutputExistsError(
             f"{folder} is where the model is read from.",
             next_step="Choose another folder with --out.",

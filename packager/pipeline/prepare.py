@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import importlib.metadata
@@ -15,13 +16,15 @@ from pathlib import Path
 
 from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
-from packager.checkpoint import Checkpoint
+from packager.checkpoint import Checkpoint, TensorFile
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
+from packager.merge.combine import CombinedAdapter, CombinedMerged
+from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
 from packager.pipeline.inputs import Inputs, find_inputs
@@ -58,7 +61,7 @@ class Package:
     chat_template: ChatTemplate
     decision: PromptDecision
     modelfile: ModelfileSpec
-    adapter: AdapterIdentity | None
+    adapters: tuple[AdapterIdentity, ...]
     fingerprint: str
     plan: Plan
 
@@ -72,14 +75,24 @@ class Package:
 
 
 def open_checkpoint(inputs: Inputs, device: str, progress: Progress) -> Checkpoint:
-    """The tensors to package; an adapter's are held against the base here."""
-    adapter = inputs.source.adapter
-    if adapter is None:
+    """The tensors to package; adapters are held against the base here."""
+    if not inputs.adapters:
         return inputs.model
-    merged = open_merged(inputs.model, adapter.folder, adapter.weights, device)
+    merged = _merged(inputs, [(item.folder, item.weights) for item in inputs.adapters], device)
     for warning in merged.warnings:
         progress.warn(warning)
     return merged
+
+
+def _merged(
+    inputs: Inputs, adapters: list[tuple[Path, TensorFile]], device: str
+) -> MergedCheckpoint:
+    if inputs.combination is not None:
+        combined = CombinedAdapter(inputs.model, adapters, inputs.combination)
+        return CombinedMerged(inputs.model, combined, device)
+    if len(adapters) > 1:
+        return MergedInTurn(inputs.model, adapters, device)
+    return open_merged(inputs.model, *adapters[0], device)
 
 
 @contextmanager
@@ -174,7 +187,7 @@ def _prepare(
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
     _refuse_imatrix(typed, wanted)
-    adapter = adapter_identity(inputs)
+    adapters = adapter_identities(inputs)
     return Package(
         request=request,
         name=name,
@@ -185,8 +198,8 @@ def _prepare(
         chat_template=chat_template,
         decision=decision,
         modelfile=spec,
-        adapter=adapter,
-        fingerprint=_fingerprint(inputs, adapter, device, conversion, decision, spec, name),
+        adapters=adapters,
+        fingerprint=_fingerprint(inputs, adapters, device, conversion, decision, spec, name),
         plan=_plan(request, name, device, inputs, conversion, typed, wanted, spec, decision.reason),
     )
 
@@ -282,7 +295,7 @@ def _plan(
     return Plan(
         name=name,
         out=request.out or Path(f"{stem}-gguf"),
-        source=inputs.source.reason,
+        source="; ".join(source.reason for source in inputs.sources),
         base=inputs.base.reason if inputs.base else None,
         architecture=conversion.architecture,
         parameters=sum(tensor.elements for tensor in conversion.tensors),
@@ -304,22 +317,22 @@ def file_stem(name: str) -> str:
     return name.rpartition("/")[2].partition(":")[0]
 
 
-def adapter_identity(inputs: Inputs) -> AdapterIdentity | None:
-    """Which adapter was merged."""
-    adapter = inputs.source.adapter
-    if adapter is None:
-        return None
-    return AdapterIdentity(
-        name=adapter.folder.absolute().name,
-        sha256=sha256_file(adapter.weights.path),
-        method=adapter.method,
-        rank=adapter.rank,
+def adapter_identities(inputs: Inputs) -> tuple[AdapterIdentity, ...]:
+    """Which adapters were merged, in their order."""
+    return tuple(
+        AdapterIdentity(
+            name=adapter.folder.absolute().name,
+            sha256=sha256_file(adapter.weights.path),
+            method=adapter.method,
+            rank=adapter.rank,
+        )
+        for adapter in inputs.adapters
     )
 
 
 def _fingerprint(
     inputs: Inputs,
-    adapter: AdapterIdentity | None,
+    adapters: tuple[AdapterIdentity, ...],
     device: str,
     conversion: Conversion,
     decision: PromptDecision,
@@ -331,14 +344,15 @@ def _fingerprint(
     The base's weight files count by size and time of change: reading them all would cost as much
     as packaging them.
     """
-    own = []
-    if adapter is not None and inputs.source.adapter is not None:
-        config = inputs.source.adapter.folder / "adapter_config.json"
-        own = [adapter.sha256, sha256_file(config)]
+    own = [
+        [identity.sha256, sha256_file(adapter.folder / "adapter_config.json")]
+        for identity, adapter in zip(adapters, inputs.adapters, strict=True)
+    ]
     parts = {
         "schema": SCHEMA,
         "name": name,
-        "adapter": own,
+        "adapters": own,
+        "combination": dataclasses.asdict(inputs.combination) if inputs.combination else None,
         "weights": [
             [str(file.path.resolve()), file.path.stat().st_size, file.path.stat().st_mtime_ns]
             for file in inputs.model.weight_files

@@ -42,7 +42,7 @@ def decide_prompt(
                 f"There is no chat template {override}.",
                 next_step="--template takes auto, native, go, or the path of a Jinja file.",
             )
-    chat_template = load_chat_template(inputs.source.files, inputs.base_files, override)
+    chat_template = load_chat_template(inputs.own_files, inputs.base_files, override)
     if chat_template is None:
         raise ChatTemplateError(
             f"Neither {inputs.source.folder} nor its base has a chat template, so that nobody "
@@ -75,7 +75,7 @@ def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -
     """What the Modelfile says: the model's own files first, then what was asked for."""
     parameters: dict[str, int | float | str | bool] = dict(sampling_parameters(inputs.files))
     if inputs.base is not None:
-        length = training_length(inputs.source.files, inputs.base_files)
+        length = training_length(inputs.own_files, inputs.base_files)
         if length is not None:
             parameters["num_ctx"] = length
     if request.context_length:

@@ -92,12 +92,41 @@ def _is_packageable(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CONFIG_NAME, "config.json"))
 
 
+def list_adapters(folder: Path) -> list[str]:
+    """The folders inside that hold an adapter, by name: PEFT saves all but `default` there."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path / CONFIG_NAME).is_file() and not path.name.startswith("checkpoint-")
+    )
+
+
+def _only_named(folder: Path) -> Path | None:
+    """The one adapter in a folder of named ones; None where there is none.
+
+    Raises:
+        NotAModelError: naming them where there are several.
+    """
+    names = list_adapters(folder)
+    if len(names) > 1:
+        raise NotAModelError(
+            f"{folder} holds {len(names)} adapters: {', '.join(names)}.",
+            next_step=f"Name one of them, such as {folder / names[0]}; --adapter PATH adds more.",
+        )
+    return folder / names[0] if names else None
+
+
 def _choose(folder: Path, wanted: str | None) -> tuple[Path, str]:
     """The folder itself, or one of a Trainer's checkpoints in it; and the reason, if any."""
     if wanted is None and _is_packageable(folder):
         others = len(list_checkpoints(folder))
-        return folder, f" (its final save; {others} checkpoints beside it)" if others else ""
+        reason = f" (its final save; {others} checkpoints beside it)" if others else ""
+        if names := list_adapters(folder):
+            reason += f" (more adapters in its folders {', '.join(names)}: see --adapter)"
+        return folder, reason
     if wanted is None and not list_checkpoints(folder):
+        if (named := _only_named(folder)) is not None:
+            return named, " (the only adapter in the folder)"
         inside = [path for path in folder.iterdir() if path.is_dir() and _is_packageable(path)]
         hint = f" {inside[0]} looks like one." if inside else ""
         raise NotAModelError(
@@ -107,6 +136,8 @@ def _choose(folder: Path, wanted: str | None) -> tuple[Path, str]:
         )
     chosen, reason = choose_checkpoint(folder, wanted or "last")
     if not _is_packageable(chosen.folder):
+        if (named := _only_named(chosen.folder)) is not None:
+            return named, f" ({reason}; the only adapter in it)"
         raise NotAModelError(
             f"{chosen.folder} holds neither adapter_config.json nor config.json.",
             next_step="Choose another one with --checkpoint N.",

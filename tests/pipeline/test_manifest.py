@@ -25,9 +25,9 @@ def test_the_manifest_names_base_adapter_tools_and_decisions(
 
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["base"]["config_sha256"] == digest(base / "config.json")
-    assert manifest["adapter"]["sha256"] == digest(lora / "adapter_model.safetensors")
-    assert manifest["adapter"]["method"] == "LoRA"
-    assert manifest["adapter"]["rank"] == 16
+    assert manifest["adapters"][0]["sha256"] == digest(lora / "adapter_model.safetensors")
+    assert manifest["adapters"][0]["method"] == "LoRA"
+    assert manifest["adapters"][0]["rank"] == 16
     assert {"ftpack", "llama-cpp-python", "peft", "torch", "transformers"} <= set(manifest["tools"])
     (gguf,) = manifest["ggufs"]
     assert gguf["sha256"] == digest(out / "x-Q4_0.gguf")

@@ -17,6 +17,7 @@ from packager.errors import (
     SourceNotFoundError,
     UnsupportedError,
 )
+from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.base import find_base
 from packager.source.open import Source, open_source
@@ -235,13 +236,13 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
 
     with pytest.raises(NotAModelError) as error:
         open_(tmp_path)
 
-    assert str(tmp_path / "lora") in error.value.next_step
+    assert str(tmp_path / "model") in error.value.next_step
 
 
 def test_a_configuration_without_weights(adapter: Callable[..., Path], tmp_path: Path) -> None:
@@ -268,3 +269,50 @@ def test_the_training_length_is_what_training_has_set(tmp_path: Path) -> None:
     assert training_length({name: base}, {name: base}) is None
     own.write_text(json.dumps({"model_max_length": 10**30}))
     assert training_length({name: own}, {name: base}) is None
+
+
+def test_the_only_named_adapter_in_a_folder_is_taken_and_told(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT saves an adapter that is not called `default` in a folder of its name."""
+    shutil.copytree(adapter("llama"), tmp_path / "outputs" / "style")
+
+    source = open_(tmp_path / "outputs")
+
+    assert source.folder == tmp_path / "outputs" / "style"
+    assert "the only adapter in the folder" in source.reason
+
+
+def test_of_several_named_adapters_one_has_to_be_chosen(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("style", "facts"):
+        shutil.copytree(adapter("llama"), tmp_path / "outputs" / name)
+
+    with pytest.raises(NotAModelError, match="2 adapters: facts, style") as caught:
+        open_(tmp_path / "outputs")
+
+    assert str(tmp_path / "outputs" / "facts") in caught.value.next_step
+
+
+def test_a_named_adapter_in_a_checkpoint_is_found(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapter("llama"), tmp_path / "outputs" / "checkpoint-7" / "style")
+
+    assert open_(tmp_path / "outputs").folder.name == "style"
+
+
+def test_adapters_beside_the_default_one_are_told(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapter("llama"), tmp_path / "outputs")
+    shutil.copytree(adapter("llama"), tmp_path / "outputs" / "style")
+
+    source = open_(tmp_path / "outputs")
+
+    assert source.folder == tmp_path / "outputs"
+    assert "style" in source.reason
+    assert inspect(str(source.folder), None, None, Silent())[
+        "adapters in folders of their own"
+    ] == ["style"]

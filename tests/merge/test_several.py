@@ -1,0 +1,197 @@
+"""Several adapters, in turn or combined, give what PEFT gives of them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from packager.checkpoint import FolderCheckpoint, TensorFile
+from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
+from packager.merge.combine import CombinedAdapter, CombinedMerged, parse_combination
+from packager.merge.in_turn import MergedInTurn
+from packager.merge.save import save_safetensors
+from packager.progress import Silent
+from packager.source.adapter import open_adapter
+from tests.merge.compared import config_of, differences, opened
+from tests.merge.methods import METHODS
+from tests.merge.tiny import Kind, load_base, make_adapter, merge_with_peft
+
+RANK_2 = replace(METHODS["lora"], options={"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"]})
+
+
+def files(*folders: Path) -> list[tuple[Path, TensorFile]]:
+    return [(folder, open_adapter(folder).weights) for folder in folders]
+
+
+@pytest.fixture
+def two(tiny_base: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A base, and two LoRAs for it of equal rank, on modules that overlap in part."""
+    base = tiny_base("biased")
+    other = replace(
+        METHODS["lora"],
+        options={"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"]},
+    )
+    first = make_adapter(base, "biased", METHODS["lora"], tmp_path / "first")
+    second = make_adapter(base, "biased", other, tmp_path / "second")
+    return base, first, second
+
+
+@pytest.mark.parametrize("kind", ["biased", "conv1d", "moe"])
+@pytest.mark.parametrize("names", [("lora", "rslora"), ("lora", "loha"), ("dora", "pissa")])
+def test_in_turn_is_what_peft_makes_by_merging_one_after_another(
+    names: tuple[str, ...], kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    if kind == "conv1d":
+        names = tuple("lora-bias-all" if name == "loha" else name for name in names)
+    base = usual = tiny_base(kind)
+    adapters = []
+    for number, name in enumerate(names):
+        adapters.append(make_adapter(base, kind, METHODS[name], tmp_path / f"adapter-{number}"))
+        usual = merge_with_peft(usual, kind, adapters[-1], tmp_path / f"peft-{number}")
+
+    found = MergedInTurn(FolderCheckpoint(base), files(*adapters))
+
+    assert differences(found, FolderCheckpoint(usual)) == []
+    found.require_all_used()
+    assert not found.is_untrained
+
+
+def test_in_turn_rounds_as_often_as_peft_does(two: tuple[Path, Path, Path]) -> None:
+    base, first, second = two
+    forth = MergedInTurn(FolderCheckpoint(base), files(first, second))
+    back = MergedInTurn(FolderCheckpoint(base), files(second, first))
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(forth.load(name), back.load(name))
+
+
+def test_what_the_first_unties_stays_untied_for_the_second(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As two runs of `ftpack merge` give it: PEFT's own would change both sides of the tie."""
+    base = tiny_base("tied")
+    first = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "first")
+    step = opened(base, first)
+    (tmp_path / "step").mkdir()
+    save_safetensors(step, tmp_path / "step", Silent())
+    (tmp_path / "step" / "config.json").write_text(json.dumps(config_of(step)))
+    second = make_adapter(tmp_path / "step", "tied", METHODS["lora-head"], tmp_path / "second")
+    wanted = merge_with_peft(tmp_path / "step", "tied", second, tmp_path / "peft")
+
+    found = MergedInTurn(FolderCheckpoint(base), files(first, second))
+
+    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert config_of(found)["tie_word_embeddings"] is False
+
+
+def combined_by_peft(
+    base: Path, folders: list[Path], method: str, weights: list[float], out: Path, density: float
+) -> Path:
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(load_base(base, "biased"), folders[0], "a0")
+        names = ["a0"]
+        for number, folder in enumerate(folders[1:], start=1):
+            model.load_adapter(folder, f"a{number}")
+            names.append(f"a{number}")
+        torch.manual_seed(7)
+        model.add_weighted_adapter(names, weights, "all", method, density=density)
+        model.set_adapter("all")
+        model.merge_and_unload().save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
+     "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"],
+)  # fmt: skip
+def test_combined_is_what_peft_combines_under_the_same_seed(
+    method: str, two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, second = two
+    wanted = combined_by_peft(base, [first, second], method, [0.7, -0.4], tmp_path / "peft", 0.5)
+    pruned = 0.5 if method.startswith(("ties", "dare", "magnitude")) else None
+
+    combination = parse_combination(method, [0.7, -0.4], pruned, 7, 2)
+    checkpoint = FolderCheckpoint(base)
+    adapter = CombinedAdapter(checkpoint, files(first, second), combination)
+    found = CombinedMerged(checkpoint, adapter)
+
+    assert differences(found, FolderCheckpoint(wanted)) == []
+    found.require_all_used()
+
+
+@pytest.mark.parametrize("method", ["cat", "svd"])
+def test_loras_of_different_ranks_are_combined_as_peft_combines_them(
+    method: str, two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    other = make_adapter(base, "biased", RANK_2, tmp_path / "other")
+    wanted = combined_by_peft(base, [first, other], method, [1.0, 1.0], tmp_path / "peft", 0.5)
+
+    checkpoint = FolderCheckpoint(base)
+    combination = parse_combination(method, [], None, 0, 2)
+    found = CombinedMerged(
+        checkpoint, CombinedAdapter(checkpoint, files(first, other), combination)
+    )
+
+    assert differences(found, FolderCheckpoint(wanted)) == []
+
+
+def test_loras_of_different_ranks_are_refused_where_peft_refuses_them(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    other = make_adapter(base, "biased", RANK_2, tmp_path / "other")
+
+    with pytest.raises(AdapterMismatchError, match="same r value") as caught:
+        CombinedAdapter(
+            FolderCheckpoint(base),
+            files(first, other),
+            parse_combination("linear", [], None, 0, 2),
+        )
+    assert "cat" in caught.value.next_step
+
+
+@pytest.mark.parametrize("name", ["dora", "loha", "lora-save-head", "lora-bias-all", "pissa"])
+def test_what_is_no_plain_lora_is_not_combined(
+    name: str, two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    other = make_adapter(base, "biased", METHODS[name], tmp_path / "other")
+
+    with pytest.raises(UnsupportedError, match=r"other is more than a LoRA"):
+        CombinedAdapter(
+            FolderCheckpoint(base),
+            files(first, other),
+            parse_combination("cat", [], None, 0, 2),
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "density", "adapters", "named"),
+    [
+        ("slerp", [], None, 2, "slerp"),
+        ("linear", [1.0], None, 2, "1 times for 2 adapters"),
+        ("linear", [], None, 1, "1 adapter"),
+        ("linear", [1.0, float("nan")], None, 2, "nan"),
+        ("ties", [], None, 2, "density is None"),
+        ("dare_ties", [], 1.5, 2, "density is 1.5"),
+        ("cat", [], 0.5, 2, "prunes nothing"),
+    ],
+)
+def test_a_wrong_way_to_combine_is_refused(
+    method: str, weights: list[float], density: float | None, adapters: int, named: str
+) -> None:
+    with pytest.raises(UsageError, match=named) as caught:
+        parse_combination(method, weights, density, 0, adapters)
+    assert caught.value.next_step
