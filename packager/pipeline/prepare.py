@@ -16,6 +16,8 @@ from pathlib import Path
 from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint
+from packager.dequantize.checkpoint import Dequantized
+from packager.dequantize.formats import quantization_settings
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert
@@ -74,29 +76,41 @@ class Package:
 def open_checkpoint(inputs: Inputs, device: str, progress: Progress) -> Checkpoint:
     """The tensors to package; an adapter's are held against the base here."""
     adapter = inputs.source.adapter
+    plain = _plain(inputs, progress)
     if adapter is None:
-        return inputs.model
-    merged = open_merged(inputs.model, adapter.folder, adapter.weights, device)
+        return plain
+    merged = open_merged(plain, adapter.folder, adapter.weights, device)
     for warning in merged.warnings:
         progress.warn(warning)
     return merged
+
+
+def _plain(inputs: Inputs, progress: Progress) -> Checkpoint:
+    """The model's weights, dequantized where they are quantized: no merge goes into packed ones."""
+    if quantization_settings(inputs.model.config) is None:
+        return inputs.model
+    dequantized = Dequantized(inputs.model)
+    progress.note(f"The {'base' if inputs.base else 'model'} is {dequantized.description}")
+    return dequantized
 
 
 @contextmanager
 def described(inputs: Inputs, checkpoint: Checkpoint) -> Iterator[Mapping[str, Path]]:
     """The files that describe a checkpoint, for as long as they are read.
 
-    Where merging changes what `config.json` has to say, that is a file of its own.
+    Where merging changes what `config.json` has to say, that is a file of its own; so it is where
+    the weights were quantized.
     """
+    files = {**inputs.files, "config.json": checkpoint.files["config.json"]}
     changes = checkpoint.config_changes if isinstance(checkpoint, MergedCheckpoint) else {}
     if not changes:
-        yield inputs.files
+        yield files
         return
     with tempfile.TemporaryDirectory(prefix="ftpack-") as folder:
         path = Path(folder) / "config.json"
-        config = changed_config(read_json(inputs.files["config.json"]), changes)
+        config = changed_config(read_json(files["config.json"]), changes)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        yield {**inputs.files, "config.json": path}
+        yield {**files, "config.json": path}
 
 
 def choose_device(wanted: str) -> str:
