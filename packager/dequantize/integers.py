@@ -31,9 +31,10 @@ def find_gptq(model: QuantizedModel) -> Quantization:
     if layout not in ("gptq", "gptq_v2"):
         raise model.refuse(f"`checkpoint_format` {layout!r} of GPTQ")
     assert isinstance(bits, int)
-    # The first layout keeps zero points less one.
-    offset = 1 if layout == "gptq" else 0
-    weights = [_gptq(model, module, bits, offset) for module in _modules(model)]
+    # The first layout keeps zero points less one, taken from each word as a whole: where a zero
+    # point is 0, its neighbour has lent a bit, and gets it back when the word is added to.
+    lent = sum(1 << shift for shift in range(0, _WORD_BITS, bits)) if layout == "gptq" else 0
+    weights = [_gptq(model, module, bits, lent) for module in _modules(model)]
     return Quantization(f"GPTQ, {bits} bits", tuple(weights))
 
 
@@ -68,7 +69,7 @@ def _parts(
     return parts, [model.tensors[full] for full in parts.values()]
 
 
-def _gptq(model: QuantizedModel, module: str, bits: int, offset: int) -> PackedWeight:
+def _gptq(model: QuantizedModel, module: str, bits: int, lent: int) -> PackedWeight:
     parts, (packed, zeros, scales) = _parts(model, module, ("qweight", "qzeros", "scales"))
     per_word = _WORD_BITS // bits
     in_features, out_features = packed.shape[0] * per_word, packed.shape[1]
@@ -83,17 +84,17 @@ def _gptq(model: QuantizedModel, module: str, bits: int, offset: int) -> PackedW
     is_transposed = model.is_conv1d(module)
     shape = (in_features, out_features) if is_transposed else (out_features, in_features)
     info = model.plain(f"{module}.weight", shape)
-    return PackedWeight(info, parts, _gptq_dequantizer(bits, offset, is_transposed))
+    return PackedWeight(info, parts, _gptq_dequantizer(bits, lent, is_transposed))
 
 
 def _gptq_dequantizer(
-    bits: int, offset: int, is_transposed: bool
+    bits: int, lent: int, is_transposed: bool
 ) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     def dequantize(parts: dict[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
         values = _unpacked(parts["qweight"], bits).transpose(1, 2).flatten(0, 1)
-        zeros = _unpacked(parts["qzeros"], bits).flatten(1) + offset
+        zeros = _unpacked(parts["qzeros"] + lent, bits).flatten(1)
         group_of = parts.get("g_idx")
         if group_of is None:
             size = values.shape[0] // zeros.shape[0]

@@ -106,5 +106,5 @@ def test_fbgemm_has_a_scale_for_each_row(scale_shape: tuple[int, ...], tmp_path:
 def test_what_does_not_fit_is_refused(
     tensors: dict[str, torch.Tensor], settings: dict[str, Any], error: type, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match="up_proj|weight_block_size"):
+    with pytest.raises(error, match=r"up_proj|weight_block_size"):
         dequantized(tmp_path / "m", tensors, {"quant_method": "fp8", **settings})

@@ -21,7 +21,7 @@ def random_parts(bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Integers `[in_features, out_features]`, zero points and scales `[groups, out_features]`."""
     generator = torch.Generator().manual_seed(5)
     values = torch.randint(0, 1 << bits, (96, 64), generator=generator)
-    zeros = torch.randint(1, 1 << bits, (3, 64), generator=generator)
+    zeros = torch.randint(0, 1 << bits, (3, 64), generator=generator)
     return values, zeros, (torch.rand(3, 64, generator=generator) * 0.01).to(torch.float16)
 
 
@@ -60,10 +60,12 @@ def test_gptq_weights_are_those_of_the_definition(
     group_of = torch.arange(96) // GROUP
     if not is_ordered:
         group_of = group_of[torch.randperm(96, generator=torch.Generator().manual_seed(6))]
-    stored = zeros - 1 if layout == "gptq" else zeros
+    stored = words(zeros, bits)
+    if layout == "gptq":  # one less in every place of a word, borrowing from the next
+        stored -= int("".join(["0" * (bits - 1) + "1"] * (32 // bits)), 2)
     tensors = {
         f"{MODULE}.qweight": words(values.T.contiguous(), bits).T,
-        f"{MODULE}.qzeros": words(stored, bits),
+        f"{MODULE}.qzeros": stored,
         f"{MODULE}.scales": scales,
         f"{MODULE}.g_idx": group_of.to(torch.int32),
         f"{MODULE}.bias": torch.ones(64),
