@@ -17,6 +17,8 @@ from pathlib import Path
 from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint, TensorFile
+from packager.dequantize.checkpoint import Dequantized
+from packager.dequantize.formats import quantization_settings
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert
@@ -76,40 +78,54 @@ class Package:
 
 def open_checkpoint(inputs: Inputs, device: str, progress: Progress) -> Checkpoint:
     """The tensors to package; adapters are held against the base here."""
+    plain = _plain(inputs, progress)
     if not inputs.adapters:
-        return inputs.model
-    merged = _merged(inputs, [(item.folder, item.weights) for item in inputs.adapters], device)
+        return plain
+    merged = _merged(
+        plain, inputs, [(item.folder, item.weights) for item in inputs.adapters], device
+    )
     for warning in merged.warnings:
         progress.warn(warning)
     return merged
 
 
 def _merged(
-    inputs: Inputs, adapters: list[tuple[Path, TensorFile]], device: str
+    plain: Checkpoint, inputs: Inputs, adapters: list[tuple[Path, TensorFile]], device: str
 ) -> MergedCheckpoint:
     if inputs.combination is not None:
-        combined = CombinedAdapter(inputs.model, adapters, inputs.combination)
-        return CombinedMerged(inputs.model, combined, device)
+        combined = CombinedAdapter(plain, adapters, inputs.combination)
+        return CombinedMerged(plain, combined, device)
     if len(adapters) > 1:
-        return MergedInTurn(inputs.model, adapters, device)
-    return open_merged(inputs.model, *adapters[0], device)
+        return MergedInTurn(plain, adapters, device)
+    return open_merged(plain, *adapters[0], device)
+
+
+def _plain(inputs: Inputs, progress: Progress) -> Checkpoint:
+    """The model's weights, dequantized where they are quantized: no merge goes into packed ones."""
+    if quantization_settings(inputs.model.config) is None:
+        return inputs.model
+    dequantized = Dequantized(inputs.model)
+    progress.note(f"The {'base' if inputs.base else 'model'} is {dequantized.description}")
+    return dequantized
 
 
 @contextmanager
 def described(inputs: Inputs, checkpoint: Checkpoint) -> Iterator[Mapping[str, Path]]:
     """The files that describe a checkpoint, for as long as they are read.
 
-    Where merging changes what `config.json` has to say, that is a file of its own.
+    Where merging changes what `config.json` has to say, that is a file of its own; so it is where
+    the weights were quantized.
     """
+    files = {**inputs.files, "config.json": checkpoint.files["config.json"]}
     changes = checkpoint.config_changes if isinstance(checkpoint, MergedCheckpoint) else {}
     if not changes:
-        yield inputs.files
+        yield files
         return
     with tempfile.TemporaryDirectory(prefix="ftpack-") as folder:
         path = Path(folder) / "config.json"
-        config = changed_config(read_json(inputs.files["config.json"]), changes)
+        config = changed_config(read_json(files["config.json"]), changes)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        yield {**inputs.files, "config.json": path}
+        yield {**files, "config.json": path}
 
 
 def choose_device(wanted: str) -> str:

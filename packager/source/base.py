@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint
+from packager.dequantize.formats import require_known
 from packager.errors import (
     BaseNotFoundError,
     FtpackError,
     MissingWeightsError,
     NotAModelError,
     SourceNotFoundError,
-    UnsupportedError,
 )
 from packager.files import read_json
 from packager.progress import Progress
@@ -25,7 +25,7 @@ _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IG
 
 @dataclass(frozen=True)
 class Base:
-    """A model whose weights are in 16 or 32 bits.
+    """A model, its weights plain or quantized.
 
     Attributes:
         checkpoint: its tensors; nothing of them is read yet.
@@ -47,7 +47,7 @@ def find_base(
 
     Raises:
         BaseNotFoundError: saying where it was looked for.
-        UnsupportedError: if its weights are quantized.
+        UnsupportedError: if its weights are quantized in a way that cannot be undone.
     """
     name, why = wanted, "as asked with --base"
     if name is None:
@@ -111,7 +111,7 @@ def open_model(folder: Path) -> FolderCheckpoint:
 
     Raises:
         NotAModelError: if there is no `config.json`.
-        UnsupportedError: if the weights are quantized.
+        UnsupportedError: if the weights are quantized in a way that cannot be undone.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -119,12 +119,5 @@ def open_model(folder: Path) -> FolderCheckpoint:
             f"{folder} has no config.json.",
             next_step="Name a folder that save_pretrained has written.",
         )
-    quantization = read_json(path).get("quantization_config")
-    if isinstance(quantization, dict):
-        raise UnsupportedError(
-            f"{path} describes quantized weights "
-            f"(`quant_method` {quantization.get('quant_method')!r}); an adapter cannot be merged "
-            "into packed weights.",
-            next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
-        )
+    require_known(read_json(path), path)
     return FolderCheckpoint(folder)

@@ -184,18 +184,18 @@ def test_a_training_machines_path_is_refused_as_a_base(
         find_base(opened, None, None, Silent())
 
 
-def test_a_quantized_base_is_refused(
+def test_a_base_quantized_in_an_unknown_way_is_refused_by_name(
     small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(small_model("llama"), base)
     config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["quantization_config"] = {"quant_method": "hqq", "bits": 4}
     (base / "config.json").write_text(json.dumps(config))
     opened = open_(adapter("llama")).adapter
     assert opened is not None
 
-    with pytest.raises(UnsupportedError, match="bitsandbytes"):
+    with pytest.raises(UnsupportedError, match="hqq"):
         find_base(opened, str(base), None, Silent())
 
 

@@ -1,0 +1,1 @@
+"""Quantized checkpoints as plain ones: 16-bit weights, one tensor at a time."""

@@ -1,0 +1,161 @@
+"""A quantized checkpoint as a plain one: each weight is dequantized when it is asked for."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packager.checkpoint import FolderCheckpoint, TensorInfo
+from packager.dequantize.formats import (
+    FORMATS,
+    plain_config,
+    quant_method,
+    quantization_settings,
+    require_known,
+)
+from packager.dequantize.packed import PackedWeight, QuantizedModel, is_of_activations
+from packager.errors import CorruptFileError
+from packager.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+_PLAIN = ("BF16", "F16", "F32", "F64", "BOOL", "I64")
+
+
+class Dequantized:
+    """The tensors of a quantized checkpoint with plain weights, as its library dequantizes them.
+
+    Which weights there are is told by headers alone (for some formats, by small tensors that hold
+    shapes); one weight at a time is in memory. Everything is computed on the CPU, and each weight
+    is rounded to `dtype`; tensors that are not quantized stay as they are.
+
+    Args:
+        checkpoint: a folder whose `config.json` has a `quantization_config`.
+
+    Raises:
+        UnsupportedError: naming a format or variant that is not read, or a library that is missing.
+        CorruptFileError: naming a weight whose parts do not fit, or a tensor of no known meaning.
+    """
+
+    def __init__(self, checkpoint: FolderCheckpoint) -> None:
+        path = checkpoint.folder / "config.json"
+        require_known(checkpoint.config, path)
+        settings = quantization_settings(checkpoint.config)
+        if settings is None:
+            raise ValueError(f"{path} has no quantization_config")
+        self._base = checkpoint
+        self.dtype = _plain_dtype(checkpoint)
+        model = QuantizedModel(checkpoint, settings, self.dtype)
+        found = FORMATS[quant_method(settings)](model)
+        self.label = found.label
+        self._packed = {weight.info.name: weight for weight in found.weights}
+        self._tensors = _plain_tensors(checkpoint, self._packed)
+
+    @property
+    def description(self) -> str:
+        """What is done with the weights, for people."""
+        return f"quantized ({self.label}): dequantized to {_NAMES[self.dtype]} tensor by tensor"
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every plain tensor, by name, in the order of the files."""
+        return self._tensors
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The configuration of the plain model."""
+        return plain_config(self._base.config)
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """The checkpoint's files, with a `config.json` that says nothing of quantization.
+
+        That one is in a scratch folder of its own, for as long as this object is there.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="ftpack-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        write_json(folder / "config.json", self.config)
+        return {**self._base.files, "config.json": folder / "config.json"}
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a tensor is dequantized, and not read as it is."""
+        return name in self._packed
+
+    def load(self, name: str) -> torch.Tensor:
+        """One whole tensor, on the CPU, in memory of its own."""
+        weight = self._packed.get(name)
+        if weight is None:
+            return self._base.load(name)
+        parts = {role: self._base.load(part) for role, part in weight.parts.items()}
+        return self._dequantize(weight, parts)
+
+    def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
+        """One tensor in pieces of `rows` slices of its first dimension."""
+        weight = self._packed.get(name)
+        if weight is None:
+            yield from self._base.blocks(name, rows)
+        elif weight.is_by_slice:
+            readers = [self._base.blocks(part, rows) for part in weight.parts.values()]
+            for pieces in zip(*readers, strict=True):
+                yield self._dequantize(weight, dict(zip(weight.parts, pieces, strict=True)))
+        else:
+            whole = self.load(name)
+            for start in range(0, whole.shape[0], rows):
+                yield whole[start : start + rows].clone()
+
+    def _dequantize(self, weight: PackedWeight, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        with torch.no_grad():
+            made = weight.dequantize(parts).to(weight.info.torch_dtype)
+        if tuple(made.shape)[1:] != weight.info.shape[1:]:
+            raise CorruptFileError(
+                f"The quantized weight {weight.info.name!r} in {self._base.folder} makes a tensor "
+                f"of {list(made.shape)}, not {list(weight.info.shape)}.",
+                next_step="Download or save the model again.",
+            )
+        return made
+
+
+def _plain_dtype(checkpoint: FolderCheckpoint) -> str:
+    """The element type to dequantize to: the configuration's, else the first plain tensor's."""
+    text = checkpoint.config.get("text_config")
+    for part in (checkpoint.config, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if str(part.get(key)) in _DTYPES:
+                return _DTYPES[str(part[key])]
+    kept = (info.dtype for info in checkpoint.tensors.values() if math.prod(info.shape) > 1)
+    return next((dtype for dtype in kept if dtype in ("BF16", "F16")), "BF16")
+
+
+def _plain_tensors(
+    checkpoint: FolderCheckpoint, packed: Mapping[str, PackedWeight]
+) -> dict[str, TensorInfo]:
+    """The plain tensors in the order of the files; each stands where its first part does."""
+    owner = {part: weight for weight in packed.values() for part in weight.parts.values()}
+    tensors: dict[str, TensorInfo] = {}
+    for name, info in checkpoint.tensors.items():
+        if name in owner:
+            plain = owner[name].info
+            tensors.setdefault(plain.name, plain)
+        elif is_of_activations(name):
+            continue
+        elif info.dtype not in _PLAIN:
+            raise CorruptFileError(
+                f"{checkpoint.folder} holds the tensor {name!r} ({info.dtype}), which is neither "
+                "a plain weight nor part of a quantized one of the format in config.json.",
+                next_step="Download or save the model again, or use its 16-bit original "
+                "with --base.",
+            )
+        else:
+            tensors[name] = info
+    return tensors

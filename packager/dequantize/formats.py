@@ -1,0 +1,68 @@
+"""Which quantization a `config.json` describes, and whether ftpack dequantizes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from packager.dequantize.bnb import find_bitsandbytes
+from packager.dequantize.compressed import find_compressed_tensors
+from packager.dequantize.fp8 import find_fp8
+from packager.dequantize.integers import find_awq, find_gptq
+from packager.dequantize.mxfp4 import find_mxfp4
+from packager.dequantize.packed import Quantization, QuantizedModel
+from packager.errors import UnsupportedError
+
+_KEY = "quantization_config"
+# `quant_method` as transformers writes it, and what finds its weights.
+FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
+    "awq": find_awq,
+    "bitsandbytes": find_bitsandbytes,
+    "compressed-tensors": find_compressed_tensors,
+    "fbgemm_fp8": find_fp8,
+    "fp8": find_fp8,
+    "gptq": find_gptq,
+    "mxfp4": find_mxfp4,
+}
+
+
+def quantization_settings(config: Mapping[str, object]) -> Mapping[str, object] | None:
+    """The `quantization_config` of a `config.json`, or None for plain weights."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        settings = part.get(_KEY)
+        if isinstance(settings, dict):
+            return settings
+    return None
+
+
+def quant_method(settings: Mapping[str, object]) -> str:
+    """The name of the method; older bitsandbytes checkpoints have only its switches."""
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return "bitsandbytes"
+    return str(settings.get("quant_method"))
+
+
+def plain_config(config: Mapping[str, object]) -> dict[str, object]:
+    """A `config.json` of the same model with plain weights."""
+    plain = {key: value for key, value in config.items() if key != _KEY}
+    text = plain.get("text_config")
+    if isinstance(text, dict):
+        plain["text_config"] = {key: value for key, value in text.items() if key != _KEY}
+    return plain
+
+
+def require_known(config: Mapping[str, object], path: Path) -> None:
+    """Check that a model's weights are plain, or of a format that can be dequantized.
+
+    Raises:
+        UnsupportedError: naming the format.
+    """
+    settings = quantization_settings(config)
+    if settings is None or quant_method(settings) in FORMATS:
+        return
+    raise UnsupportedError(
+        f"{path} describes quantized weights (`quant_method` {quant_method(settings)!r}) that "
+        f"ftpack does not dequantize; it does {', '.join(sorted(FORMATS))}.",
+        next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
+    )

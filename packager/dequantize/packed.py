@@ -1,0 +1,120 @@
+"""A weight that several tensors of a quantized checkpoint hold together."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from packager.checkpoint import FolderCheckpoint, TensorInfo
+from packager.errors import CorruptFileError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+# Architectures whose linear layers are transformers' Conv1D, kept as `[in_features, out_features]`.
+# Quantizers make ordinary linear layers of them, `[out_features, in_features]`.
+_CONV1D = {
+    "gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"),
+    "openai-gpt": ("c_attn", "c_proj", "c_fc"),
+}
+# What quantized checkpoints keep for activations and caches: a plain model has no use for it.
+_OF_ACTIVATIONS = (
+    ".activation_scale", ".input_global_scale", ".input_scale", ".input_scale_ub",
+    ".input_zero_point", ".k_scale", ".output_scale", ".output_zero_point", ".q_scale",
+    ".qscale_act", ".v_scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One weight of the plain model, and what it is made of.
+
+    Attributes:
+        info: the plain weight: its name, shape and element type.
+        parts: the names of the checkpoint's tensors, by their role in the format.
+        dequantize: makes the weight of the parts, in an element type of its choice.
+        is_by_slice: whether slices of the parts' first dimension make slices of the weight's.
+    """
+
+    info: TensorInfo
+    parts: Mapping[str, str]
+    dequantize: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    is_by_slice: bool = False
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a checkpoint is quantized.
+
+    Attributes:
+        label: the format in words, such as `nf4`.
+        weights: every packed weight.
+    """
+
+    label: str
+    weights: tuple[PackedWeight, ...]
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A checkpoint with what its configuration says of its quantization.
+
+    Attributes:
+        checkpoint: the quantized tensors.
+        settings: `quantization_config`.
+        dtype: safetensors' name of the element type to dequantize to.
+    """
+
+    checkpoint: FolderCheckpoint
+    settings: Mapping[str, object]
+    dtype: str
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The quantized tensors, by name."""
+        return self.checkpoint.tensors
+
+    def plain(self, name: str, shape: Iterable[int]) -> TensorInfo:
+        """A weight of the plain model."""
+        return TensorInfo(name, tuple(shape), self.dtype)
+
+    def is_conv1d(self, module: str) -> bool:
+        """Whether the plain model keeps this module's weight transposed."""
+        ends = _CONV1D.get(str(self.checkpoint.config.get("model_type")), ())
+        return module.rpartition(".")[2] in ends
+
+    def refuse(self, what: str) -> UnsupportedError:
+        """The error for a variant of a format that is not read."""
+        return UnsupportedError(
+            f"{self.checkpoint.folder / 'config.json'}: `quantization_config` has {what}, which "
+            "ftpack does not dequantize.",
+            next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
+        )
+
+    def damaged(self, name: str, why: str) -> CorruptFileError:
+        """The error for a tensor that is not what its format says."""
+        return CorruptFileError(
+            f"The quantized weight {name!r} in {self.checkpoint.folder} {why}.",
+            next_step="Download or save the model again, or use its 16-bit original with --base.",
+        )
+
+
+def is_of_activations(name: str) -> bool:
+    """Whether a tensor of a quantized checkpoint belongs to no weight."""
+    return name.endswith(_OF_ACTIVATIONS)
+
+
+def require_library(module: str, extra: str, label: str) -> None:
+    """Check that an optional library is installed; it is not imported yet.
+
+    Raises:
+        UnsupportedError: with the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UnsupportedError(
+            f"The model's weights are quantized ({label}), and {extra} dequantizes them: it is "
+            "not installed.",
+            next_step=f"pip install 'ftpack[{extra}]', or name the 16-bit model with --base.",
+        )

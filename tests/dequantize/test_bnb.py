@@ -1,0 +1,122 @@
+"""What bitsandbytes has packed is what `model.dequantize()` gives, and merges as it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import CorruptFileError, UnsupportedError
+from packager.merge.open import open_merged
+from packager.source.adapter import open_adapter
+from tests.dequantize.quantized import dequantized, opened, same
+from tests.merge.tiny import Kind, make_base
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4 double": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    },
+    "nf4 in bf16": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_quant_storage": "bfloat16",
+    },
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+}
+
+
+def quantize(base: Path, folder: Path, **settings: Any) -> Any:
+    """Save a base as bitsandbytes packs it; gives the model."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=torch.bfloat16,
+        quantization_config=BitsAndBytesConfig(**settings),
+        device_map={"": "cpu"},
+    )
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["biased", "conv1d"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_weights_are_those_of_the_library(name: str, kind: Kind, tmp_path: Path) -> None:
+    base = make_base(kind, tmp_path / "base")
+    model = quantize(base, tmp_path / "quantized", **SETTINGS[name])
+
+    found = opened(tmp_path / "quantized")
+
+    plain = FolderCheckpoint(base)
+    assert dict(found.tensors) == dict(plain.tensors)
+    wanted = model.dequantize(dtype=torch.bfloat16).state_dict()
+    packed = [key for key in found.tensors if found.is_packed(key)]
+    assert len(packed) == (8 if kind == "conv1d" else 14)
+    for key in found.tensors:
+        expected = wanted[key] if key in wanted else wanted[f"transformer.{key}"]
+        if kind == "conv1d" and key in packed:
+            expected = expected.T  # a linear layer there, transformers' Conv1D in a plain model
+        assert same(found.load(key), expected), key
+
+
+@pytest.mark.parametrize("name", ["nf4 double", "int8"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_merging_on_it_is_dequantizing_and_merging(
+    use_dora: bool, name: str, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = make_base("biased", tmp_path / "base")
+    model = quantize(base, tmp_path / "quantized", **SETTINGS[name])
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype="auto"),
+        LoraConfig(
+            r=4, target_modules=["q_proj", "down_proj"], use_dora=use_dora, task_type="CAUSAL_LM"
+        ),
+    )
+    for key, parameter in tuned.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.05)
+    tuned.save_pretrained(tmp_path / "lora")
+
+    merged = open_merged(
+        opened(tmp_path / "quantized"), tmp_path / "lora", open_adapter(tmp_path / "lora").weights
+    )
+    found = {key: merged.load(key) for key in merged.tensors}
+    merged.require_all_used()
+
+    usual = PeftModel.from_pretrained(model.dequantize(dtype=torch.bfloat16), tmp_path / "lora")
+    wanted = usual.merge_and_unload().state_dict()
+    assert merged.targets == 4
+    assert set(found) == set(wanted)
+    assert all(same(found[key], wanted[key]) for key in found)
+    assert "quantization_config" not in json.loads(merged.files["config.json"].read_text())
+
+
+def test_int8_without_scales_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = {"model.layers.0.mlp.up_proj.weight": torch.ones(4, 8, dtype=torch.int8)}
+
+    with pytest.raises(CorruptFileError, match=r"up_proj\.weight.*SCB"):
+        dequantized(tmp_path / "m", tensors, {"load_in_8bit": True})
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    tensors = {"a.weight": torch.ones(4, 8, dtype=torch.int8), "a.SCB": torch.ones(4)}
+
+    with pytest.raises(UnsupportedError, match="bitsandbytes") as error:
+        dequantized(tmp_path / "m", tensors, {"load_in_8bit": True})
+
+    assert "pip install 'ftpack[bitsandbytes]'" in error.value.next_step
