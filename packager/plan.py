@@ -26,6 +26,8 @@ class Request:
         name: the model's name; None for the source's.
         out: the bundle's folder; None for `NAME-gguf` in the current folder.
         base: the base's folder or Hub id; None for what the adapter records.
+        keep_base_quantized: take a base of bitsandbytes that the adapter records as it is, also
+            where its 16-bit twin can be had.
         checkpoint: `N`, `best` or `last` of a Trainer's output; None for its final save.
         revision: of the Hub id that is named in `source`, or else of the base.
         device: where to merge: `auto`, `cpu`, `cuda`.
@@ -48,6 +50,7 @@ class Request:
     name: str | None = None
     out: Path | None = None
     base: str | None = None
+    keep_base_quantized: bool = False
     checkpoint: str | None = None
     revision: str | None = None
     device: str = "auto"

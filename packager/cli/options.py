@@ -93,6 +93,9 @@ def source_options() -> Callable[[Command], Command]:
     return _stack(
         click.argument("source"),
         click.option("--base", metavar="PATH_OR_ID", help="The base model of the adapter."),
+        click.option("--keep-base-quantized", is_flag=True,
+                     help="Merge into the dequantized weights of a bnb-4bit base, as they were in "
+                     "training, and not into its 16-bit twin, which has what the rounding lost."),
         click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",

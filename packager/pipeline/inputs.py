@@ -54,7 +54,7 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
     if source.adapter is None:
         return Inputs(source, None, source.files)
     revision = None if source.model_id else request.revision
-    base = find_base(source.adapter, request.base, revision, progress)
+    base = find_base(source.adapter, request.base, revision, progress, request.keep_base_quantized)
     progress.note(f"Base: {base.reason}")
     own = {name: path for name, path in source.files.items() if _TOKENIZER_FILES.fullmatch(name)}
     return Inputs(source, base, {**base.checkpoint.files, **own})
