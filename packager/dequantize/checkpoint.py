@@ -95,8 +95,19 @@ class Dequantized:
         weight = self._packed.get(name)
         if weight is None:
             return self._base.load(name)
+        if weight.is_by_slice:
+            return self._load_by_slice(name, weight.info)
         parts = {role: self._base.load(part) for role, part in weight.parts.items()}
         return self._dequantize(weight, parts)
+
+    def _load_by_slice(self, name: str, info: TensorInfo) -> torch.Tensor:
+        """A stack of experts, in no more memory than it takes itself."""
+        import torch
+
+        whole = torch.empty(info.shape, dtype=info.torch_dtype)
+        for index, piece in enumerate(self.blocks(name, 1)):
+            whole[index] = piece[0]
+        return whole
 
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
         """One tensor in pieces of `rows` slices of its first dimension."""

@@ -291,7 +291,6 @@ def _plan(
     )
     checkpoint = conversion.checkpoint
     merged = checkpoint if isinstance(checkpoint, MergedCheckpoint) else None
-    tensors = checkpoint.tensors
     computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
     return Plan(
         name=name,
@@ -305,7 +304,7 @@ def _plan(
         quants=quants,
         prompt=prompt,
         stops=spec.stops,
-        read_bytes=sum(info.size_bytes for info in tensors.values()),
+        read_bytes=sum(info.size_bytes for info in inputs.model.tensors.values()),
         write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
         memory_bytes=estimate_memory(
             merged.largest_bytes if merged else 0, max(computed, default=0), len(wanted)
