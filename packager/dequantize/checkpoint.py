@@ -158,7 +158,7 @@ def _plain_tensors(
         if name in owner:
             plain = owner[name].info
             tensors.setdefault(plain.name, plain)
-        elif is_of_activations(name):
+        elif is_of_activations(name) and _is_beside_weight(info, packed):
             continue
         elif info.dtype not in _PLAIN:
             raise CorruptFileError(
@@ -170,3 +170,9 @@ def _plain_tensors(
         else:
             tensors[name] = info
     return tensors
+
+
+def _is_beside_weight(info: TensorInfo, packed: Mapping[str, PackedWeight]) -> bool:
+    """Whether a tensor is one number, or stands beside a packed weight: no plain model's own."""
+    module = info.name.rpartition(".")[0]
+    return math.prod(info.shape) == 1 or f"{module}.weight" in packed
