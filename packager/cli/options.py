@@ -184,5 +184,7 @@ def quiet_libraries(*, is_verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO)
         return
     warnings.simplefilter("ignore")
+    # It warns of a kernel for inference that is missing; nothing here infers.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
