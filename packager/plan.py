@@ -31,6 +31,8 @@ class Request:
         density: for `combine`, the part of the values that pruning keeps.
         seed: for `combine`, of what prunes at random.
         base: the base's folder or Hub id; None for what the adapter records.
+        keep_base_quantized: take a base of bitsandbytes that the adapter records as it is, also
+            where its 16-bit twin can be had.
         checkpoint: `N`, `best` or `last` of a Trainer's output; None for its final save.
         revision: of the Hub id that is named in `source`, or else of the base.
         device: where to merge: `auto`, `cpu`, `cuda`.
@@ -58,6 +60,7 @@ class Request:
     density: float | None = None
     seed: int = 0
     base: str | None = None
+    keep_base_quantized: bool = False
     checkpoint: str | None = None
     revision: str | None = None
     device: str = "auto"

@@ -105,6 +105,9 @@ def source_options() -> Callable[[Command], Command]:
                      help="For --combine ties, dare_... and magnitude_prune: the part of the "
                      "values that is kept, above 0 to 1."),
         click.option("--seed", type=int, default=0, help="For --combine dare_...: torch's seed."),
+        click.option("--keep-base-quantized", is_flag=True,
+                     help="Merge into the dequantized weights of a bnb-4bit base, as they were in "
+                     "training, and not into its 16-bit twin, which has what the rounding lost."),
         click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
@@ -195,5 +198,7 @@ def quiet_libraries(*, is_verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO)
         return
     warnings.simplefilter("ignore")
+    # It warns of a kernel for inference that is missing; nothing here infers.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

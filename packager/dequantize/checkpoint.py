@@ -95,8 +95,19 @@ class Dequantized:
         weight = self._packed.get(name)
         if weight is None:
             return self._base.load(name)
+        if weight.is_by_slice:
+            return self._load_by_slice(name, weight.info)
         parts = {role: self._base.load(part) for role, part in weight.parts.items()}
         return self._dequantize(weight, parts)
+
+    def _load_by_slice(self, name: str, info: TensorInfo) -> torch.Tensor:
+        """A stack of experts, in no more memory than it takes itself."""
+        import torch
+
+        whole = torch.empty(info.shape, dtype=info.torch_dtype)
+        for index, piece in enumerate(self.blocks(name, 1)):
+            whole[index] = piece[0]
+        return whole
 
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
         """One tensor in pieces of `rows` slices of its first dimension."""
@@ -147,7 +158,7 @@ def _plain_tensors(
         if name in owner:
             plain = owner[name].info
             tensors.setdefault(plain.name, plain)
-        elif is_of_activations(name):
+        elif is_of_activations(name) and _is_beside_weight(info, packed):
             continue
         elif info.dtype not in _PLAIN:
             raise CorruptFileError(
@@ -159,3 +170,9 @@ def _plain_tensors(
         else:
             tensors[name] = info
     return tensors
+
+
+def _is_beside_weight(info: TensorInfo, packed: Mapping[str, PackedWeight]) -> bool:
+    """Whether a tensor is one number, or stands beside a packed weight: no plain model's own."""
+    module = info.name.rpartition(".")[0]
+    return math.prod(info.shape) == 1 or f"{module}.weight" in packed

@@ -101,18 +101,22 @@ def _gptq_dequantizer(
             group_of = torch.arange(values.shape[0]).div(size, rounding_mode="floor")
         rows = group_of.long()
         # In the scales' own element type, as the libraries' kernels have it.
-        weight = parts["scales"][rows] * (values - zeros[rows])
+        weight = parts["scales"][rows].mul_(values.sub_(zeros[rows]))
         return weight if is_transposed else weight.T.contiguous()
 
     return dequantize
 
 
 def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """`[rows, columns]` words of 32 bits as `[rows, columns, 32 / bits]` integers (int32)."""
+    """`[rows, columns]` words of 32 bits as `[rows, columns, 32 / bits]` integers (int16)."""
     import torch
 
-    shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32)
-    return (words[..., None] >> shifts) & ((1 << bits) - 1)
+    shifts = range(0, _WORD_BITS, bits)
+    # One place of the words at a time: all at once take twice the memory, as int32.
+    made = torch.empty((*words.shape, len(shifts)), dtype=torch.int16)
+    for index, shift in enumerate(shifts):
+        made[..., index] = (words >> shift) & ((1 << bits) - 1)
+    return made
 
 
 def _awq(model: QuantizedModel, module: str) -> PackedWeight:
@@ -136,8 +140,8 @@ def _awq_dequantizer(is_transposed: bool) -> Callable[[dict[str, torch.Tensor]],
         values = _unpacked(parts["qweight"], 4)[..., order].flatten(1)
         zeros = _unpacked(parts["qzeros"], 4)[..., order].flatten(1)
         size = values.shape[0] // zeros.shape[0]
-        difference = values - zeros.repeat_interleave(size, dim=0)
-        weight = difference * parts["scales"].repeat_interleave(size, dim=0)
+        values.sub_(zeros.repeat_interleave(size, dim=0))
+        weight = parts["scales"].repeat_interleave(size, dim=0).mul_(values)
         return weight if is_transposed else weight.T.contiguous()
 
     return dequantize

@@ -43,9 +43,9 @@ def _dequantize(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     blocks, exponents = parts["blocks"], parts["scales"].to(torch.int32) - _BIAS
     values = torch.tensor([*_E2M1, *(-value for value in _E2M1)], dtype=torch.float32)
     made = torch.empty((*blocks.shape[:-1], 2 * blocks.shape[-1]), dtype=torch.float32)
-    # The lower half of a byte comes first. One expert at a time: indices take 8 bytes each.
+    # The lower half of a byte comes first.
     for expert, packed in enumerate(blocks):
         made[expert, ..., 0::2] = values[(packed & 0xF).long()]
         made[expert, ..., 1::2] = values[(packed >> 4).long()]
-    made = torch.ldexp(made, exponents[..., None])
+    made.ldexp_(exponents[..., None])
     return made.flatten(-2).transpose(-1, -2).contiguous()

@@ -102,7 +102,7 @@ class QuantizedModel:
 
 
 def is_of_activations(name: str) -> bool:
-    """Whether a tensor of a quantized checkpoint belongs to no weight."""
+    """Whether a tensor of a quantized checkpoint has a name of those that belong to no weight."""
     return name.endswith(_OF_ACTIVATIONS)
 
 

@@ -124,7 +124,7 @@ def _base(source: Source, request: Request, progress: Progress) -> Base:
         return Base(source.model, source.model_id, source.revision, f"SOURCE, {source.reason}")
     assert source.adapter is not None
     revision = None if source.model_id else request.revision
-    base = find_base(source.adapter, request.base, revision, progress)
+    base = find_base(source.adapter, request.base, revision, progress, request.keep_base_quantized)
     progress.note(f"Base: {base.reason}")
     return base
 

@@ -306,7 +306,6 @@ def _plan(
     )
     checkpoint = conversion.checkpoint
     merged = checkpoint if isinstance(checkpoint, MergedCheckpoint) else None
-    tensors = checkpoint.tensors
     computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
     return Plan(
         name=name,
@@ -320,12 +319,23 @@ def _plan(
         quants=quants,
         prompt=prompt,
         stops=spec.stops,
-        read_bytes=sum(info.size_bytes for info in tensors.values()),
+        read_bytes=sum(info.size_bytes for info in inputs.model.tensors.values()),
         write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
         memory_bytes=estimate_memory(
-            merged.largest_bytes if merged else 0, max(computed, default=0), len(wanted)
+            _largest_at_once(inputs, checkpoint), max(computed, default=0), len(wanted)
         ),
     )
+
+
+def _largest_at_once(inputs: Inputs, checkpoint: Checkpoint) -> int:
+    """The size of the largest tensor, or module, that is merged or dequantized as a whole."""
+    largest = checkpoint.largest_bytes if isinstance(checkpoint, MergedCheckpoint) else 0
+    if quantization_settings(inputs.model.config) is None:
+        return largest
+    kept = inputs.model.tensors
+    made = [info for info in checkpoint.tensors.values() if kept.get(info.name) != info]
+    # Stacks of experts are dequantized one by one.
+    return max([largest, *(info.size_bytes for info in made if len(info.shape) == 2)])
 
 
 def file_stem(name: str) -> str:

@@ -19,6 +19,7 @@ from packager.files import read_json
 from packager.progress import Progress
 from packager.source.adapter import Adapter
 from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.twin import twin_beside, twin_name, twin_on_hub
 
 _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
 
@@ -41,9 +42,16 @@ class Base:
 
 
 def find_base(
-    adapter: Adapter, wanted: str | None, revision: str | None, progress: Progress
+    adapter: Adapter,
+    wanted: str | None,
+    revision: str | None,
+    progress: Progress,
+    keep_quantized: bool = False,
 ) -> Base:
     """The base of an adapter: `wanted`, else as recorded: a path, the local cache, the Hub.
+
+    Where a base of bitsandbytes is recorded, that is its 16-bit twin if there is one that fits;
+    with `keep_quantized`, or by an explicit `wanted`, it is the base itself.
 
     Raises:
         BaseNotFoundError: saying where it was looked for.
@@ -60,6 +68,10 @@ def find_base(
             next_step="Name the model that was fine-tuned with --base PATH_OR_ID.",
         )
     folder = _local_folder(name, adapter.folder if wanted is None else None)
+    if wanted is None and not keep_quantized:
+        twin = _find_twin(name, folder, revision, why, progress)
+        if twin is not None:
+            return twin
     if folder is not None:
         return Base(open_model(folder), None, None, f"{why}: the folder {folder}")
     if not is_hub_id(name):
@@ -68,6 +80,38 @@ def find_base(
             next_step="Name the base's folder or Hub id with --base PATH_OR_ID.",
         )
     return _from_hub(name, revision, why, progress)
+
+
+def _find_twin(
+    name: str, folder: Path | None, revision: str | None, why: str, progress: Progress
+) -> Base | None:
+    """The 16-bit model in place of one that bitsandbytes has quantized."""
+    if folder is None and (twin_name(name) is None or not is_hub_id(name)):
+        return None
+    found = (
+        twin_on_hub(name, revision, progress)
+        if folder is None
+        else twin_beside(folder.absolute(), progress)
+    )
+    if found is None:
+        return None
+    try:
+        checkpoint = open_model(found)
+    except (MissingWeightsError, NotAModelError):
+        progress.note(f"The 16-bit twin in {found} has no weights, or not all of them")
+        return None
+    is_from_hub = folder is None
+    model_id = twin_name(name) if is_from_hub else None
+    progress.note(
+        f"{name} is quantized to 4 bits: its 16-bit twin is used, which has what the rounding lost "
+        "(--keep-base-quantized takes the rounded weights, as they were in training)"
+    )
+    return Base(
+        checkpoint,
+        model_id,
+        found.name if is_from_hub else None,
+        f"{why}: {name}, by its 16-bit twin {model_id or found}",
+    )
 
 
 def _local_folder(name: str, adapter_folder: Path | None) -> Path | None:

@@ -42,6 +42,17 @@ def find_cached(model_id: str, revision: str | None) -> HubFolder | None:
     return HubFolder(folder, model_id, folder.name, was_cached=True)
 
 
+def find_file(model_id: str, name: str, revision: str | None) -> Path | None:
+    """One file of a repository from the local cache, else the Hub; None where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(model_id, name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None
+
+
 def download(model_id: str, revision: str | None, progress: Progress) -> HubFolder:
     """Download what packaging needs of a repository; an interrupted download goes on.
 

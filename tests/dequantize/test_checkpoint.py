@@ -88,3 +88,18 @@ def test_bytes_of_no_known_meaning_are_refused_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(CorruptFileError, match=r"up_proj\.codes"):
         dequantized(tmp_path / "m", made, SETTINGS)
+
+
+def test_scales_of_activations_are_left_out_and_vectors_of_the_model_are_not(
+    tmp_path: Path,
+) -> None:
+    attention = "model.layers.0.self_attn"
+    made = tensors() | {
+        f"{attention}.k_scale": torch.tensor(1.0),
+        "model.layers.0.mlp.up_proj.input_scale": torch.ones(3),
+        f"{attention}.q_scale": torch.ones(4),
+    }
+
+    found = dequantized(tmp_path / "m", made, SETTINGS)
+
+    assert set(found.tensors) == {NAME, "model.norm.weight", f"{attention}.q_scale"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from packager.checkpoint import FolderCheckpoint
+from packager.pipeline.build import build
 from packager.pipeline.merging import merge
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
@@ -102,3 +103,21 @@ def test_the_converter_sees_the_plain_model(
         ]
         assert found.quants == wanted.quants
         assert dict(found.conversion.key_values) == dict(wanted.conversion.key_values)
+
+
+def test_the_gguf_is_that_of_the_plain_model(
+    folders: tuple[Path, Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = []
+    for index, base in enumerate(folders):
+        request = Request(
+            str(adapter("llama")),
+            base=str(base),
+            quants=("Q8_0",),
+            name="m",
+            out=tmp_path / str(index),
+        )
+        (file,) = build(prepare(request)).manifest.ggufs
+        made.append(file.sha256)
+
+    assert made[0] == made[1]

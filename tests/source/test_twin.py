@@ -1,0 +1,144 @@
+"""A base of bitsandbytes is its 16-bit twin where that is at hand and fits; and it is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packager.progress import Silent
+from packager.source.adapter import Adapter, open_adapter
+from packager.source.base import find_base
+from packager.source.twin import twin_name
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+    def warn(self, message: str) -> None:
+        self.lines.append(f"Warning: {message}")
+
+
+def quantized_copy(model: Path, folder: Path, **changes: object) -> Path:
+    """A model whose configuration calls it quantized; what its weights are does not matter here."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def adapter_of(base: str, adapter: Path, folder: Path) -> Adapter:
+    """The adapter, recorded as one of `base`."""
+    shutil.copytree(adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return open_adapter(folder)
+
+
+@pytest.fixture
+def beside(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> tuple[Adapter, Path, Path]:
+    """An adapter of a quantized base, that base, and its twin beside it."""
+    quantized = quantized_copy(small_model("llama"), tmp_path / "tiny-unsloth-bnb-4bit")
+    twin = tmp_path / "tiny"
+    twin.symlink_to(small_model("llama"))
+    lora = adapter_of(str(quantized), adapter("llama"), tmp_path / "lora")
+    return lora, quantized, twin
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [
+        ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"),
+        ("unsloth/llama-3-8b-bnb-4bit", "unsloth/llama-3-8b"),
+        ("someone/model", None),
+        ("-bnb-4bit", None),
+    ],
+)
+def test_the_twins_name_is_without_the_ending(name: str, twin: str | None) -> None:
+    assert twin_name(name) == twin
+
+
+def test_a_twin_beside_the_base_is_used_and_that_is_said(
+    beside: tuple[Adapter, Path, Path],
+) -> None:
+    lora, quantized, twin = beside
+    told = Told()
+
+    base = find_base(lora, None, None, told)
+
+    assert base.checkpoint.folder == twin
+    assert str(twin) in base.reason
+    assert str(quantized) in base.reason
+    assert any("16-bit twin is used" in line for line in told.lines)
+    assert any("--keep-base-quantized" in line for line in told.lines)
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["--base", "--keep-base-quantized"])
+def test_the_quantized_base_is_used_where_it_is_asked_for(
+    is_named: bool, beside: tuple[Adapter, Path, Path]
+) -> None:
+    lora, quantized, _ = beside
+
+    wanted = str(quantized) if is_named else None
+    base = find_base(lora, wanted, None, Silent(), keep_quantized=not is_named)
+
+    assert base.checkpoint.folder == quantized
+
+
+def test_a_twin_of_another_shape_is_not_used_and_that_is_said(
+    beside: tuple[Adapter, Path, Path], small_model: Callable[..., Path]
+) -> None:
+    lora, quantized, _ = beside
+    shutil.rmtree(quantized)
+    quantized_copy(small_model("llama"), quantized, vocab_size=4242)
+    told = Told()
+
+    base = find_base(lora, None, None, told)
+
+    assert base.checkpoint.folder == quantized
+    assert any("vocab_size" in line and "4242" in line for line in told.lines)
+
+
+@pytest.mark.parametrize("has_twin", [True, False])
+def test_a_twin_is_found_in_the_hugging_face_cache(
+    has_twin: bool,
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub.constants
+
+    cache = tmp_path / "hub"
+    names = {"tiny-bnb-4bit": "0" * 40} | ({"tiny": "1" * 40} if has_twin else {})
+    for name, commit in names.items():
+        repository = cache / f"models--someone--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(commit)
+        snapshot = repository / "snapshots" / commit
+        if name == "tiny":
+            shutil.copytree(small_model("llama"), snapshot)
+        else:
+            quantized_copy(small_model("llama"), snapshot)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    lora = adapter_of("someone/tiny-bnb-4bit", adapter("llama"), tmp_path / "lora")
+    told = Told()
+
+    base = find_base(lora, None, None, told)
+
+    if has_twin:
+        assert (base.model_id, base.revision) == ("someone/tiny", "1" * 40)
+    else:
+        assert (base.model_id, base.revision) == ("someone/tiny-bnb-4bit", "0" * 40)
+        assert any("someone/tiny is not in the cache" in line for line in told.lines)
