@@ -153,8 +153,9 @@ def open_model(folder: Path) -> FolderCheckpoint:
     if isinstance(quantization, dict):
         raise UnsupportedError(
             f"{path} describes quantized weights "
-            f"(`quant_method` {quantization.get('quant_method')!r}); an adapter cannot be merged "
-            "into packed weights.",
-            next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
+            f"(`quant_method` {quantization.get('quant_method')!r}), rounded already: "
+            "nothing can be merged into them.",
+            next_step="As a base, use the 16-bit model that it was quantized from: --base "
+            "PATH_OR_ID. A full model save in 16 bits (Unsloth: save_method='merged_16bit').",
         )
     return FolderCheckpoint(folder)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from packager.source.hub import is_hub_id
 
-_HUGGING_FACE = re.compile(r"(?:^|[/\\])models--([^/\\]+?)(?:[/\\]snapshots[/\\]([0-9a-f]{40}))?")
+_HUGGING_FACE = re.compile(r"(?:^|[/\\])models--([^/\\]+)(?:[/\\]snapshots[/\\]([0-9a-f]{40}))?")
 # `.../modelscope/hub/models/ORG/NAME`, in older versions without `models`; a dot is written `___`.
 _MODELSCOPE = re.compile(r"modelscope[/\\]hub[/\\](?:models[/\\])?([^/\\]+)[/\\]([^/\\]+)")
 
