@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
+from packager.files import read_json
 from packager.gguf.context import stretched_config
 from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
@@ -145,6 +146,32 @@ def convert(
         for gguf_name in sorted(infos, key=_quantizer_order)
     )  # fmt: skip
     return Conversion(writer.arch, float_type, tensors, writer.kv_data[0], checkpoint)
+
+
+def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
+    """Refuse, before anything else is done, an architecture that the converter does not know.
+
+    Raises:
+        UnsupportedError: naming the architecture, and the toolchain's version.
+    """
+    toolchain.activate()
+    conversion: Any = importlib.import_module("conversion")
+    base: Any = importlib.import_module("conversion.base")
+    config = read_json(config_path)
+    known = getattr(conversion, "TEXT_MODEL_MAP", None)
+    try:
+        name = base.get_model_architecture(config, base.ModelType.TEXT)
+    # What its config lacks, the converter itself tells better when it runs.
+    except Exception:
+        return
+    if known is None or name in known:
+        return
+    raise UnsupportedError(
+        f"{config_path} names the architecture {name!r}, which llama.cpp's converter "
+        f"(llama-cpp-python {toolchain.version}, {len(known)} architectures) does not know.",
+        next_step="A newer llama-cpp-python may: pip install -U llama-cpp-python, then "
+        "`ftpack doctor --install-toolchain`.",
+    )
 
 
 def _quantizer_order(name: str) -> tuple[int, str]:

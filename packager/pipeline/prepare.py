@@ -18,7 +18,7 @@ from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
-from packager.gguf.convert import Conversion, convert
+from packager.gguf.convert import Conversion, convert, require_architecture
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
@@ -164,6 +164,7 @@ def _prepare(
     name = request.name or model_name(inputs.source)
     if not every_quant:
         read_ahead((file.path for file in inputs.model.weight_files), _READ_AHEAD_BYTES)
+    require_architecture(toolchain, inputs.files["config.json"])
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
