@@ -53,14 +53,17 @@ class BaseIdentity:
     """Which base model was used.
 
     Attributes:
-        id: the Hub id, or the folder's name.
+        id: the model's id where it is known, else the folder's name.
         revision: the Hub's commit, where there is one.
         config_sha256: the digest of its `config.json`.
+        index_sha256: the digest of what says which tensors it has: its shards' index, or the
+            header of its only file; None in bundles of earlier versions.
     """
 
     id: str
     revision: str | None
     config_sha256: str
+    index_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -311,6 +314,10 @@ class _Reader:
     def optional_text(self, key: str) -> str | None:
         return None if self._get(key) is None else self.text(key)
 
+    def later_text(self, key: str) -> str | None:
+        """A text that earlier versions did not write."""
+        return self.optional_text(key) if key in self._record else None
+
     def whole(self, key: str) -> int:
         value = self._get(key)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -392,6 +399,7 @@ def _read_base(reader: _Reader) -> BaseIdentity:
         id=reader.text("id"),
         revision=reader.optional_text("revision"),
         config_sha256=reader.text("config_sha256"),
+        index_sha256=reader.later_text("index_sha256"),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from packager.errors import CorruptFileError, MissingWeightsError
-from packager.files import read_json
+from packager.files import read_json, require_inside, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +110,16 @@ class SafetensorsFile:
         self._offsets: dict[str, int] = {}
         data_bytes = path.stat().st_size - self._data_start
         entries = [(_parse_entry(path, name, entry, data_bytes)) for name, entry in header.items()]
-        for start, info in sorted(entries, key=lambda item: item[0]):
+        end = 0
+        for start, info in sorted(entries, key=lambda item: (item[0], item[1].size_bytes)):
+            # The format knows no holes and no sharing: what overlaps is made to deceive.
+            if start != end:
+                raise CorruptFileError(
+                    f"{path} has the tensor {info.name!r} at byte {start:,}, where {end:,} is "
+                    "next.",
+                    next_step=_RESTORE,
+                )
+            end += info.size_bytes
             self.tensors[info.name] = info
             self._offsets[info.name] = start
         expected_bytes = sum(info.size_bytes for info in self.tensors.values())
@@ -119,6 +130,12 @@ class SafetensorsFile:
                 next_step=_RESTORE,
             )
         self._lock = threading.Lock()
+
+    @property
+    def header_sha256(self) -> str:
+        """The digest of the header: names, dtypes, shapes and order of the tensors."""
+        with self.path.open("rb") as file:
+            return hashlib.sha256(file.read(self._data_start)).hexdigest()
 
     @cached_property
     def _file(self) -> object:
@@ -176,7 +193,7 @@ def _read_header(path: Path) -> tuple[dict[str, object], int]:
             )
         try:
             header = json.loads(file.read(header_bytes))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptFileError(
                 f"{path} has a damaged safetensors header: {error}", next_step=_RESTORE
             ) from error
@@ -189,15 +206,18 @@ def _read_header(path: Path) -> tuple[dict[str, object], int]:
 def _parse_entry(path: Path, name: str, entry: object, data_bytes: int) -> tuple[int, TensorInfo]:
     """A header's entry as (offset, info), checked against the size of the data."""
     try:
-        assert isinstance(entry, dict)
-        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
+        if not isinstance(entry, dict):
+            raise ValueError("it is no object")
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+            raise ValueError(f"shape {list(shape)}, bytes {start} to {end}")
         if dtype not in _DTYPE_BYTES:
             raise ValueError(f"dtype {dtype!r} is unknown")
         info = TensorInfo(name, shape, dtype)
-        if end - start != info.size_bytes or start < 0:
+        if end - start != info.size_bytes:
             raise ValueError(f"{end - start} bytes for {dtype}{list(shape)}")
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(
             f"{path} describes the tensor {name!r} wrongly: {error}", next_step=_RESTORE
         ) from error
@@ -238,6 +258,14 @@ class PickleFile:
                 next_step="Save the model with save_pretrained, and package that folder.",
             )
         names = {torch_name: name for name, torch_name in _TORCH_NAMES.items()}
+        for name, value in loaded.items():
+            # A view that repeats a few bytes would fill the memory when it is read.
+            is_plain = value.layout == torch.strided and str(value.dtype)[6:] in names
+            if not is_plain or value.nbytes > value.untyped_storage().nbytes():
+                raise CorruptFileError(
+                    f"{path} holds {name!r} as no plain tensor ({value.dtype}, {value.layout}).",
+                    next_step="Save the model with save_pretrained, and package that folder.",
+                )
         self._loaded: dict[str, torch.Tensor] = loaded
         self.tensors = {
             name: TensorInfo(name, tuple(value.shape), names[str(value.dtype).split(".")[1]])
@@ -285,6 +313,19 @@ class FolderCheckpoint:
                     )
                 self._tensors[name] = info
                 self._file_of[name] = file
+        self._require_listed()
+
+    def _require_listed(self) -> None:
+        index = find_index(self.folder)
+        listed = read_json(index).get("weight_map") if index else None
+        names = listed if isinstance(listed, dict) else {}
+        missing = [name for name in names if name not in self._tensors]
+        if missing:
+            raise CorruptFileError(
+                f"{index} lists {len(missing)} tensors that no shard holds: "
+                f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}.",
+                next_step="Download or save the model again: index and shards do not agree.",
+            )
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -295,6 +336,13 @@ class FolderCheckpoint:
     def files(self) -> Mapping[str, Path]:
         """The files that are not weights, by file name."""
         return describing_files(self.folder)
+
+    def index_sha256(self) -> str | None:
+        """The digest of what says which tensors it has: the index, or its only file's header."""
+        if index := find_index(self.folder):
+            return sha256_file(index)
+        (only,) = self.weight_files
+        return only.header_sha256 if isinstance(only, SafetensorsFile) else None
 
     def load(self, name: str) -> torch.Tensor:
         """One whole tensor, on the CPU, in memory of its own."""
@@ -313,13 +361,25 @@ def describing_files(folder: Path) -> dict[str, Path]:
     transformers keeps those in a folder inside: their names begin with it.
     """
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
-    return {
+    found = {
         path.relative_to(folder).as_posix(): path
         for path in (*sorted(folder.iterdir()), *templates)
         if path.is_file()
-        and path.suffix not in _WEIGHT_SUFFIXES
+        # Code is never run, and so it is no part of what describes a model: the converter hands
+        # the folder to transformers, which would import it.
+        and path.suffix not in (*_WEIGHT_SUFFIXES, ".py")
         and not path.name.endswith((".index.json", ".partial"))
     }
+    for path in found.values():
+        require_inside(path, folder)
+    return found
+
+
+def find_index(folder: Path) -> Path | None:
+    """The index of a model's shards, where it has one."""
+    paths = [folder / f"{stem}.index.json" for stem in ("model.safetensors", "pytorch_model.bin")]
+    single = (folder / "model.safetensors").is_file()
+    return next((p for p in (paths[:1] if single else paths) if p.is_file()), None)
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -327,13 +387,15 @@ def find_weight_files(folder: Path) -> list[Path]:
 
     Raises:
         MissingWeightsError: naming the files that should be there.
+        CorruptFileError: if the index names a file outside of the folder, or a link leads there.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
         if index.is_file():
-            return _indexed_files(index)
+            require_inside(index, folder)
+            return [require_inside(path, folder) for path in _indexed_files(index)]
         if single.is_file():
-            return [single]
+            return [require_inside(single, folder)]
     raise MissingWeightsError(
         f"{folder} has a config.json, but neither model.safetensors nor an index of shards.",
         next_step="Download or save the weights into that folder, or name the one that has them.",
@@ -347,6 +409,13 @@ def _indexed_files(index: Path) -> list[Path]:
             f"{index} has no `weight_map`.", next_step="Download or save the model again."
         )
     names = sorted({str(name) for name in weight_map.values()})
+    # A download from a stranger must not make ftpack read the rest of the disk.
+    outside = [name for name in names if name in ("", ".", "..") or re.search(r"[/\\\0]", name)]
+    if outside:
+        raise CorruptFileError(
+            f"{index} names {outside[0][:200]!r}, which is no file in its folder.",
+            next_step="Download the model again, from someone whom you trust.",
+        )
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise MissingWeightsError(

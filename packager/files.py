@@ -80,7 +80,8 @@ def read_json(path: Path) -> dict[str, object]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # ValueError: no UTF-8, no JSON, or a number of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as JSON: {error}",
             next_step="Restore the file from the training run, or download it again.",
@@ -91,6 +92,40 @@ def read_json(path: Path) -> dict[str, object]:
             next_step="Restore the file from the training run, or download it again.",
         )
     return value
+
+
+def require_inside(path: Path, folder: Path) -> Path:
+    """`path`, if what it leads to is in `folder`, or in the Hub cache's repository that it is in.
+
+    Else a link in a downloaded folder could carry any file of this machine into a model.
+
+    Raises:
+        CorruptFileError: naming the link and where it leads.
+    """
+    if not path.is_symlink():
+        return path
+    target = path.resolve()
+    allowed = [folder.resolve()]
+    # In the cache, `snapshots/COMMIT` links to `blobs` of the same repository.
+    if allowed[0].parent.name == "snapshots":
+        allowed.append(allowed[0].parent.parent / "blobs")
+    if not any(target.is_relative_to(root) for root in allowed):
+        raise CorruptFileError(
+            f"{path} is a link out of its folder, to {target}.",
+            next_step="If that is meant, put the file itself there (cp -L); else do not use the "
+            "folder.",
+        )
+    return path
+
+
+def existing_folder(text: str) -> Path | None:
+    """The folder that a text from a file names, if there is one; no text is an error."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_dir() else None
+    # What no path can be: a NUL, a name too long, an unknown user's home.
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def sha256_file(path: Path) -> str:

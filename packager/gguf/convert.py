@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
+from packager.files import read_json
 from packager.gguf.context import stretched_config
 from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
@@ -131,7 +132,7 @@ def convert(
         folder.mkdir()
         link_files(files, folder, config)
         outputs: dict[str, tuple[Any, str | None]] = {}
-        model = _run_converter(folder, name, float_type, checkpoint, outputs, toolchain.version)
+        model = _run_converter(folder, name, float_type, checkpoint, outputs)
     writer = model.gguf_writer
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
@@ -145,6 +146,32 @@ def convert(
         for gguf_name in sorted(infos, key=_quantizer_order)
     )  # fmt: skip
     return Conversion(writer.arch, float_type, tensors, writer.kv_data[0], checkpoint)
+
+
+def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
+    """Refuse, before anything else is done, an architecture that the converter does not know.
+
+    Raises:
+        UnsupportedError: naming the architecture, and the toolchain's version.
+    """
+    toolchain.activate()
+    conversion: Any = importlib.import_module("conversion")
+    base: Any = importlib.import_module("conversion.base")
+    config = read_json(config_path)
+    known = getattr(conversion, "TEXT_MODEL_MAP", None)
+    try:
+        name = base.get_model_architecture(config, base.ModelType.TEXT)
+    # What its config lacks, the converter itself tells better when it runs.
+    except Exception:
+        return
+    if known is None or name in known:
+        return
+    raise UnsupportedError(
+        f"{config_path} names the architecture {name!r}, which llama.cpp's converter "
+        f"(llama-cpp-python {toolchain.version}, {len(known)} architectures) does not know.",
+        next_step="A newer llama-cpp-python may: pip install -U llama-cpp-python, then "
+        "`ftpack doctor --install-toolchain`.",
+    )
 
 
 def _quantizer_order(name: str) -> tuple[int, str]:
@@ -175,7 +202,6 @@ def _run_converter(
     float_type: str,
     checkpoint: Checkpoint,
     outputs: dict[str, tuple[Any, str | None]],
-    version: str,
 ) -> Any:
     import torch
 
@@ -185,7 +211,7 @@ def _run_converter(
     try:
         hparams = base.ModelBase.load_hparams(folder, False)
         architecture = base.get_model_architecture(hparams, base.ModelType.TEXT)
-        model_class = _model_class(conversion, architecture, version)
+        model_class = conversion.get_model_class(architecture)
         with torch.inference_mode():
             model = _over_checkpoint(model_class, base.LazyTorchTensor, checkpoint, outputs)(
                 folder,
@@ -206,18 +232,6 @@ def _run_converter(
             "a newer llama-cpp-python may know the architecture.",
         ) from error
     return model
-
-
-def _model_class(conversion: Any, architecture: str, version: str) -> Any:
-    try:
-        return conversion.get_model_class(architecture)
-    except NotImplementedError as error:
-        raise UnsupportedError(
-            f"llama.cpp's converter (of llama-cpp-python {version}) does not know the architecture "
-            f"{architecture}, which config.json names.",
-            next_step="Update llama-cpp-python and run `ftpack doctor --install-toolchain`, or "
-            "name a newer llama.cpp checkout with FTPACK_LLAMA_CPP.",
-        ) from error
 
 
 def _over_checkpoint(

@@ -12,6 +12,7 @@ from packager.files import read_json, write_json
 _NOT_FOR_CONVERTER = (".md",)
 _CONFIG, _TOKENIZER, _SENTENCEPIECE = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 _MODEL_CONFIG = "config.json"
+_MAY_NAME_CODE = {_MODEL_CONFIG, _CONFIG, "processor_config.json", "preprocessor_config.json"}
 _ADDED = "added_tokens_decoder"
 
 
@@ -26,15 +27,29 @@ def link_files(
     configuration, where transformers 5 no longer writes them: they would become unused entries,
     and a turn's markers plain text. They are put back there, from `tokenizer.json`.
     """
-    mended = _with_added_tokens(files)
+    mended: dict[str, Mapping[str, object] | None] = {
+        _MODEL_CONFIG: config,
+        _CONFIG: _with_added_tokens(files),
+    }
+    for name in _MAY_NAME_CODE & set(files):
+        mended[name] = _without_code(mended.get(name) or read_json(files[name])) or mended.get(name)
     for name, path in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        if name == _MODEL_CONFIG and config is not None:
-            write_json(folder / name, config)
-        elif name == _CONFIG and mended is not None:
-            write_json(folder / name, mended)
+        if (content := mended.get(name)) is not None:
+            write_json(folder / name, content)
         elif path.suffix not in _NOT_FOR_CONVERTER:
             (folder / name).symlink_to(path.absolute())
+
+
+def _without_code(config: Mapping[str, object]) -> dict[str, object] | None:
+    """A configuration without `auto_map`, or None where it has none.
+
+    It names code, here or in another repository, that transformers would fetch and run for the
+    converter, which trusts every model.
+    """
+    if "auto_map" not in config:
+        return None
+    return {key: value for key, value in config.items() if key != "auto_map"}
 
 
 def _with_added_tokens(files: Mapping[str, Path]) -> dict[str, object] | None:

@@ -225,4 +225,5 @@ def base_identity(inputs: Inputs) -> BaseIdentity:
         id=model_id or model.folder.absolute().name,
         revision=revision,
         config_sha256=sha256_file(model.folder / "config.json"),
+        index_sha256=model.index_sha256(),
     )

@@ -8,14 +8,17 @@ from pathlib import Path
 
 from packager.checkpoint import TensorInfo, describing_files
 from packager.errors import FtpackError
-from packager.files import format_bytes
+from packager.files import existing_folder, format_bytes
 from packager.progress import Progress
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.lint import lint
+from packager.prompt.llamafactory import compare_with_name
 from packager.prompt.vocabulary import load_vocabulary
+from packager.source.candidates import find_candidates
 from packager.source.hub import find_cached, is_hub_id
 from packager.source.open import Source, list_adapters, open_source
 from packager.source.trainer import list_checkpoints
+from packager.source.training import Training, read_training
 
 
 def inspect(
@@ -24,6 +27,14 @@ def inspect(
     """Facts about a source, as JSON values, in the order in which a person wants them."""
     source = open_source(given, checkpoint, revision, progress)
     found: dict[str, object] = {"source": source.reason}
+    training = read_training(source.folder)
+    if training is not None:
+        found |= {
+            "trained with": f"{training.trainer} ({training.known_by.name})",
+            "trained on": training.base,
+            "training template": training.template,
+            "training length": training.length,
+        }
     if source.adapter is not None:
         adapter = source.adapter
         found |= {
@@ -33,7 +44,7 @@ def inspect(
             "targets": adapter.target_modules,
             "adapter tensors": _summary(adapter.weights.tensors.values()),
             "base": adapter.base_model_name_or_path or "not recorded: name it with --base",
-            "base found": _where_is_base(adapter.base_model_name_or_path, adapter.revision),
+            "base found": _where_is_base(source, adapter.base_model_name_or_path, adapter.revision),
         }
     if source.model is not None:
         config = source.model.config
@@ -41,7 +52,7 @@ def inspect(
             "architecture": ", ".join(map(str, _list(config.get("architectures")))),
             "weights": _summary(source.model.tensors.values()),
         }
-    found["chat template"], findings = _template(source)
+    found["chat template"], findings = _template(source, training)
     if findings:
         found["chat template, found"] = findings
     if Path(given).is_dir() and (named := list_adapters(Path(given))):
@@ -57,6 +68,7 @@ def inspect(
             }
             for item in checkpoints
         ]
+    found["what will happen"] = _plan(source)
     found["next"] = f"ftpack ollama {given} --name NAME"
     return found
 
@@ -73,33 +85,61 @@ def _summary(tensors: Iterable[TensorInfo]) -> str:
     return f"{len(infos)}, {elements / 1e6:,.2f} M parameters, {'/'.join(dtypes)}, {size}"
 
 
-def _where_is_base(name: str | None, revision: str | None) -> str | None:
+def _gone(source: Source) -> str:
+    """What may be the base whose recorded path is not here."""
+    adapter = source.adapter
+    assert adapter is not None
+    recorded = adapter.base_model_name_or_path or ""
+    candidates = find_candidates(adapter.folder, adapter.weights, recorded)
+    offered = "; ".join(f"{item.name} ({item.reason})" for item in candidates)
+    hint = f" if it is one of: {offered}" if offered else ""
+    return f"no: neither a folder here nor a Hub id; name it with --base{hint}"
+
+
+def _where_is_base(source: Source, name: str | None, revision: str | None) -> str | None:
     """Where the recorded base would be taken from; the network is not asked."""
     if name is None:
         return None
-    if Path(name).expanduser().is_dir():
+    if existing_folder(name) is not None:
         return f"the folder {name}"
     if not is_hub_id(name):
-        return "no: neither a folder here nor a Hub id; name it with --base"
+        return _gone(source)
     if (cached := find_cached(name, revision)) is not None:
         return f"in the Hugging Face cache, {cached.folder}"
     return "not here; it will be downloaded from the Hub"
 
 
-def _template(source: Source) -> tuple[str, list[str]]:
+def _plan(source: Source) -> str:
+    """What packaging will do, in one sentence."""
+    quantize = "and its weights are quantized as they are read; nothing but the GGUF is written"
+    if source.adapter is None:
+        return f"The model is taken as it is, {quantize}"
+    adapter = source.adapter
+    return (
+        f"The base is found, the {adapter.method} adapter is merged into it in memory, tensor by "
+        f"tensor, {quantize}"
+    )
+
+
+def _template(source: Source, training: Training | None) -> tuple[str, list[str]]:
     """Where the chat template is, and what is wrong with it."""
     base_files: dict[str, Path] = {}
     adapter = source.adapter
     if adapter is not None and adapter.base_model_name_or_path:
-        folder = Path(adapter.base_model_name_or_path).expanduser()
-        cached = None if folder.is_dir() else find_cached(str(folder), adapter.revision)
-        folder = cached.folder if cached is not None else folder
-        base_files = describing_files(folder) if folder.is_dir() else {}
+        name = adapter.base_model_name_or_path
+        folder = existing_folder(name)
+        if folder is None and is_hub_id(name) and (cached := find_cached(name, adapter.revision)):
+            folder = cached.folder
+        base_files = describing_files(folder) if folder is not None else {}
     try:
         template = load_chat_template(source.files, base_files, None)
         if template is not None:
             vocabulary = load_vocabulary({**base_files, **source.files})
-            return template.origin, list(lint(template, vocabulary))
+            findings = list(lint(template, vocabulary))
+            if training is not None and training.trainer == "LLaMA-Factory" and training.template:
+                difference = compare_with_name(template, training.template)
+                findings[:0] = [difference] if difference else []
+            return template.origin, findings
     except FtpackError as error:
         return error.message, []
     return "none beside it" + ("; the base's will be used" if adapter is not None else ""), []

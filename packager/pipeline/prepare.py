@@ -21,7 +21,7 @@ from packager.dequantize.checkpoint import Dequantized
 from packager.dequantize.formats import quantization_settings
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
-from packager.gguf.convert import Conversion, convert
+from packager.gguf.convert import Conversion, convert, require_architecture
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
@@ -46,6 +46,7 @@ from packager.prompt.modelfile import ModelfileSpec
 from packager.source.open import Source
 
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
+_CHECKPOINTS = ("checkpoint-", "epoch_", "step_")
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30
 
@@ -192,6 +193,7 @@ def _prepare(
     name = request.name or model_name(inputs.source)
     if not every_quant:
         read_ahead((file.path for file in inputs.model.weight_files), _READ_AHEAD_BYTES)
+    require_architecture(toolchain, inputs.files["config.json"])
     chat_template, decision = decide_prompt(inputs, request, progress)
     spec = modelfile_spec(inputs, request, decision)
     device = choose_device(request.device)
@@ -223,7 +225,7 @@ def _prepare(
 def model_name(source: Source) -> str:
     """A name for a model that was given none: its folder's, in the characters that Ollama takes."""
     folder = source.folder.absolute()
-    stem = folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
+    stem = folder.parent.name if folder.name.startswith(_CHECKPOINTS) else folder.name
     if source.model_id:
         stem = source.model_id.rpartition("/")[2]
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"

@@ -16,11 +16,12 @@ from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import Choice, PromptDecision, decide
+from packager.prompt.llamafactory import compare_with_name, is_known
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.server import NEWEST_KNOWN
 from packager.prompt.vocabulary import load_vocabulary
-from packager.source.training import training_length
+from packager.source.training import read_training, training_length
 
 # What `--thinking` says that the chat template was told in training.
 _TOLD_IN_TRAINING: Mapping[str, Mapping[str, object]] = {
@@ -56,6 +57,8 @@ def decide_prompt(
             f"{version!r} is no version of Ollama.",
             next_step=f"Write it as `ollama --version` shows it, such as {NEWEST_KNOWN}.",
         )
+    if override is None:
+        _compare_with_training(inputs.source.folder, chat_template, progress)
     chat_template = replace(chat_template, variables=_TOLD_IN_TRAINING[request.thinking])
     choice = request.template if request.template in ("native", "go") else "auto"
     decision = decide(
@@ -69,6 +72,17 @@ def decide_prompt(
         for preset in presets_for(read_json(inputs.files["config.json"])):
             progress.note(f"Published sampling, not written unasked: --preset {preset}")
     return chat_template, decision
+
+
+def _compare_with_training(folder: Path, chat_template: ChatTemplate, progress: Progress) -> None:
+    """Say where LLaMA-Factory has trained with another template than the one that lies there."""
+    training = read_training(folder)
+    if training is None or training.trainer != "LLaMA-Factory" or training.template is None:
+        return
+    if difference := compare_with_name(chat_template, training.template):
+        progress.warn(difference)
+    elif not is_known(training.template):
+        progress.note(f"Nothing is known of LLaMA-Factory's template {training.template!r}")
 
 
 def modelfile_spec(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:

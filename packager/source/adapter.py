@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packager.checkpoint import TensorFile, open_tensor_file
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
-from packager.files import read_json
+from packager.files import read_json, require_inside
 from packager.source.methods import find_refusal, method_name
 
 CONFIG_NAME = "adapter_config.json"
@@ -47,7 +47,7 @@ def open_adapter(folder: Path) -> Adapter:
         CorruptFileError: if either file cannot be read.
         UnsupportedError: naming the method or option that cannot be merged, and why.
     """
-    path = folder / CONFIG_NAME
+    path = require_inside(folder / CONFIG_NAME, folder)
     config = read_json(path)
     refusal = find_refusal(config)
     if refusal is not None:
@@ -55,19 +55,13 @@ def open_adapter(folder: Path) -> Adapter:
             f"{path} uses {refusal.what}, which {refusal.why}: it cannot be merged.",
             next_step=refusal.next_step,
         )
-    names = [name for name in _WEIGHT_NAMES if (folder / name).is_file()]
-    if not names:
-        raise MissingWeightsError(
-            f"{folder} has {CONFIG_NAME}, but no {_WEIGHT_NAMES[0]}.",
-            next_step="Save the adapter again with save_pretrained, or name the folder that has "
-            "its weights.",
-        )
+    weights = _open_weights(folder)
     rank, alpha = _read_ranks(path, config)
     targets = config.get("target_modules")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return Adapter(
         folder=folder,
-        weights=open_tensor_file(folder / names[0]),
+        weights=weights,
         method=method_name(config),
         rank=rank,
         alpha=alpha,
@@ -75,6 +69,34 @@ def open_adapter(folder: Path) -> Adapter:
         base_model_name_or_path=base if isinstance(base, str) and base else None,
         revision=revision if isinstance(revision, str) and revision else None,
     )
+
+
+def _open_weights(folder: Path) -> TensorFile:
+    names = [name for name in _WEIGHT_NAMES if (folder / name).is_file()]
+    if not names:
+        native = sorted(folder.glob("adapter*.pt"))
+        if native:
+            # Their names and, in queries and keys, their rows are in torchtune's own order.
+            raise UnsupportedError(
+                f"{folder} has the adapter only in torchtune's own form ({native[0].name}).",
+                next_step="Save it with torchtune's FullModelHFCheckpointer, which also writes "
+                "adapter_model.safetensors in PEFT's form, or package the merged model.",
+            )
+        raise MissingWeightsError(
+            f"{folder} has {CONFIG_NAME}, but no {_WEIGHT_NAMES[0]}.",
+            next_step="Save the adapter again with save_pretrained, or name the folder that has "
+            "its weights.",
+        )
+    weights = open_tensor_file(require_inside(folder / names[0], folder))
+    empty = [info.name for info in weights.tensors.values() if 0 in info.shape]
+    if empty:
+        raise MissingWeightsError(
+            f"{weights.path} holds {len(empty)} tensors without any element, such as "
+            f"{empty[0]!r}: DeepSpeed ZeRO-3 has saved its placeholders.",
+            next_step="Set stage3_gather_16bit_weights_on_model_save in DeepSpeed's configuration "
+            "and save again, or join the shards of a checkpoint with its zero_to_fp32.py.",
+        )
+    return weights
 
 
 def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, float | None]:

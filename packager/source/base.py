@@ -15,10 +15,13 @@ from packager.errors import (
     NotAModelError,
     SourceNotFoundError,
 )
-from packager.files import read_json
+from packager.files import existing_folder, read_json
 from packager.progress import Progress
-from packager.source.adapter import Adapter
+from packager.source.adapter import CONFIG_NAME, Adapter
+from packager.source.candidates import find_candidates
 from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.identity import folder_identity
+from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.twin import twin_beside, twin_name, twin_on_hub
 
 _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
@@ -30,8 +33,9 @@ class Base:
 
     Attributes:
         checkpoint: its tensors; nothing of them is read yet.
-        model_id: its Hub id, if it came from there.
-        revision: the commit of the snapshot, if it came from the Hub.
+        model_id: its id, where it is known: the Hub's or ModelScope's, asked for or by the cache
+            that the folder is in, or as its config records it.
+        revision: the commit of the snapshot, where it is known.
         reason: why this one, in words.
     """
 
@@ -59,12 +63,11 @@ def find_base(
     """
     name, why = wanted, "as asked with --base"
     if name is None:
-        name, why = adapter.base_model_name_or_path, "recorded in adapter_config.json"
+        name, why = adapter.base_model_name_or_path, f"recorded in {CONFIG_NAME}"
         revision = revision or adapter.revision
     if name is None:
         raise BaseNotFoundError(
-            f"{adapter.folder / 'adapter_config.json'} records no base "
-            "(`base_model_name_or_path` is empty).",
+            f"{adapter.folder / CONFIG_NAME} records no base (`base_model_name_or_path` is empty).",
             next_step="Name the model that was fine-tuned with --base PATH_OR_ID.",
         )
     folder = _local_folder(name, adapter.folder if wanted is None else None)
@@ -73,12 +76,12 @@ def find_base(
         if twin is not None:
             return twin
     if folder is not None:
-        return Base(open_model(folder), None, None, f"{why}: the folder {folder}")
+        return _from_folder(folder, why)
+    if name.startswith(SCHEME):
+        folder = download_from_modelscope(name, revision, progress)
+        return Base(open_model(folder), name, revision, f"{why}: {name}, in {folder}")
     if not is_hub_id(name):
-        raise BaseNotFoundError(
-            f"The base {name!r} ({why}) is no folder on this machine, and no Hub id.",
-            next_step="Name the base's folder or Hub id with --base PATH_OR_ID.",
-        )
+        raise _gone(adapter, name, why)
     return _from_hub(name, revision, why, progress)
 
 
@@ -114,11 +117,38 @@ def _find_twin(
     )
 
 
+def _from_folder(folder: Path, why: str) -> Base:
+    """A base by its path, which saving may have put in the place of its name."""
+    checkpoint = open_model(folder)
+    identity = folder_identity(str(folder.absolute()), checkpoint.config)
+    reason = f"{why}: the folder {folder}"
+    if identity is None:
+        return Base(checkpoint, None, None, reason)
+    model_id, commit = identity
+    return Base(checkpoint, model_id, commit, f"{reason}, which is {model_id} by what it says")
+
+
+def _gone(adapter: Adapter, name: str, why: str) -> BaseNotFoundError:
+    """The error for a path that is not here, as a rule the training machine's, with what fits."""
+    shown = name if len(name) <= 300 else f"{name[:300]}..."
+    message = f"The base {shown!r} ({why}) is no folder on this machine, and no Hub id."
+    next_step = "Name the base's folder or Hub id with --base PATH_OR_ID."
+    candidates = find_candidates(adapter.folder, adapter.weights, name)
+    if candidates:
+        offered = "; ".join(f"{item.name} ({item.reason})" for item in candidates)
+        message += f" It may be one of these: {offered}."
+        next_step = (
+            f"If the adapter was trained on it: --base {candidates[0].name}. None is taken "
+            "unasked, since shapes do not tell a base from its variants."
+        )
+    return BaseNotFoundError(message, next_step=next_step)
+
+
 def _local_folder(name: str, adapter_folder: Path | None) -> Path | None:
-    candidates = [Path(name).expanduser()]
-    if adapter_folder is not None and not candidates[0].is_absolute():
-        candidates.append(adapter_folder / name)
-    return next((path for path in candidates if path.is_dir()), None)
+    folder = existing_folder(name)
+    if folder is None and adapter_folder is not None and not name.startswith(("/", "~")):
+        folder = existing_folder(str(adapter_folder / name))
+    return folder
 
 
 def _from_hub(name: str, revision: str | None, why: str, progress: Progress) -> Base:

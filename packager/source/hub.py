@@ -11,8 +11,8 @@ from packager.progress import Progress
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What packaging needs, and no second copy of the weights in another format.
-_ALLOWED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "*.md")
-_IGNORED = ("original/*", "consolidated*", "onnx/*", "checkpoint-*/*", "runs/*")
+ALLOWED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "*.md")
+IGNORED = ("original/*", "consolidated*", "onnx/*", "checkpoint-*/*", "runs/*")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def download(model_id: str, revision: str | None, progress: Progress) -> HubFold
             snapshot_download(
                 model_id,
                 revision=revision,
-                allow_patterns=list(_ALLOWED),
-                ignore_patterns=list(_IGNORED),
+                allow_patterns=list(ALLOWED),
+                ignore_patterns=list(IGNORED),
             )
         )
     except tuple(kind for kind, _ in next_steps) as error:

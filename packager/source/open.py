@@ -11,7 +11,10 @@ from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
 from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.shards import refuse_shards
 from packager.source.trainer import choose_checkpoint, list_checkpoints
+
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ def open_source(
     Raises:
         SourceNotFoundError: if there is no such folder, checkpoint or id.
         NotAModelError: if the folder holds neither an adapter nor a model.
+        UnsupportedError: if its weights are a parallel run's shards.
     """
     folder, model_id, commit = _locate(given, revision, progress)
     folder, reason = _choose(folder, checkpoint)
+    refuse_shards(folder)
     if (folder / CONFIG_NAME).is_file():
         adapter = open_adapter(folder)
         what = f"{adapter.method} adapter in {folder}{reason}"
@@ -119,14 +124,14 @@ def _only_named(folder: Path) -> Path | None:
 def _choose(folder: Path, wanted: str | None) -> tuple[Path, str]:
     """The folder itself, or one of a Trainer's checkpoints in it; and the reason, if any."""
     if wanted is None and _is_packageable(folder):
-        others = len(list_checkpoints(folder))
-        reason = f" (its final save; {others} checkpoints beside it)" if others else ""
+        reason = _final_save(folder)
         if names := list_adapters(folder):
             reason += f" (more adapters in its folders {', '.join(names)}: see --adapter)"
         return folder, reason
     if wanted is None and not list_checkpoints(folder):
         if (named := _only_named(folder)) is not None:
             return named, " (the only adapter in the folder)"
+        refuse_shards(folder)
         inside = [path for path in folder.iterdir() if path.is_dir() and _is_packageable(path)]
         hint = f" {inside[0]} looks like one." if inside else ""
         raise NotAModelError(
@@ -138,8 +143,47 @@ def _choose(folder: Path, wanted: str | None) -> tuple[Path, str]:
     if not _is_packageable(chosen.folder):
         if (named := _only_named(chosen.folder)) is not None:
             return named, f" ({reason}; the only adapter in it)"
+        refuse_shards(chosen.folder)
         raise NotAModelError(
             f"{chosen.folder} holds neither adapter_config.json nor config.json.",
             next_step="Choose another one with --checkpoint N.",
         )
     return chosen.folder, f" ({reason})"
+
+
+def _final_save(folder: Path) -> str:
+    """What is to be said of a Trainer's last save: whether it is the best one, above all."""
+    checkpoints = list_checkpoints(folder)
+    merged = folder / "merged"
+    # axolotl's merge writes there; the adapter is what ftpack merges itself.
+    has_merged = (folder / CONFIG_NAME).is_file() and (merged / "config.json").is_file()
+    notes = [f"a merged model is in {merged}"] if has_merged else []
+    if checkpoints:
+        notes[:0] = ["its final save", f"{len(checkpoints)} checkpoints beside it"]
+        best = next((item for item in checkpoints if item.is_best), None)
+        if best is not None and _has_weights_of(folder, best.folder):
+            notes.insert(1, f"the weights of {best.folder.name}, the best")
+        elif best is not None:
+            notes.append(f"{best.folder.name} is the best by trainer_state.json: --checkpoint best")
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _has_weights_of(folder: Path, other: Path) -> bool:
+    """Whether the last save is that checkpoint (`load_best_model_at_end`), by samples of bytes.
+
+    A few steps of training change every matrix; reading all of a large file would take seconds.
+    """
+    for name in ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"):
+        ours, theirs = folder / name, other / name
+        if ours.is_file() and theirs.is_file():
+            size = ours.stat().st_size
+            if size != theirs.stat().st_size or name.endswith(".json"):
+                return False
+            with ours.open("rb") as left, theirs.open("rb") as right:
+                for start in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                    left.seek(start)
+                    right.seek(start)
+                    if left.read(_SAMPLE_BYTES) != right.read(_SAMPLE_BYTES):
+                        return False
+            return True
+    return False

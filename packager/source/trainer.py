@@ -1,20 +1,25 @@
-"""A Trainer's output folder: its checkpoints, and which of them is meant."""
+"""A trainer's output folder: its checkpoints, and which of them is meant."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import SourceNotFoundError
 from packager.files import read_json
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# As the Trainer of transformers names them, and torchtune.
+_CHECKPOINT = re.compile(r"(?:checkpoint-|epoch_|step_)(\d{1,12})")
+_LOG = "trainer_log.jsonl"
 
 
 @dataclass(frozen=True)
 class TrainerCheckpoint:
-    """One `checkpoint-N` folder.
+    """One `checkpoint-N` folder of a Trainer, or `epoch_N` or `step_N` of torchtune.
 
     Attributes:
         folder: where it is.
@@ -40,32 +45,62 @@ def list_checkpoints(folder: Path) -> list[TrainerCheckpoint]:
     }
     if not found:
         return []
-    newest = found[max(found)]
-    states = [path / "trainer_state.json" for path in (folder, newest)]
+    newest_first = [path for _, path in sorted(found.items(), reverse=True)]
+    states = [path / "trainer_state.json" for path in (folder, *newest_first)]
     state = next((read_json(path) for path in states if path.is_file()), {})
     best = state.get("best_model_checkpoint")
     # The recorded path is the training machine's; only its last part is sure to hold here.
-    best_name = re.split(r"[/\\]", best)[-1] if isinstance(best, str) else None
+    best_name = re.split(r"[/\\]", best.rstrip("/\\"))[-1] if isinstance(best, str) else None
     history = state.get("log_history")
+    logged = _logged(history if isinstance(history, list) else _read_log(folder / _LOG))
     return [
         TrainerCheckpoint(
             folder=path,
             step=step,
-            loss=_last_logged(history, "loss", step),
-            eval_loss=_last_logged(history, "eval_loss", step),
+            loss=_last(logged, "loss", step),
+            eval_loss=_last(logged, "eval_loss", step),
             is_best=path.name == best_name,
         )
         for step, path in sorted(found.items())
     ]
 
 
-def _last_logged(history: object, key: str, step: int) -> float | None:
-    values = [
-        entry[key]
-        for entry in (history if isinstance(history, list) else [])
-        if isinstance(entry, dict) and key in entry and entry.get("step", step + 1) <= step
+def _read_log(path: Path) -> list[object]:
+    """LLaMA-Factory's log, a JSON object a line; a line that was cut off is passed over."""
+    if not path.is_file():
+        return []
+    found: list[object] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            found.append({**entry, "step": entry.get("current_steps")})
+    return found
+
+
+def _logged(history: Iterable[object]) -> list[tuple[int, Mapping[object, object]]]:
+    """The log's entries that tell their step, with it."""
+    return [
+        (step, entry)
+        for entry in history
+        if isinstance(entry, dict) and isinstance(step := entry.get("step"), int)
     ]
-    return float(values[-1]) if values else None
+
+
+def _last(
+    logged: Iterable[tuple[int, Mapping[object, object]]], key: str, step: int
+) -> float | None:
+    """The last finite value up to a step: NaN is no JSON, and tells nothing to compare by."""
+    values = [
+        float(value)
+        for logged_step, entry in logged
+        if logged_step <= step
+        and isinstance(value := entry.get(key), int | float)
+        and math.isfinite(value)
+    ]
+    return values[-1] if values else None
 
 
 def choose_checkpoint(folder: Path, wanted: str) -> tuple[TrainerCheckpoint, str]:

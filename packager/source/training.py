@@ -3,11 +3,116 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from packager.errors import CorruptFileError
 from packager.files import read_json
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_LLAMAFACTORY = "training_args.yaml"
+# A run's configuration is some kilobytes; nothing larger is read for one.
+_MAX_YAML_BYTES = 1 << 20
+_CHECKPOINTS = ("checkpoint-", "epoch_", "step_")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run has left about itself.
+
+    Attributes:
+        trainer: the trainer's name.
+        known_by: the file that tells.
+        base: the base that its configuration names, if any.
+        template: LLaMA-Factory's name of the template, or axolotl's, if any.
+        length: the sequence length in tokens, if any.
+    """
+
+    trainer: str
+    known_by: Path
+    base: str | None = None
+    template: str | None = None
+    length: int | None = None
+
+
+def read_training(folder: Path) -> Training | None:
+    """What is known of the run that has left a folder, or the folder that a checkpoint is in.
+
+    `training_args.bin` would tell more, but is a pickle: it is not opened.
+
+    Raises:
+        CorruptFileError: if the run's configuration cannot be read.
+    """
+    folder = folder.absolute()
+    is_checkpoint = folder.name.startswith(_CHECKPOINTS)
+    for place in (folder, folder.parent) if is_checkpoint else (folder,):
+        if found := _from_yaml(place) or _from_marks(place):
+            return found
+    return None
+
+
+def _from_yaml(folder: Path) -> Training | None:
+    own = folder / _LLAMAFACTORY
+    if own.is_file():
+        config = _read_yaml(own)
+        return Training(
+            "LLaMA-Factory", own, _text(config.get("model_name_or_path")),
+            _text(config.get("template")), _count(config.get("cutoff_len")),
+        )  # fmt: skip
+    for path in sorted((*folder.glob("*.yml"), *folder.glob("*.yaml"))):
+        config = _read_yaml(path)
+        if "base_model" in config and {"datasets", "sequence_len", "adapter"} & set(config):
+            return Training(
+                "axolotl", path, _text(config.get("base_model")),
+                _text(config.get("chat_template")), _count(config.get("sequence_len")),
+            )  # fmt: skip
+    return None
+
+
+def _from_marks(folder: Path) -> Training | None:
+    """The trainer by a file that only it writes."""
+    if (log := folder / "trainer_log.jsonl").is_file():
+        return Training("LLaMA-Factory", log)
+    if folder.name.startswith("epoch_") and (native := sorted(folder.glob("adapter*.pt"))):
+        return Training("torchtune", native[0])
+    config = folder / "config.json"
+    if config.is_file() and (version := read_json(config).get("unsloth_version")):
+        return Training(f"Unsloth {version}", config)
+    card = folder / "README.md"
+    if card.is_file():
+        head = card.read_text(encoding="utf-8", errors="replace")[:4096]
+        for mark, name in (("llama-factory", "LLaMA-Factory"), ("axolotl", "axolotl"),
+                           ("unsloth", "Unsloth"), ("trl", "TRL")):  # fmt: skip
+            if f"- {mark}" in head.splitlines():
+                return Training(name, card)
+    state = folder / "trainer_state.json"
+    return Training("a Trainer of transformers", state) if state.is_file() else None
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    import yaml
+
+    if path.stat().st_size > _MAX_YAML_BYTES:
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if path.name != _LLAMAFACTORY:
+            return {}
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptFileError(
+            f"{path} cannot be read as YAML: {reason}",
+            next_step="Restore the file from the training run, or remove it: it is not needed.",
+        ) from error
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def training_length(own_files: Mapping[str, Path], base_files: Mapping[str, Path]) -> int | None:

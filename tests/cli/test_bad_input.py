@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -137,6 +136,61 @@ def test_a_model_without_a_chat_template(
     next_step(result)
 
 
+def test_an_architecture_that_the_converter_does_not_know(
+    run: Run, small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from importlib.metadata import version
+
+    model = tmp_path / "model"
+    shutil.copytree(small_model("llama"), model)
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["MadeUpForCausalLM"]
+    (model / "config.json").write_text(json.dumps(config))
+
+    result = run("gguf", model)
+
+    refused(result, 3, "MadeUpForCausalLM", version("llama-cpp-python"), folder=tmp_path)
+    next_step(result)
+
+
+def test_an_index_that_leaves_the_folder(
+    run: Run, small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(small_model("llama"), model)
+    (model / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    result = run("gguf", model)
+
+    refused(result, 3, "../outside.safetensors", folder=tmp_path)
+    next_step(result)
+
+
+def test_shards_of_fsdp(run: Run, tmp_path: Path) -> None:
+    pieces = tmp_path / "checkpoint-5" / "pytorch_model_fsdp_0"
+    pieces.mkdir(parents=True)
+    (pieces / "__0_0.distcp").touch()
+
+    result = run("gguf", tmp_path / "checkpoint-5")
+
+    refused(result, 3, "accelerate merge-weights", folder=tmp_path)
+    next_step(result)
+
+
+def test_a_link_out_of_the_folder(broken: Callable[[str], Path], run: Run, tmp_path: Path) -> None:
+    folder = broken("linked")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
+
+    result = run("gguf", folder)
+
+    refused(result, 3, "chat_template.jinja", "link out of its folder", folder=tmp_path)
+    next_step(result)
+
+
 def test_an_unknown_quant(run: Run, adapter: Callable[..., Path], tmp_path: Path) -> None:
     result = run("gguf", adapter("llama"), "--quant", "q5_k_x")
 
@@ -223,16 +277,3 @@ def test_another_models_files_are_not_overwritten(
     assert "--force" in result.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert run("gguf", small_model("qwen3"), "--name", "x", "--out=out", "--force").returncode == 0
-
-
-def test_an_architecture_that_the_converter_does_not_know(
-    run: Run, small_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    model = Path(shutil.copytree(small_model("llama"), tmp_path / "model", symlinks=True))
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").unlink()
-    (model / "config.json").write_text(json.dumps(config | {"architectures": ["FooForCausalLM"]}))
-    version = importlib.metadata.version("llama-cpp-python")
-    result = run("gguf", model, "--quant", "q8_0")
-    refused(result, 3, "FooForCausalLM", f"llama-cpp-python {version}", folder=tmp_path)
-    next_step(result)

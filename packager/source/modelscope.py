@@ -1,0 +1,53 @@
+"""Model folders by ModelScope id (`modelscope://ORG/NAME`): its own client downloads them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from packager.errors import SourceNotFoundError, ToolchainError
+from packager.progress import Progress
+from packager.source.hub import ALLOWED, IGNORED, is_hub_id
+
+SCHEME = "modelscope://"
+
+
+def download_from_modelscope(name: str, revision: str | None, progress: Progress) -> Path:
+    """The folder of a model, from the client's cache or downloaded.
+
+    Args:
+        name: `modelscope://ORG/NAME`.
+        revision: a branch, tag or commit of its repository.
+        progress: where the download is told.
+
+    Raises:
+        SourceNotFoundError: if that is no id, or saying what ModelScope answered.
+        ToolchainError: if the client is not installed, with the command that installs it.
+    """
+    model_id = name.removeprefix(SCHEME).strip("/")
+    if not is_hub_id(model_id) or "/" not in model_id:
+        raise SourceNotFoundError(
+            f"{name!r} is no id of ModelScope.", next_step=f"Write {SCHEME}ORG/NAME."
+        )
+    try:
+        client: Any = importlib.import_module("modelscope")
+    except ImportError as error:
+        raise ToolchainError(
+            f"{name} needs the package modelscope, which is not installed ({error}).",
+            next_step="pip install 'ftpack[modelscope]' (or: pip install modelscope).",
+        ) from error
+    progress.note(f"Asking ModelScope for {model_id}{f' at {revision}' if revision else ''}")
+    try:
+        folder = client.snapshot_download(
+            model_id, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=list(IGNORED)
+        )
+    # The client raises what requests, its own hub and the file system raise.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceNotFoundError(
+            f"{model_id} could not be had from ModelScope: {reason}",
+            next_step="Check the id and the network (`modelscope login` for a private one), or "
+            "name a local folder.",
+        ) from error
+    return Path(folder)

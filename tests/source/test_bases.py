@@ -1,0 +1,194 @@
+"""Where a base comes from, who it is, and what is offered where it is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+import pytest
+
+from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
+from packager.pipeline.build import base_identity
+from packager.pipeline.inputs import Inputs
+from packager.progress import Silent
+from packager.source.adapter import Adapter, open_adapter
+from packager.source.base import find_base
+from packager.source.identity import cached_identity
+from packager.source.open import open_source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+Lora = Callable[[str], Path]
+
+
+@pytest.fixture
+def lora(adapter: Callable[..., Path], tmp_path: Path) -> Lora:
+    """A LoRA for the small Llama, which names the base that it is told to."""
+
+    def make(recorded: str) -> Path:
+        folder = tmp_path / "runs" / "lora"
+        shutil.copytree(adapter("llama"), folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = recorded
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def put(cache: Path, model_id: str, model: Path) -> Path:
+    repository = cache / f"models--{model_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(model, repository / "snapshots" / COMMIT)
+    return repository / "snapshots" / COMMIT
+
+
+def refusal(opened: Adapter) -> BaseNotFoundError:
+    with pytest.raises(BaseNotFoundError) as error:
+        find_base(opened, None, None, Silent())
+    return error.value
+
+
+def test_what_fits_a_base_that_is_gone_is_offered_and_not_taken(
+    small_model: Callable[..., Path], lora: Lora, cache: Path
+) -> None:
+    put(cache, "someone/other", small_model("llama", hidden_size=192))
+    put(cache, "someone/twin", small_model("llama"))
+
+    error = refusal(open_adapter(lora("/mnt/trainer/models/base")))
+
+    assert "someone/twin (its shapes fit)" in error.message
+    assert "someone/other" not in error.message
+    assert "--base someone/twin" in error.next_step
+
+
+def test_the_namesake_is_offered_first(
+    small_model: Callable[..., Path], lora: Lora, cache: Path
+) -> None:
+    put(cache, "a/twin", small_model("llama"))
+    put(cache, "z/Base-1B", small_model("llama"))
+
+    error = refusal(open_adapter(lora("/mnt/trainer/models/base-1b/")))
+
+    assert error.message.index("z/Base-1B") < error.message.index("a/twin")
+    assert "its shapes fit and it has the recorded name" in error.message
+
+
+def test_a_base_beside_the_adapter_is_offered_by_its_path(
+    small_model: Callable[..., Path], lora: Lora, cache: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_model("llama"), tmp_path / "runs" / "model")
+
+    error = refusal(open_adapter(lora("/mnt/trainer/models/base")))
+
+    assert f"--base {(tmp_path / 'runs' / 'model').resolve()}" in error.next_step
+
+
+@pytest.mark.parametrize(
+    ("path", "identity"),
+    [
+        (f"/root/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/{COMMIT}",
+         ("Qwen/Qwen3-0.6B", COMMIT)),
+        ("C:\\cache\\models--gpt2\\snapshots\\main", ("gpt2", None)),
+        ("/root/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
+         ("Qwen/Qwen2.5-7B-Instruct", None)),
+        ("/root/.cache/modelscope/hub/LLM-Research/Meta-Llama-3-8B",
+         ("LLM-Research/Meta-Llama-3-8B", None)),
+        ("/data/models/llama", None),
+    ],
+)  # fmt: skip
+def test_a_caches_path_tells_the_id(path: str, identity: tuple[str, str | None] | None) -> None:
+    assert cached_identity(path) == identity
+
+
+def test_a_cache_of_the_training_machine_is_read_as_an_id(lora: Lora, cache: Path) -> None:
+    gone = f"/home/trainer/.cache/huggingface/hub/models--a--b/snapshots/{COMMIT}"
+
+    assert "--base a/b" in refusal(open_adapter(lora(gone))).next_step
+
+
+def test_the_manifest_has_the_true_base_where_a_path_is_recorded(
+    small_model: Callable[..., Path], lora: Lora, cache: Path
+) -> None:
+    snapshot = put(cache, "someone/tiny", small_model("llama"))
+    source = open_source(str(lora(str(snapshot))), None, None, Silent())
+    assert source.adapter is not None
+
+    base = find_base(source.adapter, None, None, Silent())
+    identity = base_identity(Inputs(source, base, {}))
+
+    assert (identity.id, identity.revision) == ("someone/tiny", COMMIT)
+    assert "which is someone/tiny" in base.reason
+    config, weights = snapshot / "config.json", snapshot / "model.safetensors"
+    header_bytes = int.from_bytes(weights.read_bytes()[:8], "little")
+    assert identity.config_sha256 == hashlib.sha256(config.read_bytes()).hexdigest()
+    header = weights.read_bytes()[: 8 + header_bytes]
+    assert identity.index_sha256 == hashlib.sha256(header).hexdigest()
+
+
+def test_a_folder_is_who_its_config_says(
+    small_model: Callable[..., Path], lora: Lora, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(small_model("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "someone/tiny"}))
+
+    assert find_base(open_adapter(lora(str(folder))), None, None, Silent()).model_id == (
+        "someone/tiny"
+    )
+
+
+def test_modelscope_is_asked_by_its_client(
+    small_model: Callable[..., Path], lora: Lora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def snapshot_download(model_id: str, revision: str | None, **_: object) -> str:
+        asked.append((model_id, revision))
+        return str(small_model("llama"))
+
+    client = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+
+    base = find_base(open_adapter(lora("/gone")), "modelscope://someone/tiny", "v1", Silent())
+
+    assert asked == [("someone/tiny", "v1")]
+    assert (base.model_id, base.revision) == ("modelscope://someone/tiny", "v1")
+
+
+def test_a_missing_modelscope_is_named_with_its_command(
+    lora: Lora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+
+    with pytest.raises(ToolchainError) as error:
+        find_base(open_adapter(lora("/gone")), "modelscope://someone/tiny", None, Silent())
+
+    assert "pip install 'ftpack[modelscope]'" in error.value.next_step
+
+
+def test_what_modelscope_answers_is_told(lora: Lora, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(*_: object, **__: object) -> str:
+        raise RuntimeError("404 not found")
+
+    client = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+
+    with pytest.raises(SourceNotFoundError, match="404 not found"):
+        find_base(open_adapter(lora("/gone")), "modelscope://someone/tiny", None, Silent())

@@ -1,0 +1,176 @@
+"""What a stranger's folder can hold: refused by name; nothing outside is read, nothing is run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from packager.checkpoint import FolderCheckpoint, PickleFile, SafetensorsFile, describing_files
+from packager.errors import BaseNotFoundError, CorruptFileError, MissingWeightsError
+from packager.files import read_json
+from packager.gguf.scratch import link_files
+from packager.progress import Silent
+from packager.source.base import find_base
+from packager.source.open import open_source
+
+
+def safetensors(path: Path, header: object, data: bytes) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(shape: list[object], start: int, end: int) -> dict[str, object]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "data_bytes"),
+    [
+        (b"[" * 100_000, 0),
+        (b'{"a": ' + b"9" * 5000 + b"}", 0),
+        ({"a": entry([-1, -1], 0, 4)}, 4),
+        ({"a": entry([1e300], 0, 4)}, 4),
+        ({"a": entry([1.0], 0, 4)}, 4),
+        ({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, 4),
+        # Two names for the same bytes, and a hole that nobody names.
+        ({"a": entry([1], 0, 4), "b": entry([1], 0, 4)}, 8),
+        ({"a": entry([1], 4, 8)}, 8),
+    ],
+    ids=["nested", "digits", "negative", "infinite", "fraction", "dtype", "shared", "hole"],
+)
+def test_a_header_made_to_deceive(header: object, data_bytes: int, tmp_path: Path) -> None:
+    path = safetensors(tmp_path / "model.safetensors", header, bytes(data_bytes))
+
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors"):
+        SafetensorsFile(path)
+
+
+def test_a_header_that_promises_more_than_there_is_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+
+    with pytest.raises(CorruptFileError, match="10 bytes"):
+        SafetensorsFile(path)
+
+
+@pytest.mark.parametrize("outside", ["../secret.safetensors", "/etc/passwd", "a/../../b", ".."])
+def test_an_index_that_leaves_the_folder(outside: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "secret.safetensors")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": outside}}))
+
+    with pytest.raises(CorruptFileError, match="no file in its folder"):
+        FolderCheckpoint(folder)
+
+
+def test_an_index_that_lists_what_no_shard_holds(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "one.safetensors", "lost": "one.safetensors"}})
+    )
+
+    with pytest.raises(CorruptFileError, match="lost"):
+        FolderCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json"])
+def test_a_link_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(1)}, tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+
+    opened = FolderCheckpoint if name == "model.safetensors" else describing_files
+    with pytest.raises(CorruptFileError, match="link out of its folder"):
+        opened(folder)
+
+
+def test_a_caches_own_links_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "b10b").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/b10b")
+
+    assert set(describing_files(snapshot)) == {"config.json"}
+
+
+def test_a_bin_file_whose_tensor_repeats_a_few_bytes(tmp_path: Path) -> None:
+    torch.save({"bomb": torch.zeros(1).expand(1 << 40)}, tmp_path / "model.bin")
+
+    with pytest.raises(CorruptFileError, match="bomb"):
+        PickleFile(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse()])
+def test_a_bin_file_of_no_plain_tensors(value: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"odd": value}, tmp_path / "model.bin")
+
+    with pytest.raises(CorruptFileError, match="odd"):
+        PickleFile(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_json_made_to_break_its_reader(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+
+    with pytest.raises(CorruptFileError, match=r"config\.json"):
+        read_json(tmp_path / "config.json")
+
+
+def test_code_is_neither_a_models_file_nor_named_to_the_converter(tmp_path: Path) -> None:
+    model, scratch = tmp_path / "model", tmp_path / "scratch"
+    model.mkdir()
+    scratch.mkdir()
+    (model / "tokenization_evil.py").write_text("raise SystemExit")
+    auto_map = {"AutoTokenizer": ["someone/repository--evil.Tokenizer", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (model / name).write_text(json.dumps({"kept": 1, "auto_map": auto_map}))
+
+    link_files(describing_files(model), scratch)
+
+    assert sorted(path.name for path in scratch.iterdir()) == [
+        "config.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    for path in scratch.iterdir():
+        assert json.loads(path.read_text()) == {"kept": 1}
+
+
+@pytest.mark.parametrize("name", ["/x" * 5000, "a\0b", "~nobody-of-this-name/model"])
+def test_a_recorded_base_that_no_path_can_be(
+    name: str, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lora"
+    shutil.copytree(adapter("llama"), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": name})
+    )
+    opened = open_source(str(folder), None, None, Silent()).adapter
+    assert opened is not None
+
+    with pytest.raises(BaseNotFoundError):
+        find_base(opened, None, None, Silent())
+
+
+def test_placeholders_of_zero_3_are_called_what_they_are(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapter("llama"), tmp_path / "lora")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file({name: torch.empty(0)}, tmp_path / "lora" / "adapter_model.safetensors")
+
+    with pytest.raises(MissingWeightsError, match="ZeRO-3"):
+        open_source(str(tmp_path / "lora"), None, None, Silent())
