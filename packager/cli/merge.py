@@ -1,4 +1,4 @@
-"""`ftpack merge`: the merged 16-bit checkpoint."""
+"""`ftpack merge`: the merged checkpoint, in 16 or in 4 bits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from packager.cli.options import console_for, make_request, output_options, sour
 @source_options()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
               help="The folder to write.")  # fmt: skip
-@click.option("--save", type=click.Choice(["merged_16bit"]), default="merged_16bit",
-              show_default=True, help="The form of the weights.")  # fmt: skip
+@click.option(
+    "--save",
+    type=click.Choice(["merged_16bit", "merged_4bit"]),
+    default="merged_16bit",
+    show_default=True,
+    help="16 bits, as the base has them, or the 4 of bitsandbytes (nf4).",
+)
 @click.option("--force", is_flag=True, help="Overwrite a model in --out.")
 @output_options()
 def command(**options: Any) -> None:
@@ -32,11 +37,13 @@ def command(**options: Any) -> None:
     from packager.pipeline.merging import merge
 
     console = console_for(options)
-    merged = merge(make_request(options), options["out"], console)
+    merged = merge(make_request(options), options["out"], console, options["save"])
     if options["as_json"]:
         files = [str(path) for path in merged.files]
         result(json.dumps({"folder": str(merged.folder), "files": files}, indent=2))
         return
     result(str(merged.folder))
     console.note(f"{len(merged.files)} files, {format_bytes(merged.size_bytes)}")
-    console.note(f"Next: ftpack ollama {merged.folder} --name NAME, or load it with transformers")
+    ollama = f"ftpack ollama {merged.folder} --name NAME, or "
+    is_packable = options["save"] == "merged_16bit"
+    console.note(f"Next: {ollama if is_packable else ''}load it with transformers")
