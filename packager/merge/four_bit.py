@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint, TensorInfo
 from packager.errors import NonFiniteError, ToolchainError, UnsupportedError
-from packager.files import partial_path, publish, write_json
+from packager.files import write_json
 from packager.merge.layout import Layout, build_model
+from packager.merge.save import write_tensors
 from packager.progress import Progress, Task
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def save_four_bit(
             end = "" if len(shards) == 1 else f"-{number:05}-of-{len(shards):05}"
             path = folder / f"model{end}.safetensors"
             tensors = _quantized_shard(checkpoint, plan, shard, task)
-            _write(tensors, path)
+            write_tensors(tensors, path)
             paths.append(path)
             weight_map |= dict.fromkeys(tensors, path.name)
             written_bytes += sum(tensor.nbytes for tensor in tensors.values())
@@ -221,17 +221,3 @@ def _quantize(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         ).to("cpu")
         state = packed.quant_state.as_dict(packed=True)
     return {name: packed.data, **{f"{name}.{key}": value for key, value in state.items()}}
-
-
-def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    partial = partial_path(path)
-    try:
-        save_file(dict(tensors), partial, metadata={"format": "pt"})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    publish(path)
