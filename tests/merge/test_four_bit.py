@@ -101,6 +101,24 @@ def test_transformers_loads_merged_4bit_on_the_cpu_and_generates(
 
 
 @needs_bitsandbytes
+def test_what_is_no_longer_tied_is_quantized_as_transformers_quantizes_it(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    lora = make_adapter(tiny_base("tied"), "tied", METHODS["lora-head"], tmp_path / "lora")
+    merge(Request(str(lora)), tmp_path / "merged", Silent())
+    usual = quantized_by_transformers(tmp_path / "merged", "tied", tmp_path / "usual")
+
+    merge(Request(str(lora)), tmp_path / "found", Silent(), "merged_4bit")
+
+    found, wanted = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "found", usual)
+    )
+    assert found.keys() == wanted.keys()
+    assert found["lm_head.weight"].dtype == torch.bfloat16
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@needs_bitsandbytes
 def test_shards_hold_the_same_and_have_an_index(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
