@@ -31,6 +31,7 @@ METHODS = (
 _PRUNING = ("ties", "dare", "magnitude")
 _NAME = "combined"
 _IN_TURN = "Leave --combine away: the adapters are then merged one after another."
+_OR_IN_TURN = "Or leave --combine away: the adapters are then merged one after another."
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class CombinedAdapter:
         adapters: Sequence[tuple[Path, TensorFile]],
         combination: Combination,
     ) -> None:
+        _require_plain_scaling(adapters[0][0])
         for folder, weights in adapters:
             _require_plain(base, folder, weights)
         self._scratch = tempfile.TemporaryDirectory(prefix="ftpack-")
@@ -144,6 +146,16 @@ class CombinedMerged(Merged):
     ) -> torch.Tensor | None:
         info = self._adapter.weights.tensors[target.a_name]
         return None if info.dtype == "F32" else delta_of(a, b, target).to(info.torch_dtype)
+
+
+def _require_plain_scaling(first: Path) -> None:
+    """The combined LoRA takes over `use_rslora`, and is scaled by it once more than its parts."""
+    if read_json(first / "adapter_config.json").get("use_rslora"):
+        raise UnsupportedError(
+            f"{first} sets `use_rslora`, and PEFT would scale everything that is combined with it "
+            "by the square root of the new rank.",
+            next_step=f"Name an adapter without `use_rslora` first. {_OR_IN_TURN}",
+        )
 
 
 def _require_plain(base: Checkpoint, folder: Path, weights: TensorFile) -> None:
@@ -192,14 +204,31 @@ def _combine(
                 combination_type=combination.method,
                 density=combination.density,
             )
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise AdapterMismatchError(
                 f"PEFT does not combine {', '.join(map(str, folders))} by "
                 f"{combination.method!r}: {first_line(error)}",
-                next_step="For LoRAs of different ranks use --combine cat or svd. Or leave "
-                "--combine away: the adapters are then merged one after another.",
+                next_step=f"For LoRAs of different ranks use --combine cat or svd. {_OR_IN_TURN}",
             ) from error
+        _require_every_module(model, names, folders)
         model.save_pretrained(scratch, selected_adapters=[_NAME], save_embedding_layers=False)
+
+
+def _require_every_module(model: Any, names: Sequence[str], folders: Sequence[Path]) -> None:
+    """PEFT puts the combined LoRA where the first adapter's settings allow it, and there alone."""
+    for name, folder in zip(names, folders, strict=True):
+        lost = [
+            module
+            for module, layer in model.base_model.model.named_modules()
+            if name in getattr(layer, "lora_A", ()) and _NAME not in layer.lora_A
+        ]
+        if lost:
+            raise AdapterMismatchError(
+                f"PEFT would leave out what {folder} changes in {len(lost)} modules, which the "
+                f"settings of {folders[0]} exclude: {listed(lost)}.",
+                next_step="Name the adapter with the most layers first (`layers_to_transform`, "
+                f"`exclude_modules` in adapter_config.json). {_OR_IN_TURN}",
+            )
 
 
 def _require_loaded(folder: Path, result: Any, name: str) -> None:

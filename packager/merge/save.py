@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packager.checkpoint import Checkpoint, TensorInfo
 from packager.errors import NonFiniteError
-from packager.files import whole_file, write_json
+from packager.files import partial_path, publish, whole_file, write_json
 from packager.progress import Progress, Task
+
+if TYPE_CHECKING:
+    import torch
 
 SHARD_BYTES = 5 * 10**9
 
@@ -91,3 +96,18 @@ def _write_shard(
                 )
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             task.advance(info.size_bytes)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors that are in memory as one safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    partial = partial_path(path)
+    try:
+        save_file(dict(tensors), partial, metadata={"format": "pt"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    publish(path)

@@ -17,7 +17,7 @@ from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
 
 # Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
-_TOKENIZER_FILES = re.compile(
+TOKENIZER_FILES = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
     r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken|additional_chat_templates/.*"
 )
@@ -82,7 +82,7 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
     base = _base(source, request, progress)
     _warn_of_other_bases((source, *more), progress)
     own_files = _own_files([s for s in (source, *more) if s.adapter], combination, progress)
-    own = {name: path for name, path in own_files.items() if _TOKENIZER_FILES.fullmatch(name)}
+    own = {name: path for name, path in own_files.items() if TOKENIZER_FILES.fullmatch(name)}
     return Inputs(source, more, base, combination, {**base.checkpoint.files, **own}, own_files)
 
 
@@ -148,7 +148,7 @@ def _own_files(
     leads. Never of two: their tokenizers need not agree.
     """
     order = sources if combination is not None else sources[::-1]
-    with_tokenizer = [s for s in order if any(map(_TOKENIZER_FILES.fullmatch, s.files))]
+    with_tokenizer = [s for s in order if any(map(TOKENIZER_FILES.fullmatch, s.files))]
     chosen = (with_tokenizer or order)[0]
     if len(with_tokenizer) > 1:
         progress.note(f"Tokenizer and chat template: those of {chosen.folder}")

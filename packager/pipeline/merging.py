@@ -1,4 +1,4 @@
-"""`ftpack merge`: the merged 16-bit checkpoint as a folder."""
+"""`ftpack merge`: the merged checkpoint as a folder, in 16 or in 4 bits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from packager.checkpoint import Checkpoint
 from packager.errors import OutputExistsError
-from packager.files import require_disk, whole_file
+from packager.files import read_json, require_disk, whole_file, write_json
+from packager.merge.four_bit import plan_four_bit, require_bitsandbytes, save_four_bit
 from packager.merge.merged import MergedCheckpoint
 from packager.merge.save import save_safetensors
 from packager.pipeline.inputs import find_inputs
@@ -42,10 +44,19 @@ class MergedFolder:
     size_bytes: int
 
 
-def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
+def merge(
+    request: Request, folder: Path, progress: Progress, form: str = "merged_16bit"
+) -> MergedFolder:
     """Write source and base as one checkpoint that transformers loads.
 
+    Args:
+        request: what to merge.
+        folder: where to.
+        progress: told what was found, and how far it is.
+        form: `merged_16bit`, in the base's own element type, or `merged_4bit`, by bitsandbytes.
+
     Raises:
+        ToolchainError: if `merged_4bit` is asked for and there is no bitsandbytes.
         OutputExistsError: if the folder holds a model already, and `request.force` is not set; or
             if it is the source's or the base's own.
     """
@@ -55,6 +66,8 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             f"{folder} holds a model already ({existing.name}).",
             next_step="Choose another folder with --out, or overwrite it with --force.",
         )
+    if form == "merged_4bit":
+        require_bitsandbytes()
     inputs = find_inputs(request, progress)
     read_from = [inputs.model.folder, *(source.folder for source in inputs.sources)]
     if folder.resolve() in [path.resolve() for path in read_from]:
@@ -63,18 +76,49 @@ def merge(request: Request, folder: Path, progress: Progress) -> MergedFolder:
             next_step="Choose another folder with --out.",
         )
     checkpoint = open_checkpoint(inputs, choose_device(request.device), progress)
-    weights = sum(info.size_bytes for info in checkpoint.tensors.values())
-    require_disk(folder, weights, "The merged model")
+    with described(inputs, checkpoint) as describing:
+        if form == "merged_4bit":
+            files = _write_four_bit(checkpoint, describing, folder, progress)
+        else:
+            files = _write(checkpoint, describing, folder, progress)
+    return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))
+
+
+def _write(
+    checkpoint: Checkpoint, describing: Mapping[str, Path], folder: Path, progress: Progress
+) -> list[Path]:
+    size_bytes = sum(info.size_bytes for info in checkpoint.tensors.values())
+    _make_room(folder, size_bytes)
+    files = save_safetensors(checkpoint, folder, progress)
+    _finish(checkpoint, folder, files)
+    return files + _copy(describing, folder)
+
+
+def _write_four_bit(
+    checkpoint: Checkpoint, describing: Mapping[str, Path], folder: Path, progress: Progress
+) -> list[Path]:
+    plan = plan_four_bit(checkpoint, describing["config.json"].parent)
+    _make_room(folder, plan.size_bytes)
+    files = save_four_bit(checkpoint, plan, folder, progress)
+    _finish(checkpoint, folder, files)
+    others = {name: path for name, path in describing.items() if name != "config.json"}
+    files += _copy(others, folder)
+    config = read_json(describing["config.json"]) | {"quantization_config": plan.config}
+    write_json(folder / "config.json", config)
+    return [*files, folder / "config.json"]
+
+
+def _make_room(folder: Path, size_bytes: int) -> None:
+    require_disk(folder, size_bytes, "The merged model")
     folder.mkdir(parents=True, exist_ok=True)
     # With --force: a model without its config.json is none, until the new one is whole.
-    existing.unlink(missing_ok=True)
-    files = save_safetensors(checkpoint, folder, progress)
-    _remove_stale_weights(folder, files)
+    (folder / "config.json").unlink(missing_ok=True)
+
+
+def _finish(checkpoint: Checkpoint, folder: Path, written: list[Path]) -> None:
+    _remove_stale_weights(folder, written)
     if isinstance(checkpoint, MergedCheckpoint):
         checkpoint.require_all_used()
-    with described(inputs, checkpoint) as describing:
-        files += _copy(describing, folder)
-    return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))
 
 
 def _copy(describing: Mapping[str, Path], folder: Path) -> list[Path]:

@@ -130,6 +130,74 @@ def test_combined_is_what_peft_combines_under_the_same_seed(
     found.require_all_used()
 
 
+def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    other = make_adapter(base, "biased", METHODS["rslora"], tmp_path / "other")
+    wanted = combined_by_peft(base, [first, other], "cat", [1.0, 0.5], tmp_path / "peft", 0.5)
+
+    checkpoint = FolderCheckpoint(base)
+    adapter = CombinedAdapter(
+        checkpoint, files(first, other), parse_combination("cat", [1.0, 0.5], None, 0, 2)
+    )
+
+    found = CombinedMerged(checkpoint, adapter)
+    assert differences(found, FolderCheckpoint(wanted)) == []
+
+
+def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    other = make_adapter(base, "biased", METHODS["rslora"], tmp_path / "other")
+    combination = parse_combination("cat", [], None, 0, 2)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    plain = FolderCheckpoint(base).load(name).float()
+    both = [
+        FolderCheckpoint(
+            combined_by_peft(base, order, "cat", [1.0, 1.0], tmp_path / f"peft-{number}", 0.5)
+        ).load(name)
+        for number, order in enumerate([[first, other], [other, first]])
+    ]
+    # The sum of two changes does not depend on their order; PEFT's is sqrt(8) times as large.
+    factor = (both[1].float() - plain).norm() / (both[0].float() - plain).norm()
+    assert factor == pytest.approx(8**0.5, rel=0.05)
+
+    with pytest.raises(UnsupportedError, match="use_rslora"):
+        CombinedAdapter(FolderCheckpoint(base), files(other, first), combination)
+
+
+def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    narrow = make_adapter(base, "biased", METHODS["lora-layers"], tmp_path / "narrow")
+    combination = parse_combination("linear", [], None, 0, 2)
+
+    with pytest.raises(AdapterMismatchError, match=r"first changes in 3 modules.*layers\.0"):
+        CombinedAdapter(FolderCheckpoint(base), files(narrow, first), combination)
+    CombinedAdapter(FolderCheckpoint(base), files(first, narrow), combination)
+
+
+def test_a_lora_of_several_ranks_is_combined_right_or_refused(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    other = make_adapter(base, "biased", METHODS["lora-patterns"], tmp_path / "other")
+    wanted = combined_by_peft(base, [first, other], "cat", [1.0, 1.0], tmp_path / "peft", 0.5)
+    checkpoint = FolderCheckpoint(base)
+
+    adapter = CombinedAdapter(
+        checkpoint, files(first, other), parse_combination("cat", [], None, 0, 2)
+    )
+    assert differences(CombinedMerged(checkpoint, adapter), FolderCheckpoint(wanted)) == []
+    with pytest.raises(AdapterMismatchError, match="does not combine"):
+        CombinedAdapter(
+            checkpoint, files(first, other), parse_combination("linear", [], None, 0, 2)
+        )
+
+
 @pytest.mark.parametrize("method", ["cat", "svd"])
 def test_loras_of_different_ranks_are_combined_as_peft_combines_them(
     method: str, two: tuple[Path, Path, Path], tmp_path: Path
