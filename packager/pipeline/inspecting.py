@@ -57,20 +57,19 @@ def inspect(
         found["chat template, found"] = findings
     if Path(given).is_dir() and (named := list_adapters(Path(given))):
         found["adapters in folders of their own"] = named
-    checkpoints = list_checkpoints(Path(given)) if Path(given).is_dir() else []
-    if checkpoints:
-        found["checkpoints"] = [
-            {
-                "step": item.step,
-                "loss": item.loss,
-                "eval loss": item.eval_loss,
-                "best": item.is_best,
-            }
-            for item in checkpoints
-        ]
+    if checkpoints := _checkpoints(Path(given)):
+        found["checkpoints"] = checkpoints
     found["what will happen"] = _plan(source)
     found["next"] = f"ftpack ollama {given} --name NAME"
     return found
+
+
+def _checkpoints(folder: Path) -> list[dict[str, object]]:
+    """What is known of each checkpoint in a run's folder."""
+    return [
+        {"step": item.step, "loss": item.loss, "eval loss": item.eval_loss, "best": item.is_best}
+        for item in (list_checkpoints(folder) if folder.is_dir() else [])
+    ]
 
 
 def _list(value: object) -> list[object]:

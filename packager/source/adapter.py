@@ -88,7 +88,7 @@ def _open_weights(folder: Path) -> TensorFile:
             "its weights.",
         )
     weights = open_tensor_file(require_inside(folder / names[0], folder))
-    empty = [info.name for info in weights.tensors.values() if 0 in info.shape]
+    empty = [info.name for info in weights.tensors.values() if info.shape == (0,)]
     if empty:
         raise MissingWeightsError(
             f"{weights.path} holds {len(empty)} tensors without any element, such as "

@@ -10,6 +10,7 @@ from pathlib import Path
 from packager.checkpoint import FolderCheckpoint, TensorFile
 from packager.errors import FtpackError
 from packager.source.identity import cached_identity
+from packager.source.training import read_training
 
 _MOST_LOOKED_AT, _MOST_OFFERED = 200, 4
 _LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
@@ -44,6 +45,9 @@ def find_candidates(folder: Path, weights: TensorFile, recorded: str) -> list[Ca
     found = []
     if cached := cached_identity(recorded):
         found.append(Candidate(cached[0], "by the recorded path's own words", 0))
+    training = read_training(folder)
+    if training is not None and training.base and training.base != recorded:
+        found.append(Candidate(training.base, f"named in {training.known_by.name}", 0))
     wanted = _wanted_shapes(weights)
     wanted_name = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1].lower()
     for name, path in _places(folder):

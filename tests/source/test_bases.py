@@ -122,6 +122,16 @@ def test_a_cache_of_the_training_machine_is_read_as_an_id(lora: Lora, cache: Pat
     assert "--base a/b" in refusal(open_adapter(lora(gone))).next_step
 
 
+def test_what_the_run_was_configured_with_is_offered(lora: Lora, cache: Path) -> None:
+    folder = lora("/mnt/trainer/models/base")
+    (folder / "training_args.yaml").write_text("model_name_or_path: someone/tiny\n")
+
+    error = refusal(open_adapter(folder))
+
+    assert "someone/tiny (named in training_args.yaml)" in error.message
+    assert "--base someone/tiny" in error.next_step
+
+
 def test_the_manifest_has_the_true_base_where_a_path_is_recorded(
     small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
@@ -130,7 +140,7 @@ def test_the_manifest_has_the_true_base_where_a_path_is_recorded(
     assert source.adapter is not None
 
     base = find_base(source.adapter, None, None, Silent())
-    identity = base_identity(Inputs(source, base, {}))
+    identity = base_identity(Inputs(source, (), base, None, {}, {}))
 
     assert (identity.id, identity.revision) == ("someone/tiny", COMMIT)
     assert "which is someone/tiny" in base.reason

@@ -146,21 +146,6 @@ def test_unsloths_merged_16bit_is_a_full_model(
     assert told.trainer == "Unsloth 2025.9.1"
 
 
-def test_unsloths_merged_4bit_is_refused_with_the_way_out(
-    small_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    model = tmp_path / "merged_4bit"
-    shutil.copytree(small_model("llama"), model)
-    config = json.loads((model / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (model / "config.json").write_text(json.dumps(config))
-
-    with pytest.raises(UnsupportedError) as error:
-        open_source(str(model), None, None, Silent())
-
-    assert "merged_16bit" in error.value.next_step
-
-
 def test_the_best_checkpoint_is_told_of_the_final_save(
     lora: Path, adapter: Callable[..., Path]
 ) -> None:
