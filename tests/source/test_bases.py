@@ -102,12 +102,12 @@ def test_a_base_beside_the_adapter_is_offered_by_its_path(
 @pytest.mark.parametrize(
     ("path", "identity"),
     [
-        (f"/root/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/{COMMIT}",
+        (f"/home/someone/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/{COMMIT}",
          ("Qwen/Qwen3-0.6B", COMMIT)),
         ("C:\\cache\\models--gpt2\\snapshots\\main", ("gpt2", None)),
-        ("/root/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
+        ("/home/someone/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
          ("Qwen/Qwen2.5-7B-Instruct", None)),
-        ("/root/.cache/modelscope/hub/LLM-Research/Meta-Llama-3-8B",
+        ("/home/someone/.cache/modelscope/hub/LLM-Research/Meta-Llama-3-8B",
          ("LLM-Research/Meta-Llama-3-8B", None)),
         ("/data/models/llama", None),
     ],
