@@ -54,13 +54,7 @@ class Request:
     quants: tuple[str, ...] = ()
     name: str | None = None
     out: Path | None = None
-    adapters: tuple[str, ...] = ()
-    combine: str | None = None
-    weights: tuple[float, ...] = ()
-    density: float | None = None
-    seed: int = 0
     base: str | None = None
-    keep_base_quantized: bool = False
     checkpoint: str | None = None
     revision: str | None = None
     device: str = "auto"
@@ -74,6 +68,12 @@ class Request:
     preset: str | None = None
     context_length: int | None = None
     force: bool = False
+    adapters: tuple[str, ...] = ()
+    combine: str | None = None
+    weights: tuple[float, ...] = ()
+    density: float | None = None
+    seed: int = 0
+    keep_base_quantized: bool = False
 
 
 @dataclass(frozen=True)
