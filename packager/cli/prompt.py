@@ -49,7 +49,7 @@ def command(conversations: Path | None, **options: Any) -> None:
         show_conversation(proved, options["number"])
         return
     report_prompt(proved, console, as_json=options["as_json"])
-    for proof in (*proved.proofs, *filter(None, (proved.vocabulary,))):
+    for proof in proved.all_proofs:
         require_proved(
             proof, proved.name, "See both renderings with --show N, N from the table above."
         )

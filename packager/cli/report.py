@@ -104,7 +104,7 @@ def report_prompt(proved: ProvedPrompt, console: Console, *, as_json: bool) -> N
             f"{_outcome(item):<{size}}" for item, size in zip(row, columns, strict=True)
         )
         result(f"{number:>3}  {row[0].conversation.name:<{width}}  {outcomes}".rstrip())
-    for proof in (*proved.proofs, *filter(None, (proved.vocabulary,))):
+    for proof in proved.all_proofs:
         report_proof(proof, console)
 
 

@@ -44,6 +44,11 @@ class ProvedPrompt:
     proofs: tuple[Proof, ...]
     vocabulary: Proof | None = None
 
+    @property
+    def all_proofs(self) -> tuple[Proof, ...]:
+        """Those of the prompts, and that of the vocabulary where there is one."""
+        return self.proofs if self.vocabulary is None else (*self.proofs, self.vocabulary)
+
 
 def prove_prompt(
     request: Request,
@@ -85,7 +90,8 @@ def _of_bundle(
     proofs = [prove_offline(chat_template, native, prompt.template, conversations)]
     gguf = folder / manifest.ggufs[0].name
     if gguf.is_file():
-        proofs.append(prove_embedded(chat_template, gguf, conversations, None))
+        with GgufVocabulary(gguf) as vocabulary:
+            proofs.append(prove_embedded(chat_template, vocabulary, conversations, None))
     name = request.name or manifest.name
     if daemon is not None:
         proofs.append(

@@ -51,7 +51,7 @@ def prove_offline(
 
 def prove_embedded(
     chat_template: ChatTemplate,
-    gguf: Path,
+    vocabulary: GgufVocabulary,
     conversations: Sequence[Conversation],
     tokenize: Callable[[str], list[int]] | None,
 ) -> Proof:
@@ -59,20 +59,19 @@ def prove_embedded(
 
     Args:
         chat_template: the one of training.
-        gguf: the file; its tensors are not read.
+        vocabulary: the GGUF's.
         conversations: what is compared.
         tokenize: the tokenizer of training; None to compare no ids.
     """
-    with GgufVocabulary(gguf) as vocabulary:
 
-        def render(tried: Conversation) -> str:
-            if tried.is_begun:
-                raise PromptRefusedError("the embedded runtime does not go on with begun answers")
-            asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
-            return vocabulary.render(tried.messages, tried.tools, asked)
+    def render(tried: Conversation) -> str:
+        if tried.is_begun:
+            raise PromptRefusedError("the embedded runtime does not go on with begun answers")
+        asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
+        return vocabulary.render(tried.messages, tried.tools, asked)
 
-        tokenized_by = TokenizedBy(tokenize, vocabulary.tokenize) if tokenize else None
-        return prove(chat_template, conversations, render, "embedded", tokenized_by)
+    tokenized_by = TokenizedBy(tokenize, vocabulary.tokenize) if tokenize else None
+    return prove(chat_template, conversations, render, "embedded", tokenized_by)
 
 
 def prove_built(
@@ -80,8 +79,8 @@ def prove_built(
 ) -> tuple[Proof, Proof]:
     """Compare a GGUF that was built with the embedded runtime, and its vocabulary on a corpus."""
     tokenize = load_tokenizer(package.inputs.files)
-    embedded = prove_embedded(package.chat_template, gguf, conversations, tokenize)
     with GgufVocabulary(gguf) as vocabulary:
+        embedded = prove_embedded(package.chat_template, vocabulary, conversations, tokenize)
         return embedded, prove_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
 
 
@@ -178,15 +177,13 @@ def require_proved(proof: Proof, what: str, next_step: str) -> None:
 
 def _native_renderer(gguf_chat_template: ChatTemplate) -> Render:
     def render(tried: Conversation) -> str:
-        asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
-        variables = {**server_variables(), **asked}
         tried = as_native_server(tried)
         begun = ""
         if tried.is_begun:
             begun = str(tried.messages[-1].get("content") or "")
             tried = replace(tried, messages=tried.messages[:-1])
         try:
-            return gguf_chat_template.prompt(tried, variables) + begun
+            return gguf_chat_template.prompt(tried, server_variables()) + begun
         except ChatTemplateError as error:
             raise PromptRefusedError(error.message) from error
 

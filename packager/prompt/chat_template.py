@@ -18,14 +18,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.files import read_json
-from packager.prompt.conversation import Conversation
+from packager.prompt.conversation import REASONING_FIELDS, Conversation
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # Where transformers 5 writes a template named `tool_use`.
 _TOOL_USE_FILE = "additional_chat_templates/tool_use.jinja"
 _SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-# The names that trainers have for an assistant's reasoning: transformers fills in the others.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 # Put after the text that the model is to continue, to find its end in the prompt; white space that
 # a template takes off at the end is known by the last one's absence.
 _CONTINUED = "4f1c-continued-9d27 "
@@ -123,7 +121,7 @@ class ChatTemplate:
 
 def _with_reasoning(message: Mapping[str, object]) -> dict[str, object]:
     """The message with its reasoning under the names that templates ask for (as transformers)."""
-    found = [message[name] for name in _REASONING if message.get(name) is not None]
+    found = [message[name] for name in REASONING_FIELDS if message.get(name) is not None]
     if not found:
         return dict(message)
     return {"thinking": found[0], **message, "reasoning_content": found[0]}

@@ -8,6 +8,8 @@ from typing import Literal
 
 Message = Mapping[str, object]
 Messages = tuple[Message, ...]
+# The names that trainers have for an assistant's reasoning: transformers fills in the others.
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 Kind = Literal["core", "prefill", "tools", "thinking", "own"]
 
 

@@ -201,8 +201,7 @@ def _prompts(
     """What training made of the conversation, and what is known to be made of that."""
     prompt = _trained_prompt(chat_template, tried)
     yield prompt, ()
-    asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
-    told = prompt_or_none(chat_template, tried, {**server_variables(), **asked})
+    told = prompt_or_none(chat_template, tried, server_variables())
     if told is not None and told != prompt:
         yield _without_bos(chat_template, told), (_TOLD,)
     if prompt and "&#34;" in prompt:

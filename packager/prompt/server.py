@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from packager.prompt.conversation import Conversation, Message
+from packager.prompt.conversation import REASONING_FIELDS, Conversation, Message
 
 # Since this version a server renders with the GGUF's own chat template where it has no TEMPLATE.
 FIRST_NATIVE = (0, 30)
@@ -132,9 +132,12 @@ def _sorted(value: object) -> object:
 
 
 def _without_reasoning(tried: Conversation) -> Conversation:
-    names = ("reasoning_content", "reasoning", "thinking")
     return _with_messages(
-        tried, [{k: v for k, v in message.items() if k not in names} for message in tried.messages]
+        tried,
+        [
+            {k: v for k, v in message.items() if k not in REASONING_FIELDS}
+            for message in tried.messages
+        ],
     )
 
 

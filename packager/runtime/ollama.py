@@ -207,10 +207,7 @@ class Daemon:
 
     def has_model(self, name: str) -> bool:
         """Whether a model of this name is registered."""
-        with self._connection.errors_while(f"looking for {name}"):
-            listed = self._connection.client.list().models
-        wanted = qualified_name(name)
-        return any(model.model and qualified_name(model.model) == wanted for model in listed)
+        return self._listed_digest(name) is not None
 
     def show(self, name: str) -> ShownModel:
         """What the daemon tells about a registered model."""
@@ -332,15 +329,23 @@ class Daemon:
         return reply.message.content or reply.message.thinking or "", reply.done_reason or ""
 
     def _digest(self, name: str) -> str:
+        digest = self._listed_digest(name)
+        if digest is None:
+            raise RegistrationError(
+                f"{name} answers, but {self.host} does not list it.",
+                next_step="Look into the daemon's log, and register the model again.",
+            )
+        return digest
+
+    def _listed_digest(self, name: str) -> str | None:
+        """The digest of a model's manifest; `None` where the daemon does not list it."""
         with self._connection.errors_while(f"looking for {name}"):
             listed = self._connection.client.list().models
+        wanted = qualified_name(name)
         for model in listed:
-            if model.model and qualified_name(model.model) == qualified_name(name):
+            if model.model and qualified_name(model.model) == wanted:
                 return str(model.digest)
-        raise RegistrationError(
-            f"{name} answers, but {self.host} does not list it.",
-            next_step="Look into the daemon's log, and register the model again.",
-        )
+        return None
 
 
 def _blocks(file: BinaryIO, task: Task) -> Iterator[bytes]:

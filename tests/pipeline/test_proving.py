@@ -256,6 +256,7 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     from packager.prompt.chat_template import load_chat_template
     from packager.prompt.conversation import CORE
     from packager.prompt.tokens import load_tokenizer
+    from packager.runtime.gguf_vocabulary import GgufVocabulary
     from tests.usual_route import convert_with_llama_cpp
 
     model = small_model("llama")
@@ -264,11 +265,13 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     chat_template = load_chat_template(files, {}, None)
     assert chat_template is not None
     tokenize = load_tokenizer(files)
-    right = prove_embedded(chat_template, gguf, CORE, tokenize)
+    with GgufVocabulary(gguf) as vocabulary:
+        right = prove_embedded(chat_template, vocabulary, CORE, tokenize)
     assert all(item.has_same_ids for item in right.compared)
     content = gguf.read_bytes()
     assert content.count(b"llama-bpe") == 1
     gguf.write_bytes(content.replace(b"llama-bpe", b"codeshell"))
-    wrong = prove_embedded(chat_template, gguf, CORE, tokenize)
+    with GgufVocabulary(gguf) as vocabulary:
+        wrong = prove_embedded(chat_template, vocabulary, CORE, tokenize)
     with pytest.raises(PromptDifferenceError, match="token ids of"):
         require_proved(wrong, "m", "")
