@@ -15,20 +15,10 @@ from pathlib import Path
 import ollama
 import pytest
 
+from tests.command import ftpack
 from tests.daemon import OllamaDaemon, find_ollama, running_daemon
 
 pytestmark = pytest.mark.slow
-
-
-def ftpack(*arguments: object, host: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "packager", *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | {"OLLAMA_HOST": host},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture

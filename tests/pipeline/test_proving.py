@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from packager.bundle import (
 )
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.native import PADDING, make_native
+from tests.command import ftpack
 from tests.daemon import OllamaDaemon
 from tests.runtime.chain_gguf import write_chain_gguf
 
@@ -33,17 +31,6 @@ TURNS = (
 DATED = "{% if date_string is not defined %}{% set date_string = '1 May 2025' %}{% endif %}"
 # In training this one renders its own date; a server defines today's, if nothing is pinned.
 TRAINED = DATED + "{{ date_string }}\n" + TURNS
-
-
-def ftpack(*arguments: object, host: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "packager", *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | {"OLLAMA_HOST": host, "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def make_bundle(folder: Path, gguf_chat_template: str, trained: str = TRAINED) -> Path:
