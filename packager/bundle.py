@@ -19,7 +19,7 @@ from packager.progress import Progress, Silent
 
 Scalar = int | float | str | bool
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 MODELFILE = "Modelfile"
 CHECKSUMS = "SHA256SUMS"
@@ -142,6 +142,7 @@ class Manifest:
         combination: how they were combined into one before; None where they were merged in turn.
         tools: the versions of what made it, by name.
         ggufs: its GGUF files, in the order that was asked for.
+        projector: the `mmproj` that belongs to each of them, of a model that sees or hears.
         prompt: what was decided about the prompt.
     """
 
@@ -153,7 +154,13 @@ class Manifest:
     combination: str | None
     tools: Mapping[str, str]
     ggufs: tuple[GgufFile, ...]
+    projector: GgufFile | None
     prompt: PromptRecord
+
+    @property
+    def files(self) -> tuple[GgufFile, ...]:
+        """Every GGUF."""
+        return (*self.ggufs, self.projector) if self.projector else self.ggufs
 
     def to_json(self) -> str:
         """The manifest as text, the same for equal manifests."""
@@ -180,10 +187,8 @@ class Manifest:
                 f"{where}: schema is {schema}; this version of ftpack reads {SCHEMA}.",
                 next_step="Install a newer ftpack, or package the model again.",
             )
-        ggufs = tuple(_read_gguf(gguf) for gguf in reader.records("ggufs"))
-        for gguf in ggufs:
-            _require_plain_name(gguf.name, where)
-        return cls(
+        beside = reader.optional_record("projector")
+        manifest = cls(
             schema=schema,
             name=reader.text("name"),
             fingerprint=reader.text("fingerprint"),
@@ -191,9 +196,13 @@ class Manifest:
             adapters=tuple(_read_adapter(adapter) for adapter in reader.records("adapters")),
             combination=reader.optional_text("combination"),
             tools=reader.text_by_name("tools"),
-            ggufs=ggufs,
+            ggufs=tuple(_read_gguf(gguf) for gguf in reader.records("ggufs")),
+            projector=_read_gguf(beside) if beside else None,
             prompt=_read_prompt(reader.record("prompt")),
         )
+        for gguf in manifest.files:
+            _require_plain_name(gguf.name, where)
+        return manifest
 
 
 def write_bundle(folder: Path, manifest: Manifest, modelfile_text: str) -> None:
@@ -202,7 +211,7 @@ def write_bundle(folder: Path, manifest: Manifest, modelfile_text: str) -> None:
     The manifest comes last: a folder that has one is a whole bundle.
     """
     manifest_text = manifest.to_json()
-    digests = {gguf.name: gguf.sha256 for gguf in manifest.ggufs}
+    digests = {gguf.name: gguf.sha256 for gguf in manifest.files}
     digests[MODELFILE] = _sha256_text(modelfile_text)
     digests[MANIFEST] = _sha256_text(manifest_text)
     lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
@@ -237,7 +246,7 @@ def verify_bundle(folder: Path, progress: Progress | None = None) -> Manifest:
     progress = progress or Silent()
     manifest = read_bundle(folder)
     digests = _read_checksums(folder / CHECKSUMS)
-    for gguf in manifest.ggufs:
+    for gguf in manifest.files:
         if digests.setdefault(gguf.name, gguf.sha256) != gguf.sha256:
             raise CorruptFileError(
                 f"{folder}: {MANIFEST} and {CHECKSUMS} tell different digests of {gguf.name}.",

@@ -31,6 +31,7 @@ class Request:
         density: for `combine`, the part of the values that pruning keeps.
         seed: for `combine`, of what prunes at random.
         base: the base's folder or Hub id; None for what the adapter records.
+        text_only: of a model that sees or hears, make the text model alone.
         keep_base_quantized: take a base of bitsandbytes that the adapter records as it is, also
             where its 16-bit twin can be had.
         checkpoint: `N`, `best` or `last` of a Trainer's output; None for its final save.
@@ -74,6 +75,7 @@ class Request:
     density: float | None = None
     seed: int = 0
     keep_base_quantized: bool = False
+    text_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,19 @@ class PlannedQuant:
 
 
 @dataclass(frozen=True)
+class PlannedProjector:
+    """The `mmproj` beside the quants: what sees or hears for each of them.
+
+    Attributes:
+        file_name: its name in the bundle.
+        size_bytes: its size, its metadata not counted.
+    """
+
+    file_name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a run would do, decided without reading a weight.
 
@@ -117,6 +132,7 @@ class Plan:
         merged_tensors: how many of its tensors the adapter changes.
         device: where merging happens.
         quants: every quant that was looked at.
+        projector: the file beside them, of a model that sees or hears.
         prompt: the decision on the prompt, in a sentence.
         stops: the stop strings that will be sent.
         read_bytes: what is read of the weights, once.
@@ -133,6 +149,7 @@ class Plan:
     merged_tensors: int
     device: str
     quants: tuple[PlannedQuant, ...]
+    projector: PlannedProjector | None
     prompt: str
     stops: tuple[str, ...]
     read_bytes: int

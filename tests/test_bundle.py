@@ -42,7 +42,7 @@ def gguf_file(name: str, quant: str) -> GgufFile:
 
 
 MANIFEST = Manifest(
-    schema=3,
+    schema=4,
     name="mymodel",
     fingerprint="f" * 64,
     base=BaseIdentity(id="org/base", revision="a" * 40, config_sha256="c" * 64),
@@ -50,6 +50,7 @@ MANIFEST = Manifest(
     combination=None,
     tools={"torch": "2.15.0", "ftpack": "0.1.0"},
     ggufs=(gguf_file("model-Q8_0.gguf", "Q8_0"), gguf_file("model-Q5_K_M.gguf", "Q5_K_M")),
+    projector=None,
     prompt=PromptRecord(
         renderer="TEMPLATE",
         family="chatml",

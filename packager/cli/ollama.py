@@ -65,8 +65,10 @@ def command(conversations: Path | None, **options: Any) -> None:
         report_plan(package.plan, console, as_json=options["as_json"])
         return
     if is_there:
-        chosen = [quant for quant in package.plan.quants if quant.is_chosen]
-        require_store_space(daemon, [quant.size_bytes for quant in chosen])
+        sizes = [quant.size_bytes for quant in package.plan.quants if quant.is_chosen]
+        if package.plan.projector:
+            sizes.append(package.plan.projector.size_bytes)
+        require_store_space(daemon, sizes)
     else:
         console.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
     bundle = build(package, console)

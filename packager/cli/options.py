@@ -126,6 +126,9 @@ def model_options() -> Callable[[Command], Command]:
                      help="The bundle's folder; by default NAME-gguf."),
         click.option("--threads", type=click.IntRange(min=0), default=0,
                      help="Threads that quantize; by default one per core."),
+        click.option("--text-only", is_flag=True,
+                     help="Of a model that sees or hears, make the text model alone, without its "
+                     "mmproj."),
         click.option("--dry-run", is_flag=True, help="Show what would be made, and what it costs."),
         click.option("--force", is_flag=True,
                      help="Overwrite another model's files in --out; with `ollama`, also register "

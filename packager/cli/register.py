@@ -56,7 +56,8 @@ def command(bundle: Path, conversations: Path | None, **options: Any) -> None:
     verify_bundle(bundle)
     daemon = Daemon(options["host"])
     daemon.version()
-    require_store_space(daemon, [file.size_bytes for file in files])
+    beside = [manifest.projector] if manifest.projector else []
+    require_store_space(daemon, [file.size_bytes for file in (*files, *beside)])
     registered = register(
         bundle, manifest, files, name, daemon, console,
         conversations=conversations_with(conversations), force=options["force"],

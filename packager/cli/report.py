@@ -55,6 +55,9 @@ def report_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
         f"{format_bytes(plan.read_bytes)} read once, {format_bytes(plan.write_bytes)} written to "
         f"{plan.out}, about {format_bytes(plan.memory_bytes)} of memory while packaging"
     )
+    if plan.projector:
+        size = format_bytes(plan.projector.size_bytes)
+        console.note(f"Beside each: {plan.projector.file_name}, {size}, for images or sounds")
     console.note("Memory to run: the weights and a key-value cache of 4096 tokens. Nothing made.")
 
 
@@ -86,6 +89,12 @@ def report_bundle(
         kinds = Counter(line.rpartition(": ")[2] for line in file.fallbacks)
         for kind, count in kinds.items():
             console.note(f"  fallback: {kind} for {count} tensors (listed in manifest.json)")
+    if projector := bundle.manifest.projector:
+        result(str(bundle.folder / projector.name))
+        console.note(
+            f"  for images or sounds, beside each quant: {format_bytes(projector.size_bytes)}"
+            f"{' (was there already)' if projector.name in bundle.reused else ''}"
+        )
 
 
 def report_prompt(proved: ProvedPrompt, console: Console, *, as_json: bool) -> None:

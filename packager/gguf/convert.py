@@ -6,15 +6,16 @@ import importlib
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
 from packager.files import read_json
 from packager.gguf.context import stretched_config
+from packager.gguf.lazy import is_beginning, pieces, sources
 from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 _FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
+
+# Of a model that sees or hears, the converter makes two files; these are its names for them.
+Part = Literal["TEXT", "MMPROJ"]
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,17 @@ class GgufTensor:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conversion:
     """Everything of a GGUF but the weights.
 
     Attributes:
         architecture: GGUF's name of it, such as `llama`.
         float_type: the 16-bit type that the converter would choose for this checkpoint.
-        tensors: in the order of llama.cpp's quantizer.
+        tensors: in the order of the file: llama.cpp's quantizer's, or its converter's own.
         key_values: the writer's metadata, ready to be written (`gguf.GGUFValue` by key).
         checkpoint: where the weights come from.
+        reads: the checkpoint's tensors that it is made of, by name.
         packed: bytes of `key_values`' lists, by the list's identity: packed once, written often.
     """
 
@@ -68,7 +73,8 @@ class Conversion:
     tensors: tuple[GgufTensor, ...]
     key_values: Mapping[str, Any]
     checkpoint: Checkpoint
-    packed: dict[int, bytes] = field(default_factory=dict, compare=False)
+    reads: frozenset[str]
+    packed: dict[int, bytes] = field(default_factory=dict)
 
     def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
         """A tensor's weights, in their own dtype, as `[rows, columns]` of about `max_elements`."""
@@ -90,7 +96,7 @@ class Conversion:
                     return
             return
         with torch.inference_mode():
-            for piece in _pieces(tensor.lazy):
+            for piece in pieces(tensor.lazy):
                 for start in range(0, piece.shape[0], rows):
                     yield piece[start : start + rows]
 
@@ -125,27 +131,42 @@ def convert(
         UnsupportedError: with the converter's reason, if it does not take the model.
     """
     config = stretched_config(files["config.json"], context_length) if context_length else None
-    toolchain.activate()
     float_type = _float_type(checkpoint)
-    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        link_files(files, folder, config)
-        outputs: dict[str, tuple[Any, str | None]] = {}
-        model = _run_converter(folder, name, float_type, checkpoint, outputs)
-    writer = model.gguf_writer
+    converted = _run_converter(toolchain, files, config, name, float_type, checkpoint, "TEXT")
+    writer = converted.writer
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
     _set_end_tokens(writer, end_token_ids)
-    (infos,) = writer.tensors
-    tensors = tuple(
-        GgufTensor(
-            gguf_name, tuple(infos[gguf_name].shape), infos[gguf_name].dtype.name,
-            *_source(outputs, gguf_name),
-        )
-        for gguf_name in sorted(infos, key=_quantizer_order)
-    )  # fmt: skip
-    return Conversion(writer.arch, float_type, tensors, writer.kv_data[0], checkpoint)
+    return converted.conversion(sorted(converted.infos, key=_quantizer_order))
+
+
+def convert_projector(
+    toolchain: Toolchain, checkpoint: Checkpoint, files: Mapping[str, Path], name: str
+) -> Conversion:
+    """Let llama.cpp's converter make the `mmproj` of a model that sees or hears.
+
+    It holds the encoders of images or sounds, and what projects theirs onto the embeddings of the
+    text model. Its tensors stay in the converter's order and types, as F16: what the field hands
+    out, since every backend runs it; of bf16 weights it keeps every bit of precision.
+
+    Args:
+        toolchain: where the converter is.
+        checkpoint: the tensors, those of the text model too.
+        files: config and preprocessor files, by name.
+        name: `general.name`.
+
+    Raises:
+        UnsupportedError: with the converter's reason, if it does not take the model.
+    """
+    converted = _run_converter(toolchain, files, None, name, "F16", checkpoint, "MMPROJ")
+    return converted.conversion(list(converted.infos))
+
+
+def has_projector(toolchain: Toolchain, config_path: Path) -> bool:
+    """Whether the converter makes an `mmproj` of a model of this configuration."""
+    config = read_json(config_path)
+    known = _architectures(toolchain, "MMPROJ")
+    return known is not None and _architecture(config, "MMPROJ") in known
 
 
 def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
@@ -154,17 +175,11 @@ def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
     Raises:
         UnsupportedError: naming the architecture, and the toolchain's version.
     """
-    toolchain.activate()
-    conversion: Any = importlib.import_module("conversion")
-    base: Any = importlib.import_module("conversion.base")
     config = read_json(config_path)
-    known = getattr(conversion, "TEXT_MODEL_MAP", None)
-    try:
-        name = base.get_model_architecture(config, base.ModelType.TEXT)
+    known = _architectures(toolchain, "TEXT")
+    name = _architecture(config, "TEXT")
     # What its config lacks, the converter itself tells better when it runs.
-    except Exception:
-        return
-    if known is None or name in known:
+    if known is None or name is None or name in known:
         return
     raise UnsupportedError(
         f"{config_path} names the architecture {name!r}, which llama.cpp's converter "
@@ -174,13 +189,31 @@ def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
     )
 
 
+def _architectures(toolchain: Toolchain, part: Part) -> Mapping[str, str] | None:
+    """The architectures that the converter knows; None where it keeps no list of them."""
+    toolchain.activate()
+    conversion: Any = importlib.import_module("conversion")
+    known: Mapping[str, str] | None = getattr(conversion, f"{part}_MODEL_MAP", None)
+    return known
+
+
+def _architecture(config: Mapping[str, Any], part: Part) -> str | None:
+    """What the converter takes for a model's architecture, if it finds any."""
+    base: Any = importlib.import_module("conversion.base")
+    try:
+        return str(base.get_model_architecture(config, base.ModelType[part]))
+    # It indexes and compares whatever a config.json holds.
+    except Exception:
+        return None
+
+
 def _quantizer_order(name: str) -> tuple[int, str]:
     """Where llama.cpp puts a tensor (`weight_name_comparer` in llama-model-loader.h)."""
     layer = re.match(r"blk\.(\d+)\.", name)
     return int(layer[1]) if layer else -1, name
 
 
-def _source(outputs: dict[str, tuple[Any, str | None]], name: str) -> tuple[str | None, Any]:
+def _source(outputs: Mapping[str, tuple[Any, str | None]], name: str) -> tuple[str | None, Any]:
     if name not in outputs:
         raise UnsupportedError(
             f"The converter writes {name} by a way of its own, which ftpack cannot follow.",
@@ -196,48 +229,105 @@ def _float_type(checkpoint: Checkpoint) -> str:
     return "BF16" if next(matrices, None) == "BF16" else "F16"
 
 
+@dataclass(frozen=True)
+class _Converted:
+    """What the converter has made: its writer, and how each tensor comes about.
+
+    Attributes:
+        outputs: by name, the lazy tensor, and what it is unaltered.
+        load: how it reads a tensor of the checkpoint.
+        loaded: what it has read by then; as a rule nothing.
+    """
+
+    checkpoint: Checkpoint
+    float_type: str
+    writer: Any
+    outputs: Mapping[str, tuple[Any, str | None]]
+    load: Callable[[str], torch.Tensor]
+    loaded: Collection[str]
+
+    @property
+    def infos(self) -> Mapping[str, Any]:
+        """What the writer knows of each tensor, by name, in the order of conversion."""
+        (infos,) = self.writer.tensors
+        found: Mapping[str, Any] = infos
+        return found
+
+    def conversion(self, order: Sequence[str]) -> Conversion:
+        """All of it, in an order of tensors."""
+        infos = self.infos
+        tensors = tuple(
+            GgufTensor(
+                name, tuple(infos[name].shape), infos[name].dtype.name, *_source(self.outputs, name)
+            )
+            for name in order
+        )
+        reads = sources([tensor.lazy for tensor in tensors], self.load) | set(self.loaded)
+        key_values = self.writer.kv_data[0]
+        return Conversion(
+            self.writer.arch, self.float_type, tensors, key_values, self.checkpoint, reads
+        )
+
+
 def _run_converter(
-    folder: Path,
+    toolchain: Toolchain,
+    files: Mapping[str, Path],
+    config: Mapping[str, object] | None,
     name: str,
     float_type: str,
     checkpoint: Checkpoint,
-    outputs: dict[str, tuple[Any, str | None]],
-) -> Any:
+    part: Part,
+) -> _Converted:
     import torch
 
+    toolchain.activate()
     conversion: Any = importlib.import_module("conversion")
     base: Any = importlib.import_module("conversion.base")
     gguf: Any = importlib.import_module("gguf")
-    try:
-        hparams = base.ModelBase.load_hparams(folder, False)
-        architecture = base.get_model_architecture(hparams, base.ModelType.TEXT)
-        model_class = conversion.get_model_class(architecture)
-        with torch.inference_mode():
-            model = _over_checkpoint(model_class, base.LazyTorchTensor, checkpoint, outputs)(
-                folder,
-                gguf.LlamaFileType[_FTYPE_OF[float_type]],
-                folder.parent / "model.gguf",
-                model_name=name,
-            )
-            model.prepare_tensors()
-            model.prepare_metadata(vocab_only=False)
-    except FtpackError:
-        raise
-    # The converter raises whatever comes up in its 135 architectures, often a bare assert.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or "an assertion of it failed"
-        raise UnsupportedError(
-            f"llama.cpp's converter does not take this model: {type(error).__name__}: {reason}",
-            next_step="Check that config.json and the tokenizer's files belong to this model; "
-            "a newer llama-cpp-python may know the architecture.",
-        ) from error
-    return model
+    outputs: dict[str, tuple[Any, str | None]] = {}
+    loaded: set[str] = set()
+
+    def load(name: str) -> torch.Tensor:
+        loaded.add(name)
+        return checkpoint.load(name)
+
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        link_files(files, folder, config)
+        try:
+            hparams = base.ModelBase.load_hparams(folder, False)
+            architecture = base.get_model_architecture(hparams, base.ModelType[part])
+            model_class = conversion.get_model_class(architecture, mmproj=part == "MMPROJ")
+            with torch.inference_mode():
+                model = _over_checkpoint(
+                    model_class, base.LazyTorchTensor, checkpoint, load, outputs
+                )(
+                    folder,
+                    gguf.LlamaFileType[_FTYPE_OF[float_type]],
+                    folder.parent / "model.gguf",
+                    model_name=name,
+                )
+                model.prepare_tensors()
+                model.prepare_metadata(vocab_only=False)
+        except FtpackError:
+            raise
+        # The converter raises whatever comes up in its 135 architectures, often a bare assert.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or "an assertion of it failed"
+            raise UnsupportedError(
+                f"llama.cpp's converter does not take this model: {type(error).__name__}: {reason}",
+                next_step="Check that config.json and the tokenizer's files belong to this model; "
+                "a newer llama-cpp-python may know the architecture.",
+            ) from error
+    return _Converted(checkpoint, float_type, model.gguf_writer, outputs, load, frozenset(loaded))
 
 
 def _over_checkpoint(
     model_class: Any,
     lazy_tensor: Any,
     checkpoint: Checkpoint,
+    load: Callable[[str], torch.Tensor],
     outputs: dict[str, tuple[Any, str | None]],
 ) -> Any:
     """The converter's class for this architecture, reading from a `Checkpoint`.
@@ -263,60 +353,16 @@ def _over_checkpoint(
             self, data_torch: Any, name: str, bid: int | None
         ) -> Iterator[tuple[str, Any]]:
             for gguf_name, tensor in super().modify_tensors(data_torch, name, bid):
-                is_unaltered = name in checkpoint_names and _is_beginning(tensor, data_torch)
+                is_unaltered = name in checkpoint_names and is_beginning(tensor, data_torch)
                 outputs[gguf_name] = (tensor, checkpoint_names[name] if is_unaltered else None)
                 yield gguf_name, tensor
 
     def _generator(name: str) -> Any:
         info = checkpoint.tensors[name]
         meta = lazy_tensor.meta_with_dtype_and_shape(info.torch_dtype, info.shape)
-        return lambda: lazy_tensor(meta=meta, args=(name,), func=checkpoint.load)
+        return lambda: lazy_tensor(meta=meta, args=(name,), func=load)
 
     return OverCheckpoint
-
-
-def _evaluate(value: Any) -> Any:
-    """What a lazy tensor stands for, computed without keeping anything.
-
-    gguf's own `to_eager` stores every step in the lazy tensors, so that all of a model's computed
-    tensors would stay in memory to the end.
-    """
-    if isinstance(value, list | tuple):
-        return type(value)(_evaluate(item) for item in value)
-    if not hasattr(value, "_func"):
-        return value
-    if value._data is not None:
-        return value._data
-    return value._func(*_evaluate(value._args), **value._kwargs)
-
-
-def _pieces(lazy: Any) -> Iterator[torch.Tensor]:
-    """What a lazy tensor stands for, in pieces along its first dimension where that can be had.
-
-    A stack of experts is the largest tensor of its model by far; each expert is a piece of it.
-    """
-    import torch
-
-    dimension = lazy._kwargs.get("dim", 0) if hasattr(lazy, "_kwargs") else None
-    if getattr(lazy, "_func", None) is torch.stack and len(lazy._args) == 1 and dimension == 0:
-        for item in lazy._args[0]:
-            yield _evaluate(item)[None]
-    else:
-        yield _evaluate(lazy)
-
-
-def _is_beginning(tensor: Any, whole: Any) -> bool:
-    """Whether a lazy tensor is another one unaltered, or just its first rows.
-
-    Gemma's converter cuts the embedding to the vocabulary; it is the largest tensor of all, and to
-    compute it as a whole would take several times its size.
-    """
-    if tensor is whole:
-        return True
-    match getattr(tensor, "_args", ()):
-        case (source, slice(start=None | 0, step=None | 1)):
-            return source is whole
-    return False
 
 
 def _set_chat_templates(writer: Any, chat_templates: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,24 +168,29 @@ class PeftMerged:
                 )
         return made
 
-    def require_all_used(self) -> None:
+    def require_all_used(self, read: Collection[str] | None = None) -> None:
         """Check, after everything was loaded, that the adapter is in the result.
+
+        Args:
+            read: the tensors that were to be read; None for all.
 
         Raises:
             AdapterMismatchError: listing the tensors that were never loaded, or the modules that
                 merging did not change though their adapter is not zero.
         """
-        left = sorted(set(self._batch_of) - self._loaded)
+        wanted = set(self._batch_of) if read is None else self._batch_of.keys() & read
+        left = sorted(wanted - self._loaded)
         if left:
             raise AdapterMismatchError(
-                f"What {self._weights.path} changes in {len(left)} tensors was not used, since the "
-                f"converter dropped them: {listed(left)}.",
-                next_step="The adapter tunes parts that a GGUF of this architecture does not hold.",
+                f"What {self._weights.path} changes in {len(left)} tensors was not used: "
+                f"{listed(left)}.",
+                next_step="This should not happen: please report it, with adapter_config.json.",
             )
         unchanged = [
             unit
             for unit in self._units
-            if not self._changed[unit.key] and not has_zero_part(self._skeleton, unit)
+            if not self._changed.get(unit.key, read is not None)
+            and not has_zero_part(self._skeleton, unit)
         ]
         if any(self._changed.values()):
             is_multiplying = self._skeleton.config.peft_type.value in _MULTIPLYING

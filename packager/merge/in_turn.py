@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,10 +97,10 @@ class MergedInTurn:
         """One tensor in pieces; one that is changed is merged as a whole, once."""
         return self._last.blocks(name, rows)
 
-    def require_all_used(self) -> None:
+    def require_all_used(self, read: Collection[str] | None = None) -> None:
         """Check, after everything was loaded, that every adapter is in the result."""
         for merged in self._merged:
-            merged.require_all_used()
+            merged.require_all_used(read)
 
 
 class _Redescribed:

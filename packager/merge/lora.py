@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,19 +142,25 @@ class Merged:
             )
         return matrix.to(self._device, torch.float32)
 
-    def require_all_used(self) -> None:
+    def require_all_used(self, read: Collection[str] | None = None) -> None:
         """Check, after everything was loaded, that the adapter is in the result.
+
+        Args:
+            read: the tensors that were to be read; None for all.
 
         Raises:
             AdapterMismatchError: listing the adapter tensors that were never merged, or if merging
                 changed nothing though the adapter is not zero.
         """
-        left = [name for name in self._weights.tensors if name not in self._used]
+        wanted = set(self._weights.tensors) if read is None else set[str]()
+        for name in self._targets.keys() & (read or ()):
+            wanted |= {self._targets[name].a_name, self._targets[name].b_name}
+        left = sorted(wanted - self._used)
         if left:
             raise AdapterMismatchError(
-                f"{len(left)} adapter tensors of {self._weights.path} were not used, since the "
-                f"converter dropped the weights that they belong to: {listed(left)}.",
-                next_step="The adapter tunes parts that a GGUF of this architecture does not hold.",
+                f"{len(left)} adapter tensors of {self._weights.path} were not used: "
+                f"{listed(left)}.",
+                next_step="This should not happen: please report it, with adapter_config.json.",
             )
         if self._has_nonzero_b and not self._has_change:
             raise AdapterMismatchError(

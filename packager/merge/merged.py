@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 from packager.checkpoint import Checkpoint
@@ -41,8 +41,12 @@ class MergedCheckpoint(Checkpoint, Protocol):
         """Whether the adapter changes this tensor."""
         ...
 
-    def require_all_used(self) -> None:
-        """Check, after everything was loaded, that the adapter is in the result."""
+    def require_all_used(self, read: Collection[str] | None = None) -> None:
+        """Check, after everything was loaded, that the adapter is in the result.
+
+        Args:
+            read: the tensors that were to be read; None for all.
+        """
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from packager.files import (
     sha256_file,
     write_json,
 )
+from packager.gguf.convert import Conversion
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.merged import MergedCheckpoint
@@ -73,26 +74,30 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
     progress = progress or Silent()
     folder = package.plan.out
     kept = _kept_files(package, folder, progress)
-    missing = [item for item in package.chosen if _file_name(package, item) not in kept]
-    needed = sum(item.size_bytes + _METADATA_BYTES for item in missing)
+    files = _files(package)
+    missing = {name: item for name, item in files.items() if name not in kept}
+    needed = sum(typed.size_bytes + _METADATA_BYTES for _, typed in missing.values())
     require_disk(folder, needed, "The bundle")
     if missing:
-        with _cleaned_up_on_error(folder, [_file_name(package, item) for item in missing]):
+        with _cleaned_up_on_error(folder, missing):
             write_json(folder / _MARKER, {"fingerprint": package.fingerprint})
             for written in _write(package, missing, progress):
                 kept[written.path.name] = _describe(written)
-    manifest = _manifest(package, tuple(kept.values()))
-    asked_for = tuple(kept[_file_name(package, item)] for item in package.chosen)
-    first = asked_for[0].name
-    write_bundle(folder, manifest, render_modelfile(package.modelfile, first))
+    beside = package.plan.projector
+    projector = kept.pop(beside.file_name) if beside else None
+    manifest = _manifest(package, tuple(kept.values()), projector)
+    asked_for = tuple(kept[name] for name in files if name in kept)
+    modelfile = render_modelfile(
+        package.modelfile, asked_for[0].name, projector.name if projector else None
+    )
+    write_bundle(folder, manifest, modelfile)
     (folder / _MARKER).unlink(missing_ok=True)
-    made = {_file_name(package, item) for item in missing}
-    reused = tuple(file.name for file in asked_for if file.name not in made)
+    reused = tuple(name for name in files if name not in missing)
     return Bundle(folder, manifest, asked_for, reused)
 
 
 @contextmanager
-def _cleaned_up_on_error(folder: Path, names: Sequence[str]) -> Iterator[None]:
+def _cleaned_up_on_error(folder: Path, names: Collection[str]) -> Iterator[None]:
     """Make the folder; after an error, leave nothing unfinished in it, nor an empty folder."""
     was_there = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,20 +112,29 @@ def _cleaned_up_on_error(folder: Path, names: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _file_name(package: Package, typed: TypedQuant) -> str:
-    return next(q.file_name for q in package.plan.quants if q.quant == typed.quant.name)
+def _files(package: Package) -> dict[str, tuple[Conversion, TypedQuant]]:
+    """What was asked for, by file name: what each GGUF holds, and as which types."""
+    names = {quant.quant: quant.file_name for quant in package.plan.quants}
+    files = {names[typed.quant.name]: (package.conversion, typed) for typed in package.chosen}
+    if package.projector and package.plan.projector:
+        name = package.plan.projector.file_name
+        files[name] = (package.projector.conversion, package.projector.typed)
+    return files
 
 
 def _write(
-    package: Package, missing: Sequence[TypedQuant], progress: Progress
+    package: Package, missing: Mapping[str, tuple[Conversion, TypedQuant]], progress: Progress
 ) -> list[WrittenGguf]:
-    folder = package.plan.out
-    targets = [(folder / _file_name(package, item), item) for item in missing]
     threads = package.request.threads or os.cpu_count() or 1
-    written = write_ggufs(package.conversion, targets, threads, progress)
+    targets: dict[Conversion, list[tuple[Path, TypedQuant]]] = {}
+    for name, (conversion, typed) in missing.items():
+        targets.setdefault(conversion, []).append((package.plan.out / name, typed))
+    written = []
+    for conversion, paths in targets.items():
+        written += write_ggufs(conversion, paths, threads, progress)
     checkpoint = package.checkpoint
     if isinstance(checkpoint, MergedCheckpoint):
-        checkpoint.require_all_used()
+        checkpoint.require_all_used(frozenset().union(*(found.reads for found in targets)))
         if checkpoint.is_untrained:
             progress.warn("The adapter changes nothing (it is untrained): the model is its base")
     for item in written:
@@ -149,7 +163,7 @@ def _kept_files(package: Package, folder: Path, progress: Progress) -> dict[str,
     manifest = _read_manifest(folder)
     if manifest is not None and manifest.fingerprint == package.fingerprint:
         kept = {}
-        for file in manifest.ggufs:
+        for file in manifest.files:
             path = folder / file.name
             if path.is_file() and sha256_file(path) == file.sha256:
                 kept[file.name] = file
@@ -159,7 +173,7 @@ def _kept_files(package: Package, folder: Path, progress: Progress) -> dict[str,
             progress.note(f"Found whole and verified in {folder}: {', '.join(kept)}")
         return kept
     if not package.request.force and not _is_ours(package, folder):
-        names = [_file_name(package, item) for item in package.chosen]
+        names = _files(package)
         in_the_way = [n for n in (*names, _MANIFEST, "Modelfile") if (folder / n).exists()]
         if in_the_way:
             raise OutputExistsError(
@@ -190,7 +204,9 @@ def _is_ours(package: Package, folder: Path) -> bool:
         return False
 
 
-def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
+def _manifest(
+    package: Package, ggufs: tuple[GgufFile, ...], projector: GgufFile | None
+) -> Manifest:
     decision, spec = package.decision, package.modelfile
     return Manifest(
         schema=SCHEMA,
@@ -201,6 +217,7 @@ def _manifest(package: Package, ggufs: tuple[GgufFile, ...]) -> Manifest:
         combination=str(package.inputs.combination) if package.inputs.combination else None,
         tools=tool_versions(),
         ggufs=ggufs,
+        projector=projector,
         prompt=PromptRecord(
             renderer=decision.renderer,
             family=decision.family,

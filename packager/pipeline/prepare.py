@@ -30,10 +30,12 @@ from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
 from packager.pipeline.inputs import Inputs, find_inputs
+from packager.pipeline.projector import Projector, find_projector, require_targets_held
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
 from packager.plan import (
     DEFAULT_CONTEXT,
     Plan,
+    PlannedProjector,
     PlannedQuant,
     Request,
     estimate_memory,
@@ -61,6 +63,7 @@ class Package:
     checkpoint: Checkpoint
     conversion: Conversion
     quants: tuple[TypedQuant, ...]
+    projector: Projector | None
     chat_template: ChatTemplate
     decision: PromptDecision
     modelfile: ModelfileSpec
@@ -200,6 +203,12 @@ def _prepare(
     checkpoint = open_checkpoint(inputs, device, progress)
     with described(inputs, checkpoint) as files:
         conversion = _convert(toolchain, checkpoint, files, name, decision, request.context_length)
+        projector = find_projector(
+            toolchain, conversion, files, name, progress, is_text_only=request.text_only
+        )
+    require_targets_held(
+        checkpoint, conversion, projector, progress, is_text_only=request.text_only
+    )
     _warn_of_context(request.context_length, conversion, progress)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
@@ -213,12 +222,26 @@ def _prepare(
         checkpoint=checkpoint,
         conversion=conversion,
         quants=typed,
+        projector=projector,
         chat_template=chat_template,
         decision=decision,
         modelfile=spec,
         adapters=adapters,
-        fingerprint=_fingerprint(inputs, adapters, device, conversion, decision, spec, name),
-        plan=_plan(request, name, device, inputs, conversion, typed, wanted, spec, decision.reason),
+        fingerprint=_fingerprint(
+            inputs, adapters, device, conversion, projector, decision, spec, name
+        ),
+        plan=_plan(
+            request,
+            name,
+            device,
+            inputs,
+            conversion,
+            projector,
+            typed,
+            wanted,
+            spec,
+            decision.reason,
+        ),
     )
 
 
@@ -283,6 +306,7 @@ def _plan(
     device: str,
     inputs: Inputs,
     conversion: Conversion,
+    projector: Projector | None,
     typed: tuple[TypedQuant, ...],
     wanted: list[Quant],
     spec: ModelfileSpec,
@@ -290,13 +314,20 @@ def _plan(
 ) -> Plan:
     key_values = {key: item.value for key, item in conversion.key_values.items()}
     stem = file_stem(name)
+    beside = None
+    if projector:
+        file_name = f"mmproj-{stem}-{projector.typed.quant.name}.gguf"
+        beside = PlannedProjector(file_name, projector.typed.size_bytes)
+    beside_bytes = beside.size_bytes if beside else 0
     quants = tuple(
         PlannedQuant(
             quant=item.quant.name,
             file_name=f"{stem}-{item.quant.name}.gguf",
             size_bytes=item.size_bytes,
             run_memory_bytes=estimate_run_memory(
-                item.size_bytes, key_values, request.context_length or DEFAULT_CONTEXT
+                item.size_bytes + beside_bytes,
+                key_values,
+                request.context_length or DEFAULT_CONTEXT,
             ),
             bits_per_weight=item.bits_per_weight,
             fallbacks=item.fallbacks,
@@ -308,21 +339,23 @@ def _plan(
     )
     checkpoint = conversion.checkpoint
     merged = checkpoint if isinstance(checkpoint, MergedCheckpoint) else None
-    computed = [2 * t.elements for t in conversion.tensors if t.passes_from is None]
+    tensors = (*conversion.tensors, *(projector.conversion.tensors if projector else ()))
+    computed = [2 * tensor.elements for tensor in tensors if tensor.passes_from is None]
     return Plan(
         name=name,
         out=request.out or Path(f"{stem}-gguf"),
         source="; ".join(source.reason for source in inputs.sources),
         base=inputs.base.reason if inputs.base else None,
         architecture=conversion.architecture,
-        parameters=sum(tensor.elements for tensor in conversion.tensors),
+        parameters=sum(tensor.elements for tensor in tensors),
         merged_tensors=merged.targets if merged else 0,
         device=device,
         quants=quants,
+        projector=beside,
         prompt=prompt,
         stops=spec.stops,
         read_bytes=sum(info.size_bytes for info in inputs.model.tensors.values()),
-        write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen),
+        write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen) + beside_bytes,
         memory_bytes=estimate_memory(
             _largest_at_once(inputs, checkpoint), max(computed, default=0), len(wanted)
         ),
@@ -363,6 +396,7 @@ def _fingerprint(
     adapters: tuple[AdapterIdentity, ...],
     device: str,
     conversion: Conversion,
+    projector: Projector | None,
     decision: PromptDecision,
     spec: ModelfileSpec,
     name: str,
@@ -387,6 +421,7 @@ def _fingerprint(
         ],
         "files": {key: sha256_file(path) for key, path in sorted(inputs.files.items())},
         "architecture": conversion.architecture,
+        "projector": projector and projector.typed.quant.name,
         "chat_templates": chat_templates(decision),
         "end_tokens": decision.end_token_ids,
         "context": _key_value(conversion, "context_length"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -115,16 +115,23 @@ def register(
     _require_renderer(manifest, version, daemon.host)
     names = model_names(name, [file.quant for file in files])
     checks, proofs = [], []
+    beside = {}
+    if projector := manifest.projector:
+        path = folder / projector.name
+        beside[projector.name] = daemon.upload(path, progress, sha256=projector.sha256)
     for model, file in zip(names, files, strict=True):
         unproved = unproved_name(model)
         digest = daemon.upload(folder / file.name, progress, sha256=file.sha256)
-        _create(unproved, digest, file.name, manifest, daemon)
+        _create(unproved, {file.name: digest, **beside}, manifest, daemon)
         proof = _prove(manifest, unproved, daemon, conversations, progress)
         if proof is not None:
             proofs.append(proof)
             _require_proved(proof, unproved, model, progress, force=force)
         prompt = manifest.prompt
-        check = daemon.verify(unproved, prompt.template, prompt.stops, parameters=prompt.parameters)
+        check = daemon.verify(
+            unproved, prompt.template, prompt.stops,
+            parameters=prompt.parameters, has_projector=projector is not None,
+        )  # fmt: skip
         daemon.rename(unproved, model)
         checks.append(replace(check, name=model))
         progress.note(f"Registered {model}")
@@ -149,12 +156,11 @@ def _require_renderer(manifest: Manifest, version: str, host: str) -> None:
         )
 
 
-def _create(name: str, digest: str, file_name: str, manifest: Manifest, daemon: Daemon) -> None:
+def _create(name: str, files: Mapping[str, str], manifest: Manifest, daemon: Daemon) -> None:
     prompt = manifest.prompt
     daemon.create(
         name,
-        digest=digest,
-        file_name=file_name,
+        files,
         template=prompt.template,
         system=prompt.system,
         stops=prompt.stops,

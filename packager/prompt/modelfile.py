@@ -82,12 +82,13 @@ def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
     return found
 
 
-def render_modelfile(spec: ModelfileSpec, gguf_file: str) -> str:
+def render_modelfile(spec: ModelfileSpec, gguf_file: str, projector: str | None = None) -> str:
     """The Modelfile's text, which Ollama's parser reads back as `spec`.
 
     Args:
         spec: what to say.
         gguf_file: the GGUF's name beside the Modelfile, or its path.
+        projector: the `mmproj` of a model that sees or hears, likewise.
 
     Raises:
         ChatTemplateError: if a text cannot be written so that the parser reads it back.
@@ -98,7 +99,11 @@ def render_modelfile(spec: ModelfileSpec, gguf_file: str) -> str:
     modelfile_template = environment.from_string(read_template("Modelfile.jinja"))
     template, system = spec.template, spec.system
     return modelfile_template.render(
-        from_value=_bare(gguf_file if "/" in gguf_file else f"./{gguf_file}", "The GGUF's name"),
+        from_values=[
+            _bare(name if "/" in name else f"./{name}", "The GGUF's name")
+            for name in (gguf_file, projector)
+            if name is not None
+        ],
         template=None if template is None else _block(template, "The TEMPLATE"),
         system=_block(system, "The SYSTEM text") if system else None,
         stops=[_inline(stop, f"The stop {stop!r}") for stop in spec.stops],

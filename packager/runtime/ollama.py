@@ -168,22 +168,21 @@ class Daemon:
     def create(
         self,
         name: str,
-        digest: str,
-        file_name: str,
+        files: Mapping[str, str],
         *,
         template: str | None,
         system: str | None,
         stops: Sequence[str],
         parameters: Mapping[str, ParameterValue],
     ) -> None:
-        """Register an uploaded GGUF; the name changes hands only when all of it is in place.
+        """Register uploaded GGUFs; the name changes hands only when all of it is in place.
 
         The daemon rewrites the file first; `CREATE_COPIES` tells what that takes on its disk.
 
         Args:
             name: the model's name; a model of that name is replaced.
-            digest: the uploaded GGUF (`sha256:...`).
-            file_name: the GGUF's name, for the daemon's messages.
+            files: the digests of the uploaded GGUF, and of the `mmproj` of a model that sees or
+                hears (`sha256:...`), by their names: those are for the daemon's messages.
             template: the Go template, or `None` for the GGUF's own.
             system: the default system text.
             stops: the texts that end an answer.
@@ -193,7 +192,7 @@ class Daemon:
         with self._connection.errors_while(doing):
             updates = self._connection.client.create(
                 model=validate_name(name),
-                files={Path(file_name).name: digest},
+                files=dict(files),
                 template=template,
                 system=system or None,
                 # Always sent, though empty: without it `create` adds the stops of the known
@@ -263,6 +262,7 @@ class Daemon:
         *,
         gguf_chat_template: str | None = None,
         parameters: Mapping[str, ParameterValue] | None = None,
+        has_projector: bool = False,
     ) -> Registration:
         """Read a registered model back, and have it answer once.
 
@@ -272,6 +272,7 @@ class Daemon:
             stops: the stop texts sent.
             gguf_chat_template: the GGUF's Jinja, to be told exactly; `None` takes any Jinja.
             parameters: the other parameters sent; `None` compares none.
+            has_projector: whether an `mmproj` was sent.
 
         Raises:
             RegistrationError: if what is in force is not what was sent, or no answer comes.
@@ -285,6 +286,12 @@ class Daemon:
             stops=stops,
             parameters=parameters,
         )
+        if has_projector and not {"vision", "audio"} & set(shown.capabilities):
+            raise RegistrationError(
+                f"{name} was registered with an mmproj, and {self.host} tells neither `vision` nor "
+                f"`audio` of it, but {', '.join(shown.capabilities)}.",
+                next_step="Update Ollama, or package the text model alone with --text-only.",
+            )
         answer, done_reason = self._answer(name, QUESTION)
         return Registration(
             name=name,

@@ -46,7 +46,7 @@ def create(
     stops: Sequence[str] = (),
 ) -> str:
     daemon.create(
-        name, daemon.upload(gguf), gguf.name, template=template, system=system, stops=stops,
+        name, {gguf.name: daemon.upload(gguf)}, template=template, system=system, stops=stops,
         parameters={},
     )  # fmt: skip
     return name

@@ -61,7 +61,7 @@ def register(
 ) -> None:
     digest = daemon.upload(gguf)
     daemon.create(
-        name, digest, gguf.name, template=template, system=system, stops=stops, parameters={}
+        name, {gguf.name: digest}, template=template, system=system, stops=stops, parameters={}
     )
 
 
@@ -208,8 +208,7 @@ class TestCreate:
         digest = daemon.upload(chain_gguf)
         daemon.create(
             "awkward",
-            digest,
-            "chain.gguf",
+            {"chain.gguf": digest},
             template=None,
             system=system,
             stops=stops,
@@ -336,7 +335,7 @@ class TestDyingMidway:
             pytest.raises(DaemonError, match="went away while creating model") as caught,
         ):
             Daemon(host).create(
-                "model", "sha256:0", "a.gguf", template=None, system=None, stops=[], parameters={}
+                "model", {"a.gguf": "sha256:0"}, template=None, system=None, stops=[], parameters={}
             )
         assert caught.value.exit_code == 4
 

@@ -1,0 +1,135 @@
+"""Models that see or hear: which GGUFs they become, and that nothing tuned is left out of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.checkpoint import Checkpoint
+from packager.errors import AdapterMismatchError, MissingWeightsError
+from packager.files import read_json
+from packager.gguf.convert import Conversion, convert_projector, has_projector
+from packager.gguf.quants import QUANTS
+from packager.gguf.toolchain import Toolchain
+from packager.gguf.types import TypedQuant, type_quants
+from packager.merge.merged import MergedCheckpoint
+from packager.merge.targets import listed
+from packager.progress import Progress
+
+_ENCODERS = ("vision_config", "audio_config", "vision_encoder")
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# Buffers that a model computes by itself, and older versions of transformers saved.
+_BUFFERS = (".inv_freq", ".position_ids", ".masked_bias", ".attention.bias")
+
+
+@dataclass(frozen=True)
+class Projector:
+    """The `mmproj` beside a text model: encoders of images or sounds, and their projection.
+
+    Attributes:
+        conversion: its tensors and metadata.
+        typed: their types: F16, and F32 where the converter wants it.
+    """
+
+    conversion: Conversion
+    typed: TypedQuant
+
+
+def find_projector(
+    toolchain: Toolchain,
+    text: Conversion,
+    files: Mapping[str, Path],
+    name: str,
+    progress: Progress,
+    *,
+    is_text_only: bool,
+) -> Projector | None:
+    """What is made beside the text model, if anything.
+
+    Where there is more than text in the checkpoint, and nothing is made of it, that is said.
+
+    Args:
+        toolchain: where the converter is.
+        text: the text model.
+        files: config and preprocessor files, by name.
+        name: `general.name`.
+        progress: told what is left out.
+        is_text_only: whether the user wants the text model alone.
+
+    Raises:
+        MissingWeightsError: if the files that say how images are prepared are not there.
+        UnsupportedError: with the converter's reason, if it does not take the model.
+    """
+    config = read_json(files["config.json"])
+    unread = [
+        tensor
+        for tensor in text.checkpoint.tensors
+        if tensor not in text.reads and not tensor.endswith(_BUFFERS)
+    ]
+    if not any(isinstance(config.get(key), dict) for key in _ENCODERS) or not unread:
+        return None
+    if is_text_only:
+        progress.warn(f"Text only, as asked for: {len(unread)} tensors for images or sounds are "
+                      "left out")  # fmt: skip
+        return None
+    if not has_projector(toolchain, files["config.json"]):
+        progress.warn(
+            f"Text only: llama.cpp's converter (llama-cpp-python {toolchain.version}) makes no "
+            f"mmproj of {config.get('architectures')}; {len(unread)} tensors are left out"
+        )
+        return None
+    _require_preprocessor(files)
+    conversion = convert_projector(toolchain, text.checkpoint, files, name)
+    lost = [tensor for tensor in unread if tensor not in conversion.reads]
+    if lost:
+        progress.warn(f"{len(lost)} tensors are in neither GGUF, since the converter has no place "
+                      f"for them: {listed(lost)}")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
+        (typed,) = type_quants(conversion, [QUANTS["F16"]], Path(scratch))
+    return Projector(conversion, typed)
+
+
+def _require_preprocessor(files: Mapping[str, Path]) -> None:
+    if any(name in files for name in _PREPROCESSORS):
+        return
+    raise MissingWeightsError(
+        f"{files['config.json'].parent} has neither {' nor '.join(_PREPROCESSORS)}, which say how "
+        "images are prepared for this model.",
+        next_step="Copy them from the base model (`AutoProcessor.from_pretrained(BASE)"
+        ".save_pretrained(FOLDER)`), or take the text model alone with --text-only.",
+    )
+
+
+def require_targets_held(
+    checkpoint: Checkpoint,
+    text: Conversion,
+    projector: Projector | None,
+    progress: Progress,
+    *,
+    is_text_only: bool,
+) -> None:
+    """See that every tensor that an adapter changes is in a GGUF.
+
+    Raises:
+        AdapterMismatchError: listing those that are in none; or, with `is_text_only`, if nothing
+            that is tuned belongs to the text model.
+    """
+    if not isinstance(checkpoint, MergedCheckpoint):
+        return
+    held = text.reads | (projector.conversion.reads if projector else frozenset())
+    tuned = [name for name in checkpoint.tensors if checkpoint.is_merged(name)]
+    left_out = [name for name in tuned if name not in held]
+    if left_out and is_text_only and len(left_out) < len(tuned):
+        progress.warn(f"--text-only leaves out {len(left_out)} tensors that the adapter has tuned: "
+                      f"{listed(left_out)}")  # fmt: skip
+    elif left_out:
+        raise AdapterMismatchError(
+            f"The adapter tunes {len(left_out)} tensors that would be in no GGUF of this model: "
+            f"{listed(left_out)}.",
+            next_step="Leave --text-only away."
+            if is_text_only
+            else "The converter has no place for them; merge them with `ftpack merge`, or take "
+            "what is tuned of the text model alone with --text-only.",
+        )
