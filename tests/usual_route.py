@@ -54,10 +54,14 @@ def merge_with_peft(base: Path, adapter: Path, out: Path) -> Path:
     return out
 
 
-def convert_with_llama_cpp(folder: Path, out_gguf: Path, outtype: str, llama_cpp: Path) -> Path:
+def convert_with_llama_cpp(
+    folder: Path, out_gguf: Path, outtype: str, llama_cpp: Path, *options: str
+) -> Path:
     """Runs `convert_hf_to_gguf.py`; `outtype` is its own: f32, f16, bf16, q8_0."""
     script = llama_cpp / "convert_hf_to_gguf.py"
-    command = [sys.executable, script, folder, "--outfile", out_gguf, "--outtype", outtype]
+    command = [
+        sys.executable, script, folder, "--outfile", out_gguf, "--outtype", outtype, *options
+    ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not out_gguf.is_file():
         raise RuntimeError(f"convert_hf_to_gguf.py: {done.returncode}\n{done.stderr[-3000:]}")

@@ -26,6 +26,12 @@ _FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
 
 # Of a model that sees or hears, the converter makes two files; these are its names for them.
 Part = Literal["TEXT", "MMPROJ"]
+_NEXT_STEP: dict[Part, str] = {
+    "TEXT": "Check that config.json and the tokenizer's files belong to this model; a newer "
+    "llama-cpp-python may know the architecture.",
+    "MMPROJ": "It is what sees or hears that it does not take: for the text model alone, add "
+    "--text-only. Check that config.json and the preprocessor's files belong to this model.",
+}
 
 
 @dataclass(frozen=True)
@@ -317,8 +323,7 @@ def _run_converter(
             reason = " ".join(str(error).split())[:300] or "an assertion of it failed"
             raise UnsupportedError(
                 f"llama.cpp's converter does not take this model: {type(error).__name__}: {reason}",
-                next_step="Check that config.json and the tokenizer's files belong to this model; "
-                "a newer llama-cpp-python may know the architecture.",
+                next_step=_NEXT_STEP[part],
             ) from error
     return _Converted(checkpoint, float_type, model.gguf_writer, outputs, load, frozenset(loaded))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, MissingWeightsError
-from packager.files import read_json
 from packager.gguf.convert import Conversion, convert_projector, has_projector
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain
@@ -18,10 +17,11 @@ from packager.merge.merged import MergedCheckpoint
 from packager.merge.targets import listed
 from packager.progress import Progress
 
-_ENCODERS = ("vision_config", "audio_config", "vision_encoder")
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-# Buffers that a model computes by itself, and older versions of transformers saved.
-_BUFFERS = (".inv_freq", ".position_ids", ".masked_bias", ".attention.bias")
+# Nothing is lost without them: a head that is the embeddings' own, and buffers that a model
+# computes by itself, as older versions of transformers saved them.
+_COPIES = ("lm_head.weight", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias",
+           ".attention.bias")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,38 @@ def find_projector(
         MissingWeightsError: if the files that say how images are prepared are not there.
         UnsupportedError: with the converter's reason, if it does not take the model.
     """
-    config = read_json(files["config.json"])
-    unread = [
-        tensor
-        for tensor in text.checkpoint.tensors
-        if tensor not in text.reads and not tensor.endswith(_BUFFERS)
-    ]
-    if not any(isinstance(config.get(key), dict) for key in _ENCODERS) or not unread:
+    unread = _unread(text)
+    if not unread:
         return None
     if is_text_only:
-        progress.warn(f"Text only, as asked for: {len(unread)} tensors for images or sounds are "
-                      "left out")  # fmt: skip
+        progress.warn(f"Text only, as asked for; left out are {_counted(unread)}")
         return None
     if not has_projector(toolchain, files["config.json"]):
         progress.warn(
-            f"Text only: llama.cpp's converter (llama-cpp-python {toolchain.version}) makes no "
-            f"mmproj of {config.get('architectures')}; {len(unread)} tensors are left out"
+            f"llama.cpp's converter (llama-cpp-python {toolchain.version}) makes the text model "
+            f"alone of this architecture; left out are {_counted(unread)}"
         )
         return None
     _require_preprocessor(files)
     conversion = convert_projector(toolchain, text.checkpoint, files, name)
-    lost = [tensor for tensor in unread if tensor not in conversion.reads]
-    if lost:
-        progress.warn(f"{len(lost)} tensors are in neither GGUF, since the converter has no place "
-                      f"for them: {listed(lost)}")  # fmt: skip
+    if lost := [tensor for tensor in unread if tensor not in conversion.reads]:
+        progress.warn(f"The converter has no place in either GGUF for {_counted(lost)}")
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
         (typed,) = type_quants(conversion, [QUANTS["F16"]], Path(scratch))
     return Projector(conversion, typed)
+
+
+def _unread(text: Conversion) -> list[str]:
+    """The checkpoint's tensors that the text model does without."""
+    return [
+        name
+        for name in text.checkpoint.tensors
+        if name not in text.reads and not name.endswith(_COPIES)
+    ]
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} tensors: {listed(names)}"
 
 
 def _require_preprocessor(files: Mapping[str, Path]) -> None:

@@ -119,6 +119,8 @@ def register(
     if projector := manifest.projector:
         path = folder / projector.name
         beside[projector.name] = daemon.upload(path, progress, sha256=projector.sha256)
+        progress.note("Images and sounds: the server puts them into the prompt by itself; compared "
+                      "is text")  # fmt: skip
     for model, file in zip(names, files, strict=True):
         unproved = unproved_name(model)
         digest = daemon.upload(folder / file.name, progress, sha256=file.sha256)
