@@ -128,9 +128,10 @@ def _refused_init(init: object) -> Refusal | None:
         )
     if init == "loftq":
         return Refusal(
-            what, "quantizes the base anew on every load",
+            what, "quantizes the base anew on every load, which PEFT does on a GPU alone",
             "Set `init_lora_weights` to true in adapter_config.json, and name the base that LoftQ "
-            "has saved with --base PATH.",
+            "has saved with --base PATH. Or merge it with PEFT on a GPU (merge_and_unload, "
+            "save_pretrained) and package the merged folder.",
         )  # fmt: skip
     return Refusal(what, "is none of the initialisations that ftpack knows", _BY_PEFT)
 

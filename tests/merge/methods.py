@@ -160,7 +160,7 @@ METHODS: dict[str, Method] = {
         _lora("OLoRA as saved", init_lora_weights="olora"), refused={"conv1d": "12 shapes differ"}
     ),
     "mica": _lora("MiCA", init_lora_weights="mica"),
-    "eva": Method("EVA", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "eva"}),
+    "eva": Method("EVA, as saved", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "eva"}),
     "orthogonal": _lora("LoRA with orthogonal init", init_lora_weights="orthogonal"),
     "kasa": replace(
         _lora("KaSA", kasa_config=lambda kind: _build("KasaConfig")),
@@ -327,8 +327,9 @@ What ftpack makes of the adapters of each of PEFT's methods, on small random mod
 
 PiSSA, OLoRA, CorDA and LoRA-GA that were converted on saving
 (`path_initial_model_for_weight_conversion`) are plain LoRAs; so is a LoRA on a base that LoftQ has
-saved. Tested are the conversions of PiSSA and OLoRA, and EVA by its setting alone: the others'
-initialisations need training data or a GPU.
+saved, and so is EVA's. `tests/merge/test_initialisations.py` runs each of these initialisations and
+conversions, and AdaLoRA's pruning of ranks, and holds the merges against PEFT's and against the
+tuned model's logits.
 
 As saved, PiSSA, OLoRA, MiCA, KaSA, OSF and PSOFT take factors of the base's weights when they are
 loaded. These depend on the machine and on the number of threads, in their last bits, and PSOFT's

@@ -216,38 +216,6 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     checkpoint.require_all_used()
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
-    init: str, tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    import peft
-
-    folder, ids = tiny_base("tied", torch.float32), torch.tensor([[3, 1, 4, 5, 9]])
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=init
-    )
-    tuned = peft.get_peft_model(load_base(folder, "tied"), config)
-    tuned.peft_config["default"].init_lora_weights = True
-    tuned.save_pretrained(tmp_path / "start")
-    tuned.peft_config["default"].init_lora_weights = init
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        wanted = tuned.eval()(ids).logits
-    tuned.save_pretrained(
-        tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "start")
-    )
-
-    checkpoint = opened(folder, tmp_path / "adapter")
-
-    usual = merge_with_peft(folder, "tied", tmp_path / "adapter", tmp_path / "peft")
-    assert differences(checkpoint, FolderCheckpoint(usual)) == []
-    with torch.no_grad():
-        found = load_base(usual, "tied")(ids).logits
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-
-
 def test_a_base_that_was_saved_without_the_heads_prefix_keeps_its_names(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
