@@ -11,6 +11,7 @@ from typing import Any
 from packager.checkpoint import TensorFile
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
 from packager.merge.layout import Layout
+from packager.merge.placeholders import is_shaped_by_base
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
 from packager.merge.targets import PREFIX, listed
 
@@ -94,7 +95,7 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
         place = known.get(key)
         if place is None:
             continue
-        if place.shape != value.shape:
+        if place.shape != value.shape and not is_shaped_by_base(skeleton.config):
             differing.append(
                 f"{key.removeprefix(PREFIX)}: {list(value.shape)} found, {list(place.shape)} fits"
             )

@@ -205,6 +205,7 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
         for key, value in skeleton.adapter.items()
         if key.startswith(stem)
     }
+    _require_same_shapes(unit, own, layer.state_dict())
     unexpected = layer.load_state_dict(own, strict=False).unexpected_keys
     if unexpected:
         raise AdapterMismatchError(
@@ -213,6 +214,20 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
             "merged folder.",
         )
     return layer.eval()
+
+
+def _require_same_shapes(
+    unit: Unit, found: Mapping[str, torch.Tensor], made: Mapping[str, torch.Tensor]
+) -> None:
+    """AdaMSS clusters a weight's rows again, and PEFT takes whatever sizes the file has."""
+    for name, value in found.items():
+        if name in made and value.shape != made[name].shape:
+            raise AdapterMismatchError(
+                f"The adapter's {name} for {unit.key} is {list(value.shape)}, and PEFT makes it "
+                f"{list(made[name].shape)} of this base on this machine.",
+                next_step="Check --base. If it is right, merge with PEFT on the machine that "
+                "trained (merge_and_unload, save_pretrained) and package the merged folder.",
+            )
 
 
 def _merge(layer: Any) -> Any:

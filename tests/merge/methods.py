@@ -74,6 +74,11 @@ def _linear_only(title: str, config: str, error: str = "not support", **options:
     return Method(title, config, options, impossible={"conv1d": error})
 
 
+def _adamss(title: str, **options: Any) -> Method:
+    sizes = {"r": 8, "num_subspaces": 3, "subspace_rank": 4}
+    return _linear_only(title, "AdamssConfig", "is not supported", **sizes, **options)
+
+
 def _embedding(kind: Kind) -> str:
     return "wte" if kind == "conv1d" else "embed_tokens"
 
@@ -181,6 +186,8 @@ METHODS: dict[str, Method] = {
         impossible={"conv1d": "in_features"},
     ),
     "adalora": Method("AdaLoRA", "AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10}),
+    "adamss": _adamss("AdaMSS"),
+    "adamss-dynamic": _adamss("AdaMSS, ranks by a threshold", use_dynamic_rank=True),
     "beft": Method(
         "BEFT",
         "BeftConfig",
@@ -193,7 +200,7 @@ METHODS: dict[str, Method] = {
     "deft": Method("DEFT", "DeftConfig", {"r": 4}),
     "delora": _linear_only("DeLoRA", "DeloraConfig", r=4),
     "fourierft": Method("FourierFT", "FourierFTConfig", {"n_frequency": 50}),
-    "frod": Method("FRoD", "FrodConfig", refused={"*": "FRoD"}),
+    "frod": Method("FRoD", "FrodConfig", {"sparse_rate": 0.05}),
     "glora": _linear_only("GLoRA", "GloraConfig", r=4),
     "gralora": Method("GraLoRA", "GraloraConfig", {"r": 4}),
     "hira": Method("HiRA", "HiraConfig", {"r": 4}),
@@ -269,7 +276,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "poly": ("Poly", {"peft_type": "POLY"}, "Poly"),
     "lily": ("Lily", {"peft_type": "LILY"}, "Lily"),
     "shadow": ("Shadow", {"peft_type": "SHADOW"}, "Shadow"),
-    "adamss": ("AdaMSS", {"peft_type": "ADAMSS"}, "AdaMSS"),
+    "frod-unsaved": (
+        "FRoD, projections not saved",
+        {"peft_type": "FROD", "save_projection": False},
+        "all of the base's weights at once",
+    ),
     "bone": ("Bone, as older PEFT saved it", {"peft_type": "BONE"}, "MiSS"),
     "alora": ("aLoRA", {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     "arrow": ("Arrow", {"arrow_config": {"top_k": 2}}, "arrow_config"),
@@ -331,9 +342,10 @@ saved, and so is EVA's. `tests/merge/test_initialisations.py` runs each of these
 conversions, and AdaLoRA's pruning of ranks, and holds the merges against PEFT's and against the
 tuned model's logits.
 
-As saved, PiSSA, OLoRA, MiCA, KaSA, OSF and PSOFT take factors of the base's weights when they are
-loaded. These depend on the machine and on the number of threads, in their last bits, and PSOFT's
-also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
+As saved, PiSSA, OLoRA, MiCA, KaSA, OSF, PSOFT, FRoD and AdaMSS take factors of the base's weights
+when they are loaded. These depend on the machine and on the number of threads, in their last bits,
+and PSOFT's also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
+AdaMSS clusters the factors with scikit-learn, which has to be installed.
 """
 _REFUSALS = """\
 Refused on every model, by the configuration alone:

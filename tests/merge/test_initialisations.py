@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def logits_of(folder: Path) -> torch.Tensor:
 
 
 def from_corda(base: Path) -> Any:
+    pytest.importorskip("attr", reason="PEFT's CorDA is written with attrs")
     from peft.tuners.lora.corda import preprocess_corda
 
     model, config = load_base(base, "tied"), lora(init_lora_weights="corda")
@@ -183,16 +184,11 @@ class _WithoutGpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def _bitsandbytes() -> Iterator[None]:
-    pytest.importorskip("bitsandbytes", reason="LoftQ quantizes with bitsandbytes")
-    yield
-
-
-@pytest.mark.usefixtures("_bitsandbytes")
 def test_loftq_is_refused_as_saved_and_a_plain_lora_on_the_base_that_it_has_made(
     base: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("bitsandbytes", reason="LoftQ quantizes with bitsandbytes")
+    pytest.importorskip("scipy", reason="PEFT asks for it, for LoftQ")
     config = lora(init_lora_weights="loftq", loftq_config=LoftQConfig(loftq_bits=4))
     with _WithoutGpu():
         tuned: Any = peft.get_peft_model(load_base(base, "tied"), config)

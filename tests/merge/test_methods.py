@@ -41,7 +41,15 @@ CELLS = [
 
 
 # What PEFT computes again from the base, with results that depend on machine and threads.
-FACTORED = ["pissa", "olora", "mica", "kasa", "osf", "psoft"]
+FACTORED = [
+    "pissa", "olora", "mica", "kasa", "osf", "psoft", "adamss", "adamss-dynamic", "frod",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _scikit_learn(request: pytest.FixtureRequest) -> None:
+    if "adamss" in request.node.name:
+        pytest.importorskip("sklearn", reason="AdaMSS clusters with scikit-learn")
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS, ids=[f"{n}-{k}" for n, k in CELLS])
@@ -262,7 +270,11 @@ def test_an_adapter_in_16_bits_is_merged_as_peft_merges_it(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", ["lora-bias-all", "dora", "adalora", "pissa", "lora-save-head"])
+@pytest.mark.parametrize(
+    "name",
+    ["lora-bias-all", "dora", "adalora", "pissa", "lora-save-head", "frod", "adamss", "kasa",
+     "boft", "supertuning-unsaved"],
+)  # fmt: skip
 def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
     name: str, dtype: torch.dtype, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -273,7 +285,9 @@ def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
     assert differences(opened(folder, adapter), wanted) == []
 
 
-@pytest.mark.parametrize("name", ["dora", "pissa", "loha", "vera", "lora-all-linear", "osf"])
+@pytest.mark.parametrize(
+    "name", ["dora", "pissa", "loha", "vera", "lora-all-linear", "osf", "frod"]
+)
 def test_no_more_of_the_base_is_in_memory_than_one_module(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,0 +1,105 @@
+"""Where PEFT merges another model than was trained, without a word: what ftpack does instead."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import AdapterMismatchError
+from packager.merge.save import save_safetensors
+from packager.progress import Silent
+from tests.merge.compared import opened
+from tests.merge.methods import METHODS
+from tests.merge.tiny import load_base, make_adapter, merge_with_peft, targets
+
+IDS = torch.tensor([[3, 1, 4, 5, 9]])
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(IDS).logits
+    return logits
+
+
+def test_frod_is_merged_with_the_projections_that_it_was_trained_with(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT factors the base anew and puts the file's projections to it, which go with others."""
+    from peft.tuners.frod import model as frod
+
+    base, here = tiny_base("tied", torch.float32), frod._projection_from_weights
+
+    def elsewhere(*given: Any) -> torch.Tensor:
+        """A factor's signs are free: another machine, or other libraries, take others."""
+        projection: torch.Tensor = here(*given)
+        return projection * (1 - 2 * (torch.arange(projection.shape[1]) % 2))
+
+    with monkeypatch.context() as trained:
+        trained.setattr(frod, "_projection_from_weights", elsewhere)
+        config = peft.FrodConfig(
+            task_type="CAUSAL_LM", target_modules=targets("tied", "linear"), sparse_rate=0.05
+        )
+        torch.manual_seed(1)
+        tuned: Any = peft.get_peft_model(load_base(base, "tied"), config)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    wanted = logits_of(tuned)
+    tuned.save_pretrained(tmp_path / "adapter")
+
+    checkpoint = opened(base, tmp_path / "adapter")
+    (tmp_path / "merged").mkdir()
+    save_safetensors(checkpoint, tmp_path / "merged", Silent())
+
+    (tmp_path / "merged" / "config.json").write_bytes((base / "config.json").read_bytes())
+    found = logits_of(load_base(tmp_path / "merged", "tied"))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    usual = merge_with_peft(base, "tied", tmp_path / "adapter", tmp_path / "peft")
+    assert not torch.allclose(logits_of(load_base(usual, "tied")), wanted, rtol=0.1, atol=0.1)
+
+
+def test_adamss_whose_clusters_are_others_than_in_training_is_an_error(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT takes the file's sizes, and adds the rows of one cluster to those of another."""
+    pytest.importorskip("sklearn", reason="AdaMSS clusters with scikit-learn")
+    base = tiny_base("tied", torch.float32)
+    adapter = make_adapter(base, "tied", METHODS["adamss"], tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    first, second = (
+        f"base_model.model.model.layers.0.self_attn.q_proj.adamss_B.{part}" for part in (0, 1)
+    )
+    joined = torch.cat([tensors[first], tensors[second]])
+    rows = len(tensors[first]) - 1
+    tensors |= {first: joined[:rows].clone(), second: joined[rows:].clone()}
+    save_file(tensors, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge_with_peft(base, "tied", adapter, tmp_path / "peft")
+
+    checkpoint = opened(base, adapter)
+
+    with pytest.raises(AdapterMismatchError, match=r"adamss_B\.default\.0 .* on this machine"):
+        checkpoint.load("model.layers.0.self_attn.q_proj.weight")
+
+
+def test_osf_on_conv1d_is_an_error(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
+    """PEFT leaves every module as it is, and merges nothing."""
+    base = tiny_base("conv1d")
+    adapter = make_adapter(base, "conv1d", METHODS["osf"], tmp_path / "adapter")
+    usual = FolderCheckpoint(merge_with_peft(base, "conv1d", adapter, tmp_path / "peft"))
+    before = FolderCheckpoint(base)
+    assert all(torch.equal(usual.load(name), before.load(name)) for name in before.tensors)
+
+    with pytest.raises(AdapterMismatchError, match="tunes no module"):
+        opened(base, adapter)
