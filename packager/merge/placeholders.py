@@ -56,23 +56,24 @@ def placeholders(
     with ExitStack() as stack:
         create = tuner_class._create_and_replace
         emptying = _emptying(create, empties, weights)
-        stack.enter_context(_replaced(tuner_class, "_create_and_replace", emptying))
+        stack.enter_context(replaced(tuner_class, "_create_and_replace", emptying))
         if config.peft_type.value == "ADAMSS":
             from peft.tuners.adamss import layer as adamss
 
-            stack.enter_context(_replaced(adamss, "slice_pca", _no_components))
-            stack.enter_context(_replaced(adamss, "clustering_Z", _even_clusters))
+            stack.enter_context(replaced(adamss, "slice_pca", _no_components))
+            stack.enter_context(replaced(adamss, "clustering_Z", _even_clusters))
         if config.peft_type.value == "FROD":
             from peft.tuners.frod.layer import FrodLayer
 
             made = _projections_of(weights)
-            stack.enter_context(_replaced(tuner_class, "_init_frod_projections", made))
-            stack.enter_context(_replaced(FrodLayer, "_calculate_frod_u_and_lambda", _no_factors))
+            stack.enter_context(replaced(tuner_class, "_init_frod_projections", made))
+            stack.enter_context(replaced(FrodLayer, "_calculate_frod_u_and_lambda", _no_factors))
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """An attribute of PEFT's, another while this lasts."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packager.checkpoint import TensorFile
 from packager.errors import BaseMismatchError, UnsupportedError
 from packager.files import read_json
+from packager.merge.experts import LAYOUT_KEYS, is_stacked, targeted_as_stacks
 from packager.merge.layout import Layout, build_model, resize
 from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
@@ -36,6 +38,7 @@ class Skeleton:
             embeddings), by name.
         adapter: the adapter's values by their keys in `peft_model`.
         again: whether a layer has to be made anew on its real weight (`is_made_again`).
+        notes: what is to be said of how the adapter was read.
         rows: the size of the vocabulary, where the adapter's training has changed it.
     """
 
@@ -46,6 +49,7 @@ class Skeleton:
     rows: int | None = None
     overrides: dict[str, torch.Tensor] = field(default_factory=dict)
     adapter: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_factored(self) -> bool:
@@ -106,7 +110,7 @@ def _read_config(folder: Path) -> Any:
             f"PEFT cannot load {path}: {first_line(error)}",
             next_step="Install what it asks for (for AdaMSS: pip install scikit-learn).",
         ) from error
-    known = set(type(config).__dataclass_fields__)
+    known = {*type(config).__dataclass_fields__, *LAYOUT_KEYS}
     unknown = sorted(key for key, value in read_json(path).items() if value and key not in known)
     if unknown:
         raise UnsupportedError(
@@ -168,8 +172,10 @@ def _inject(
     if again and config.peft_type.value == "LORA":
         neutral.init_lora_weights = True
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    is_on_stacks = is_stacked(read_json(folder / "adapter_config.json"), weights.tensors)
+    as_stacks = targeted_as_stacks(neutral, model) if is_on_stacks else nullcontext()
     try:
-        with placeholders(config, empties, weights):
+        with placeholders(config, empties, weights), as_stacks:
             peft_model = model_class(model, neutral, ADAPTER)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # NoMatchingPeftModuleError is a ValueError.
