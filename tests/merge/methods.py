@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tests.merge.deviations import section
 from tests.merge.tiny import KINDS, Kind, targets
 
 # What becomes of a cell of the table, and how the table shows it.
@@ -317,6 +318,7 @@ def document() -> str:
     ]
     refused = [f"| {title} | refused |" for title, _, _ in REFUSED.values()]
     parts = [_INTRODUCTION, *head, *rows, "", _REFUSALS, "| method | |", "|---|---|", *refused]
+    parts += ["", section()]
     return "\n".join(parts) + "\n"
 
 

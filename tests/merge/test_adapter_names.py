@@ -80,7 +80,28 @@ def renamed(adapter: Path, folder: Path, rename: Rename, extent: str) -> bool:
 def test_no_name_leads_silently_to_the_base(
     name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
-    base = tiny_base("tied")
+    require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
+
+
+# Those that do not play on how LoRA's tensors in particular are called.
+GENERAL = [
+    "no-prefix", "twice", "compiled", "compiled-module", "parallel", "named-at-the-end",
+    "weight-twice", "no-model", "next-layer", "other-parent",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extent", ["all", "one"])
+@pytest.mark.parametrize("mutation", GENERAL)
+@pytest.mark.parametrize("name", ["loha", "lokr", "ia3", "lora-save-head"])
+def test_no_name_of_another_methods_tensors_leads_silently_to_the_base(
+    name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
+
+
+def require_right_or_refused(
+    name: str, mutation: str, extent: str, base: Path, tmp_path: Path
+) -> None:
     adapter = make_adapter(base, "tied", METHODS[name], tmp_path / "good")
     good = opened(base, adapter)
     if not renamed(adapter, tmp_path / "mutated", MUTATIONS[mutation], extent):

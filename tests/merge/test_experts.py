@@ -191,6 +191,13 @@ def test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout(
     if not is_told:
         with pytest.raises(UnsupportedError, match=r"gate_up_proj is square \(64\)"):
             opened(tmp_path / "base", other)
+        older = saved_otherwise(adapter, tmp_path / "older", changed_about, peft_version=version)
+        now, then = (
+            FolderCheckpoint(merge_with_peft(tmp_path / "base", "moe", item, out))
+            for item, out in ((adapter, tmp_path / "now"), (older, tmp_path / "then"))
+        )
+        name = "model.layers.0.mlp.experts.0.up_proj.weight"
+        assert not torch.equal(now.load(name), then.load(name))
         return
     wanted = merge_with_peft(tmp_path / "base", "moe", adapter, tmp_path / "peft")
     assert differences(opened(tmp_path / "base", other), FolderCheckpoint(wanted)) == []

@@ -21,6 +21,7 @@ from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
 from tests.merge.compared import config_of, differences, opened
+from tests.merge.deviations import DEVIATIONS
 from tests.merge.methods import METHODS, REFUSED, document
 from tests.merge.tiny import (
     HIDDEN,
@@ -100,6 +101,8 @@ def test_a_vocabulary_that_training_has_resized_comes_from_the_adapter(
     folder, rows = tiny_base(kind), VOCABULARY + 5
     adapter = make_adapter(folder, kind, METHODS[name], tmp_path / "adapter", rows=rows)
     merge_with_peft(folder, kind, adapter, tmp_path / "peft", rows=rows)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        merge_with_peft(folder, kind, adapter, tmp_path / "not resized")
 
     checkpoint = opened(folder, adapter)
 
@@ -159,6 +162,13 @@ def test_the_page_of_methods_is_what_is_tested() -> None:
     page = Path(__file__).parents[2] / "docs" / "methods.md"
 
     assert page.read_text(encoding="utf-8") == document()
+
+
+@pytest.mark.parametrize("test", sorted({item.test for item in DEVIATIONS}))
+def test_what_the_page_says_of_peft_has_the_test_that_it_names(test: str) -> None:
+    file, _, function = test.partition("::")
+
+    assert f"def {function}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 # The ways in which an adapter can touch embeddings that input and output share.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.checkpoint import FolderCheckpoint
-from packager.errors import AdapterMismatchError
+from packager.errors import AdapterMismatchError, InputRefusedError
 from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from tests.merge.compared import opened
@@ -91,6 +93,74 @@ def test_adamss_whose_clusters_are_others_than_in_training_is_an_error(
 
     with pytest.raises(AdapterMismatchError, match=r"adamss_B\.default\.0 .* on this machine"):
         checkpoint.load("model.layers.0.self_attn.q_proj.weight")
+
+
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+Tensors = dict[str, torch.Tensor]
+
+
+def renamed(tensors: Tensors, config: dict[str, Any]) -> None:
+    for name in list(tensors):
+        tensors[f"module.{name}"] = tensors.pop(name)
+
+
+def without_one(tensors: Tensors, config: dict[str, Any]) -> None:
+    del tensors[f"{Q_PROJ}.lora_B.weight"]
+
+
+def with_two_for_one(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[f"{Q_PROJ}.lora_B.default.weight"] = torch.zeros_like(
+        tensors[f"{Q_PROJ}.lora_B.weight"]
+    )
+
+
+def with_nan(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[f"{Q_PROJ}.lora_B.weight"].fill_(float("nan"))
+
+
+def without_a_bias(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["bias"] = "lora_only"
+
+
+def with_a_setting(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["use_hyperspace"] = True
+
+
+def with_a_target(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["target_modules"] = [*config["target_modules"], "qq_proj"]
+
+
+LOST: dict[str, tuple[Callable[[Tensors, dict[str, Any]], None], str]] = {
+    "names": (renamed, "belong to no t"),
+    "a missing tensor": (without_one, "no tensors for 1"),
+    "two names for one place": (with_two_for_one, "lora_B.default"),
+    "NaN": (with_nan, "NaN"),
+    "biases": (without_a_bias, "no tensors for"),
+    "a setting": (with_a_setting, "use_hyperspace"),
+    "a target": (with_a_target, "qq_proj"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_peft_leaves_out_with_a_warning_at_most_is_an_error(
+    case: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    edit, words = LOST[case]
+    base = tiny_base("biased")
+    adapter = make_adapter(base, "biased", METHODS["lora"], tmp_path / "adapter")
+    path, settings = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    tensors, config = load_file(path), json.loads(settings.read_text())
+    edit(tensors, config)
+    save_file(tensors, path)
+    settings.write_text(json.dumps(config))
+    usual = FolderCheckpoint(merge_with_peft(base, "biased", adapter, tmp_path / "peft"))
+    assert set(usual.tensors) == set(FolderCheckpoint(base).tensors)
+
+    with pytest.raises(InputRefusedError, match=re.escape(words)) as caught:
+        opened(base, adapter).load("model.layers.0.self_attn.q_proj.weight")
+
+    assert caught.value.next_step
 
 
 def test_osf_on_conv1d_is_an_error(tiny_base: Callable[..., Path], tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
     base, first, _ = two
     narrow = make_adapter(base, "biased", METHODS["lora-layers"], tmp_path / "narrow")
     combination = parse_combination("linear", [], None, 0, 2)
+    lost = combined_by_peft(base, [narrow, first], "linear", [1, 1], tmp_path / "peft", 0.5)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(FolderCheckpoint(lost).load(name), FolderCheckpoint(base).load(name))
 
     with pytest.raises(AdapterMismatchError, match=r"first changes in 3 modules.*layers\.0"):
         CombinedAdapter(FolderCheckpoint(base), files(narrow, first), combination)
