@@ -12,6 +12,8 @@ from packager.merge.targets import PREFIX
 
 # Initialisations of LoRA that compute from the base's weights what no file holds.
 _FROM_BASE = ("pissa", "olora", "mica")
+# What FRoD has for all modules of one kind.
+_PROJECTIONS = ("frod_V", "frod_s_indices", "frod_s_size")
 
 
 def is_made_again(config: Any) -> bool:
@@ -133,19 +135,21 @@ def _projections_of(weights: TensorFile) -> Callable[..., None]:
         import torch
         from peft.tuners._buffer_dict import BufferDict
 
-        if hasattr(self, "frod_V"):  # PEFT asks again for what it has not found
-            raise AdapterMismatchError(
-                f"{weights.path} has no projections (frod_V) for some of the modules that "
-                "adapter_config.json targets.",
-                next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
-            )
-        for group in ("frod_V", "frod_s_indices", "frod_s_size"):
-            setattr(self, group, torch.nn.ModuleDict())
+        found: dict[str, dict[str, Any]] = {group: {} for group in _PROJECTIONS}
         for name, info in weights.tensors.items():
             group, _, category = name.removeprefix("base_model.").partition(".")
-            if group in ("frod_V", "frod_s_indices", "frod_s_size"):
+            if group in found:
                 values = torch.zeros(info.shape, dtype=info.torch_dtype)
-                getattr(self, group)[category] = BufferDict({adapter: values}, persistent=True)
+                found[group][category] = BufferDict({adapter: values}, persistent=True)
+        # PEFT asks a second time for a category that it has not found.
+        if hasattr(self, "frod_V") or len({frozenset(made) for made in found.values()}) > 1:
+            raise AdapterMismatchError(
+                f"{weights.path} has not all projections ({', '.join(_PROJECTIONS)}) of the "
+                "modules that adapter_config.json targets.",
+                next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
+            )
+        for group, made in found.items():
+            setattr(self, group, torch.nn.ModuleDict(made))
 
     return init
 

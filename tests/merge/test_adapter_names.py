@@ -126,12 +126,30 @@ def edited(adapter: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> 
     return adapter
 
 
-@pytest.mark.parametrize("name", ["dora", "loha", "oft", "adalora", "lora-save-head", "shira"])
+@pytest.mark.parametrize(
+    "name", ["dora", "loha", "oft", "adalora", "lora-save-head", "shira", "frod"]
+)
 def test_a_missing_tensor_is_an_error(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS[name], tmp_path / "adapter")
     edited(adapter, lambda tensors: tensors.pop(sorted(tensors)[-1]))
+
+    with pytest.raises(AdapterMismatchError):
+        opened(tiny_base("tied"), adapter)
+
+
+@pytest.mark.parametrize("part", ["frod_V.mlp_down_proj", "frod_s_indices.mlp_down_proj", "frod_"])
+def test_frod_without_its_projections_is_an_error(
+    part: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_base("tied"), "tied", METHODS["frod"], tmp_path / "adapter")
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(f"{PREFIX[:11]}{part}")]:
+            del tensors[name]
+
+    edited(adapter, cut)
 
     with pytest.raises(AdapterMismatchError):
         opened(tiny_base("tied"), adapter)

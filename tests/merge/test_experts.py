@@ -215,3 +215,41 @@ def test_a_layout_that_is_not_known_is_refused(
 
     with pytest.raises(UnsupportedError, match=re.escape(repr(value))):
         opened(base, other)
+
+
+@pytest.fixture
+def gpt_oss(tmp_path: Path) -> Path:
+    """Stacks that are stored the other way round, and a `down_proj` that is square as the real."""
+    import transformers
+
+    config = transformers.GptOssConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=EXPERTS,
+        num_experts_per_tok=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GptOssForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("version", [None, "0.18.0", "0.19.0", "0.21.2"])
+@pytest.mark.parametrize("names", [["gate_up_proj", "down_proj"], ["down_proj"]], ids=len)
+def test_gpt_oss_square_stacks_are_as_every_peft_but_one_has_them(
+    names: list[str], version: str | None, gpt_oss: Path, tmp_path: Path
+) -> None:
+    parameters = [f"mlp.experts.{name}" for name in names]
+    method = replace(METHODS["lora-experts"], options={"r": 2, "target_parameters": parameters})
+    adapter = make_adapter(gpt_oss, "moe", method, tmp_path / "adapter")
+    edit = changed_about if version == "0.19.0" else as_is
+    other = saved_otherwise(adapter, tmp_path / "other", edit, peft_version=version)
+    if version == "0.19.0" and len(names) == 1:
+        with pytest.raises(UnsupportedError, match=r"down_proj is square \(64\)"):
+            opened(gpt_oss, other)
+        return
+    wanted = FolderCheckpoint(merge_with_peft(gpt_oss, "moe", adapter, tmp_path / "peft"))
+
+    checkpoint = opened(gpt_oss, other)
+
+    assert differences(checkpoint, wanted) == []
+    checkpoint.require_all_used()

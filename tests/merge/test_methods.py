@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -142,6 +143,20 @@ def test_what_cannot_be_merged_is_refused_by_name(
 
     assert str(tmp_path / "adapter_config.json") in caught.value.message
     assert caught.value.next_step
+
+
+def test_a_package_that_peft_asks_for_is_named(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter(tiny_base("tied"), "tied", METHODS["loha"], tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "ADAMSS", "target_modules": ["q_proj"]}))
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+
+    with pytest.raises(InputRefusedError, match="scikit-learn is required") as caught:
+        opened(tiny_base("tied"), adapter)
+
+    assert "pip install scikit-learn" in str(caught.value.next_step)
 
 
 def test_every_method_of_peft_is_merged_or_refused() -> None:
