@@ -69,21 +69,36 @@ def test_frod_is_merged_with_the_projections_that_it_was_trained_with(
     assert not torch.allclose(logits_of(load_base(usual, "tied")), wanted, rtol=0.1, atol=0.1)
 
 
+def other_sizes(tensors: dict[str, torch.Tensor], stem: str) -> None:
+    first, second = (f"{stem}.adamss_B.{part}" for part in (0, 1))
+    joined = torch.cat([tensors[first], tensors[second]])
+    rows = len(tensors[first]) - 1
+    tensors |= {first: joined[:rows].clone(), second: joined[rows:].clone()}
+
+
+def other_vectors(tensors: dict[str, torch.Tensor], stem: str) -> None:
+    vectors = tensors[f"{stem}.adamss_newB"]
+    random = torch.randn(vectors.shape[1], len(vectors), generator=torch.Generator().manual_seed(2))
+    tensors[f"{stem}.adamss_newB"] = torch.linalg.qr(random).Q.T.contiguous()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [(other_sizes, r"adamss_B\.default\.0"), (other_vectors, r"adamss_newB\.default")],
+)
 def test_adamss_whose_clusters_are_others_than_in_training_is_an_error(
-    tiny_base: Callable[..., Path], tmp_path: Path
+    edit: Callable[[dict[str, torch.Tensor], str], None],
+    words: str,
+    tiny_base: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    """PEFT takes the file's sizes, and adds the rows of one cluster to those of another."""
+    """PEFT takes what the file has, and adds the rows of one cluster to those of another."""
     pytest.importorskip("sklearn", reason="AdaMSS clusters with scikit-learn")
     base = tiny_base("tied", torch.float32)
     adapter = make_adapter(base, "tied", METHODS["adamss"], tmp_path / "adapter")
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
-    first, second = (
-        f"base_model.model.model.layers.0.self_attn.q_proj.adamss_B.{part}" for part in (0, 1)
-    )
-    joined = torch.cat([tensors[first], tensors[second]])
-    rows = len(tensors[first]) - 1
-    tensors |= {first: joined[:rows].clone(), second: joined[rows:].clone()}
+    edit(tensors, "base_model.model.model.layers.0.self_attn.q_proj")
     save_file(tensors, path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -91,7 +106,7 @@ def test_adamss_whose_clusters_are_others_than_in_training_is_an_error(
 
     checkpoint = opened(base, adapter)
 
-    with pytest.raises(AdapterMismatchError, match=r"adamss_B\.default\.0 .* on this machine"):
+    with pytest.raises(AdapterMismatchError, match=words + r" for .* on this machine"):
         checkpoint.load("model.layers.0.self_attn.q_proj.weight")
 
 
