@@ -69,7 +69,7 @@ class PeftMerged:
         self._tensors = {**base.tensors, **{info.name: info for info in plan.added}}
         self._copies = plan.copies
         self._is_untied = plan.is_untied
-        self._warnings = plan.warnings
+        self._warnings = plan.warnings + self._skeleton.notes
         if self._skeleton.is_factored:
             self._warnings += (_FACTORED,)
         self._batch_of = {name: batch for batch in plan.batches for name in batch.outputs}

@@ -1,4 +1,4 @@
-"""Several LoRAs combined into one by PEFT's `add_weighted_adapter`."""
+"""Several LoRAs, or several IA3s, combined into one by PEFT's `add_weighted_adapter`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from packager.checkpoint import Checkpoint, TensorFile, open_tensor_file
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
 from packager.files import read_json
+from packager.merge.by_peft import PeftMerged
 from packager.merge.layout import Layout
 from packager.merge.lora import Merged, delta_of
+from packager.merge.merged import MergedCheckpoint
 from packager.merge.open import is_plain_lora, open_merged
 from packager.merge.peft_targets import NotLinearError
 from packager.merge.skeleton import empty_model, first_line
@@ -101,7 +103,9 @@ def parse_combination(
 
 
 class CombinedAdapter:
-    """A LoRA that PEFT has made of several, in a folder that lives as long as this object.
+    """An adapter that PEFT has made of several, in a folder that lives as long as this object.
+
+    The several are plain LoRAs, or IA3s that tune the same modules.
 
     The result depends on the adapters alone: PEFT makes it in a model whose weights take no memory.
 
@@ -111,7 +115,8 @@ class CombinedAdapter:
         combination: how; with a weight for each.
 
     Raises:
-        UnsupportedError: naming an adapter that is no plain LoRA on linear layers.
+        UnsupportedError: naming an adapter that is neither, or that PEFT would scale wrongly.
+        UsageError: if the weights of IA3s do not sum up to 1.
         AdapterMismatchError: with PEFT's reason (ranks that differ), or naming what does not fit.
     """
 
@@ -121,11 +126,17 @@ class CombinedAdapter:
         adapters: Sequence[tuple[Path, TensorFile]],
         combination: Combination,
     ) -> None:
-        _require_plain_scaling(adapters[0][0])
-        for folder, weights in adapters:
-            _require_plain(base, folder, weights)
+        self.is_ia3 = all(_is_ia3(folder) for folder, _ in adapters)
+        if self.is_ia3:
+            _require_mean(combination)
+            _require_same_modules(adapters)
+        else:
+            _require_plain_scaling(adapters[0][0])
+            for folder, weights in adapters:
+                _require_plain(base, folder, weights)
         self._scratch = tempfile.TemporaryDirectory(prefix="ftpack-")
-        _combine(base, [folder for folder, _ in adapters], combination, Path(self._scratch.name))
+        folders = [folder for folder, _ in adapters]
+        _combine(base, folders, combination, Path(self._scratch.name), self.is_ia3)
         self.folder = Path(self._scratch.name) / _NAME
         self.weights = open_tensor_file(self.folder / "adapter_model.safetensors")
 
@@ -146,6 +157,67 @@ class CombinedMerged(Merged):
     ) -> torch.Tensor | None:
         info = self._adapter.weights.tensors[target.a_name]
         return None if info.dtype == "F32" else delta_of(a, b, target).to(info.torch_dtype)
+
+
+class CombinedByPeft(PeftMerged):
+    """A base with a combined IA3 merged in, which it keeps."""
+
+    def __init__(self, base: Checkpoint, adapter: CombinedAdapter, device: str = "cpu") -> None:
+        self._adapter = adapter
+        super().__init__(base, adapter.folder, adapter.weights, device)
+
+
+def open_combined(
+    base: Checkpoint, adapter: CombinedAdapter, device: str = "cpu"
+) -> MergedCheckpoint:
+    """A base with a combined adapter merged in, as `open_merged` opens it with a single one."""
+    merged_class = CombinedByPeft if adapter.is_ia3 else CombinedMerged
+    return merged_class(base, adapter, device)
+
+
+def _is_ia3(folder: Path) -> bool:
+    return read_json(folder / "adapter_config.json").get("peft_type") == "IA3"
+
+
+def _require_mean(combination: Combination) -> None:
+    """IA3's vectors multiply, from 1: PEFT sums them up, and would scale the base by the rest."""
+    if combination.method != "linear":
+        raise UnsupportedError(
+            f"--combine {combination.method}: PEFT combines IA3 adapters by their sum alone.",
+            next_step=f"Use --combine linear. {_OR_IN_TURN}",
+        )
+    total = math.fsum(combination.weights)
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise UsageError(
+            f"The weights of the IA3 adapters sum up to {total:g}: PEFT would scale what they tune "
+            "by that.",
+            next_step="Give each a --weight, which sum up to 1, such as 0.5 and 0.5. "
+            f"{_OR_IN_TURN}",
+        )
+
+
+def _require_same_modules(adapters: Sequence[tuple[Path, TensorFile]]) -> None:
+    """Where one of them has no vector, PEFT adds 0 for it, and not the 1 that changes nothing."""
+    first, first_weights = adapters[0]
+    shapes = {name: info.shape for name, info in first_weights.tensors.items()}
+    inner = read_json(first / "adapter_config.json").get("feedforward_modules")
+    for folder, weights in adapters:
+        others = {name: info.shape for name, info in weights.tensors.items()}
+        apart = sorted({name for name, _ in shapes.items() ^ others.items()})
+        if read_json(folder / "adapter_config.json").get("feedforward_modules") != inner:
+            apart.append("feedforward_modules")
+        if any(not name.endswith(".ia3_l") for name in others):
+            raise UnsupportedError(
+                f"{folder} is more than an IA3 (see adapter_config.json there), and PEFT's "
+                "add_weighted_adapter leaves the rest out.",
+                next_step=_IN_TURN,
+            )
+        if apart:
+            raise AdapterMismatchError(
+                f"{first} and {folder} tune other modules: {listed(apart)}. PEFT would scale the "
+                "base's weights down where one of them has no vector.",
+                next_step=_IN_TURN,
+            )
 
 
 def _require_plain_scaling(first: Path) -> None:
@@ -171,13 +243,17 @@ def _require_plain(base: Checkpoint, folder: Path, weights: TensorFile) -> None:
         open_merged(base, folder, weights)
     raise UnsupportedError(
         f"{folder} is more than a LoRA on linear layers (see adapter_config.json there), and "
-        "PEFT's add_weighted_adapter combines nothing else.",
+        "PEFT's add_weighted_adapter combines nothing else but IA3s among themselves.",
         next_step=_IN_TURN,
     )
 
 
 def _combine(
-    base: Checkpoint, folders: Sequence[Path], combination: Combination, scratch: Path
+    base: Checkpoint,
+    folders: Sequence[Path],
+    combination: Combination,
+    scratch: Path,
+    is_ia3: bool,
 ) -> None:
     """Let PEFT load the adapters, combine them, and save the result as `scratch/combined`."""
     import torch
@@ -197,12 +273,9 @@ def _combine(
                     folder, model.load_adapter(str(folder), name, torch_device="cpu"), name
                 )
             torch.manual_seed(combination.seed)
+            how = {"combination_type": combination.method, "density": combination.density}
             model.add_weighted_adapter(
-                names,
-                list(combination.weights),
-                _NAME,
-                combination_type=combination.method,
-                density=combination.density,
+                names, list(combination.weights), _NAME, **({} if is_ia3 else how)
             )
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise AdapterMismatchError(
@@ -210,7 +283,8 @@ def _combine(
                 f"{combination.method!r}: {first_line(error)}",
                 next_step=f"For LoRAs of different ranks use --combine cat or svd. {_OR_IN_TURN}",
             ) from error
-        _require_every_module(model, names, folders)
+        if not is_ia3:
+            _require_every_module(model, names, folders)
         model.save_pretrained(scratch, selected_adapters=[_NAME], save_embedding_layers=False)
 
 

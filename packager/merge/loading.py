@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from packager.checkpoint import TensorFile
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
+from packager.files import read_json
+from packager.merge.experts import is_stacked, restacked
 from packager.merge.layout import Layout
+from packager.merge.placeholders import is_shaped_by_base
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
 from packager.merge.targets import PREFIX, listed
 
@@ -35,12 +38,12 @@ def load_adapter(skeleton: Skeleton, layout: Layout, folder: Path, weights: Tens
     _check_file(weights)
     default = getattr(skeleton.root, "_checkpoint_conversion_mapping", {})
     try:
-        missing = _load(skeleton, folder, default)
+        missing = _load(skeleton, folder, weights.tensors, default)
     except AdapterMismatchError as mismatch:
         # transformers renames by a model's class, PEFT by its `model_type`: for some (Qwen2.5-VL)
         # PEFT finds nothing, and would leave an adapter of transformers 4 unused.
         try:
-            missing = _load(skeleton, folder, layout.plain_renamings())
+            missing = _load(skeleton, folder, weights.tensors, layout.plain_renamings())
         except AdapterMismatchError:
             raise mismatch from None
     _require_trained_biases(skeleton, weights)
@@ -53,12 +56,17 @@ def load_adapter(skeleton: Skeleton, layout: Layout, folder: Path, weights: Tens
         )
 
 
-def _load(skeleton: Skeleton, folder: Path, key_mapping: Mapping[str, str]) -> list[str]:
+def _load(
+    skeleton: Skeleton, folder: Path, names: Iterable[str], key_mapping: Mapping[str, str]
+) -> list[str]:
     """Load a file, its names changed first; gives PEFT's keys that it has nothing for."""
     peft_model = skeleton.peft_model
     load_state_dict = peft_model.load_state_dict
+    config = read_json(folder / "adapter_config.json")
 
     def take(state: dict[str, Any], strict: bool = False, **_: object) -> Any:
+        if is_stacked(config, names):
+            state, skeleton.notes = restacked(skeleton.root, state, config, ADAPTER)
         _sort(skeleton, state, folder)
         return load_state_dict(skeleton.adapter, strict=False)
 
@@ -94,7 +102,7 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
         place = known.get(key)
         if place is None:
             continue
-        if place.shape != value.shape:
+        if place.shape != value.shape and not is_shaped_by_base(skeleton.config):
             differing.append(
                 f"{key.removeprefix(PREFIX)}: {list(value.shape)} found, {list(place.shape)} fits"
             )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from packager.checkpoint import TensorFile
 from packager.errors import BaseMismatchError, UnsupportedError
 from packager.files import read_json
+from packager.merge.experts import LAYOUT_KEYS, is_stacked, targeted_as_stacks
 from packager.merge.layout import Layout, build_model, resize
+from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
 from packager.merge.targets import listed
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 _CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
-# Initialisations of LoRA that compute from the base's weights what no file holds.
-_FROM_BASE = ("pissa", "olora", "mica")
 
 
 @dataclass
@@ -39,6 +38,7 @@ class Skeleton:
             embeddings), by name.
         adapter: the adapter's values by their keys in `peft_model`.
         again: whether a layer has to be made anew on its real weight (`is_made_again`).
+        notes: what is to be said of how the adapter was read.
         rows: the size of the vocabulary, where the adapter's training has changed it.
     """
 
@@ -49,6 +49,7 @@ class Skeleton:
     rows: int | None = None
     overrides: dict[str, torch.Tensor] = field(default_factory=dict)
     adapter: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_factored(self) -> bool:
@@ -87,7 +88,7 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
     with warnings.catch_warnings():
         # What PEFT only warns of is an error here, or is said by ftpack in its own words.
         warnings.simplefilter("ignore")
-        return _inject(model, _read_config(folder), empties, folder, rows)
+        return _inject(model, _read_config(folder), empties, folder, weights, rows)
 
 
 def empty_model(layout: Layout) -> Any:
@@ -102,8 +103,14 @@ def _read_config(folder: Path) -> Any:
     from peft import PeftConfig
 
     path = folder / "adapter_config.json"
-    config: Any = PeftConfig.from_pretrained(str(folder))
-    known = set(type(config).__dataclass_fields__)
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except ImportError as error:
+        raise UnsupportedError(
+            f"PEFT cannot load {path}: {first_line(error)}",
+            next_step="Install what it asks for (for AdaMSS: pip install scikit-learn).",
+        ) from error
+    known = {*type(config).__dataclass_fields__, *LAYOUT_KEYS}
     unknown = sorted(key for key, value in read_json(path).items() if value and key not in known)
     if unknown:
         raise UnsupportedError(
@@ -113,23 +120,6 @@ def _read_config(folder: Path) -> Any:
         )
     config.inference_mode = True
     return config
-
-
-def is_made_again(config: Any) -> bool:
-    """Whether a layer has to be made on its real weight, and not only merged into it.
-
-    For most of these methods PEFT computes something from the weight when it makes the layer: the
-    file then holds only a part of what was trained, or of what the base became. BOFT's layers hold
-    permutation matrices as large as the base, and so are made one at a time.
-    """
-    method = config.peft_type.value
-    if method == "LORA":
-        init = config.init_lora_weights
-        has_base_init = isinstance(init, str) and init.lower().startswith(_FROM_BASE)
-        return has_base_init or config.kasa_config is not None
-    return method in ("BOFT", "OSF", "PSOFT") or (
-        method == "SUPERTUNING" and not config.save_precomputed_indices
-    )
 
 
 def _empty(model: Any, layout: Layout) -> dict[int, tuple[str, ...]]:
@@ -167,7 +157,12 @@ def _empty(model: Any, layout: Layout) -> dict[int, tuple[str, ...]]:
 
 
 def _inject(
-    model: Any, config: Any, empties: dict[int, tuple[str, ...]], folder: Path, rows: int | None
+    model: Any,
+    config: Any,
+    empties: dict[int, tuple[str, ...]],
+    folder: Path,
+    weights: TensorFile,
+    rows: int | None,
 ) -> Skeleton:
     from peft import PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
@@ -177,8 +172,10 @@ def _inject(
     if again and config.peft_type.value == "LORA":
         neutral.init_lora_weights = True
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    is_on_stacks = is_stacked(read_json(folder / "adapter_config.json"), weights.tensors)
+    as_stacks = targeted_as_stacks(neutral, model) if is_on_stacks else nullcontext()
     try:
-        with _kept_empty(config, empties, again):
+        with placeholders(config, empties, weights), as_stacks:
             peft_model = model_class(model, neutral, ADAPTER)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # NoMatchingPeftModuleError is a ValueError.
@@ -193,41 +190,6 @@ def _inject(
     _require_every_target(folder, neutral, peft_model)
     _require_biases(folder, peft_model)
     return Skeleton(peft_model, neutral, empties, again, rows)
-
-
-@contextmanager
-def _kept_empty(config: Any, empties: Mapping[int, tuple[str, ...]], again: bool) -> Iterator[None]:
-    """While PEFT injects layers that are made again later, empty what each of them holds."""
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
-    if not again:
-        yield
-        return
-    import torch
-
-    tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-    create = tuner_class._create_and_replace
-
-    def create_and_empty(
-        self: Any,
-        peft_config: Any,
-        adapter: str,
-        target: Any,
-        name: str,
-        parent: Any,
-        **kwargs: Any,
-    ) -> None:
-        create(self, peft_config, adapter, target, name, parent, **kwargs)
-        layer = getattr(parent, name)
-        for tensor in [*layer.parameters(), *layer.buffers()]:
-            if id(tensor) in empties or not isinstance(tensor, torch.nn.Parameter):
-                tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-
-    tuner_class._create_and_replace = create_and_empty
-    try:
-        yield
-    finally:
-        tuner_class._create_and_replace = create
 
 
 def _require_every_target(folder: Path, config: Any, peft_model: Any) -> None:

@@ -16,6 +16,9 @@ from packager.merge.targets import PREFIX
 if TYPE_CHECKING:
     import torch
 
+# The cosine of two singular vectors that are the same but for the rounding to 16 bits.
+_SAME_VECTOR = 0.999
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -205,6 +208,7 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
         for key, value in skeleton.adapter.items()
         if key.startswith(stem)
     }
+    _require_same_making(unit, own, layer.state_dict())
     unexpected = layer.load_state_dict(own, strict=False).unexpected_keys
     if unexpected:
         raise AdapterMismatchError(
@@ -213,6 +217,31 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
             "merged folder.",
         )
     return layer.eval()
+
+
+def _require_same_making(
+    unit: Unit, found: Mapping[str, torch.Tensor], made: Mapping[str, torch.Tensor]
+) -> None:
+    """What PEFT has made here must be what the file's values belong to.
+
+    AdaMSS clusters a weight's rows by their singular vectors, takes whatever sizes the file has for
+    the clusters, and keeps no other trace of them than those and the vectors of the other side.
+    """
+    import torch
+
+    apart = [n for n, value in found.items() if n in made and value.shape != made[n].shape]
+    vectors = f"adamss_newB.{ADAPTER}"  # [r, in_features], each row of either sign
+    if vectors in found and not apart:
+        ours, theirs = made[vectors].float(), found[vectors].to(made[vectors].device).float()
+        cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=1).abs()
+        apart = [] if torch.all(cosines > _SAME_VECTOR) else [vectors]
+    if apart:
+        raise AdapterMismatchError(
+            f"The adapter's {apart[0]} for {unit.key} is not what PEFT makes of this base on this "
+            "machine, where it clusters the weight's rows in another way.",
+            next_step="Check --base. If it is right, merge with PEFT on the machine that trained "
+            "(merge_and_unload, save_pretrained) and package the merged folder.",
+        )
 
 
 def _merge(layer: Any) -> Any:

@@ -25,7 +25,7 @@ from packager.gguf.convert import Conversion, convert, require_architecture
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
-from packager.merge.combine import CombinedAdapter, CombinedMerged
+from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
@@ -98,7 +98,7 @@ def _merged(
 ) -> MergedCheckpoint:
     if inputs.combination is not None:
         combined = CombinedAdapter(plain, adapters, inputs.combination)
-        return CombinedMerged(plain, combined, device)
+        return open_combined(plain, combined, device)
     if len(adapters) > 1:
         return MergedInTurn(plain, adapters, device)
     return open_merged(plain, *adapters[0], device)

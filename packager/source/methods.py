@@ -10,14 +10,14 @@ _TRAIN_LORA = "Train a LoRA on the same data instead: its change can be put into
 
 # `peft_type` of what ftpack merges, and the name that people know.
 MERGEABLE: dict[str, str] = {
-    "ADALORA": "AdaLoRA", "BEFT": "BEFT", "BOFT": "BOFT", "C3A": "C3A", "DEFT": "DEFT",
-    "DELORA": "DeLoRA", "FOURIERFT": "FourierFT", "GLORA": "GLoRA", "GRALORA": "GraLoRA",
-    "HIRA": "HiRA", "HRA": "HRA", "IA3": "IA3", "LN_TUNING": "LN-tuning", "LOHA": "LoHa",
-    "LOKR": "LoKr", "LORA": "LoRA", "MISS": "MiSS", "OFT": "OFT", "OSF": "OSF",
-    "PEANUT": "PEANuT", "PSOFT": "PSOFT", "PVERA": "PVeRA", "RANDLORA": "RandLoRA",
-    "ROAD": "RoAd", "SHIRA": "SHiRA", "SUPERTUNING": "SuperTuning", "TINYLORA": "TinyLoRA",
-    "TRAINABLE_TOKENS": "trainable tokens", "UNILORA": "Uni-LoRA", "VBLORA": "VB-LoRA",
-    "VERA": "VeRA", "WAVEFT": "WaveFT",
+    "ADALORA": "AdaLoRA", "ADAMSS": "AdaMSS", "BEFT": "BEFT", "BOFT": "BOFT", "C3A": "C3A",
+    "DEFT": "DEFT", "DELORA": "DeLoRA", "FOURIERFT": "FourierFT", "FROD": "FRoD",
+    "GLORA": "GLoRA", "GRALORA": "GraLoRA", "HIRA": "HiRA", "HRA": "HRA", "IA3": "IA3",
+    "LN_TUNING": "LN-tuning", "LOHA": "LoHa", "LOKR": "LoKr", "LORA": "LoRA", "MISS": "MiSS",
+    "OFT": "OFT", "OSF": "OSF", "PEANUT": "PEANuT", "PSOFT": "PSOFT", "PVERA": "PVeRA",
+    "RANDLORA": "RandLoRA", "ROAD": "RoAd", "SHIRA": "SHiRA", "SUPERTUNING": "SuperTuning",
+    "TINYLORA": "TinyLoRA", "TRAINABLE_TOKENS": "trainable tokens", "UNILORA": "Uni-LoRA",
+    "VBLORA": "VB-LoRA", "VERA": "VeRA", "WAVEFT": "WaveFT",
 }  # fmt: skip
 
 
@@ -58,14 +58,6 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
         "Bone", "PEFT now has as MiSS, in another form",
         "Convert it with scripts/convert-bone-to-miss.py of PEFT's sources.",
     ),
-    "FROD": (
-        "FRoD", "is computed from all of the base's weights at once; ftpack holds one module",
-        _BY_PEFT,
-    ),
-    "ADAMSS": (
-        "AdaMSS", "clusters the base's weights with scikit-learn when it is loaded; ftpack does "
-        "not", _BY_PEFT,
-    ),
 }  # fmt: skip
 
 # Initialisations that leave the base as it was, so that the file holds the whole change; and those
@@ -93,6 +85,12 @@ def find_refusal(config: Mapping[str, object]) -> Refusal | None:
         return Refusal(
             f"`task_type` {task!r}", "trains a classifier on top; a GGUF generates text",
             "Package an adapter that was trained as CAUSAL_LM.",
+        )  # fmt: skip
+    if method == "FROD" and not config.get("save_projection", True):
+        return Refusal(
+            "`save_projection` false", "leaves FRoD to factor all of the base's weights at once",
+            "Load it with PEFT where it was trained, set peft_config['default'].save_projection = "
+            "True, and save it again.",
         )  # fmt: skip
     return _refused_lora(config) if method == "LORA" else None
 
@@ -128,9 +126,10 @@ def _refused_init(init: object) -> Refusal | None:
         )
     if init == "loftq":
         return Refusal(
-            what, "quantizes the base anew on every load",
+            what, "quantizes the base anew on every load, which PEFT does on a GPU alone",
             "Set `init_lora_weights` to true in adapter_config.json, and name the base that LoftQ "
-            "has saved with --base PATH.",
+            "has saved with --base PATH. Or merge it with PEFT on a GPU (merge_and_unload, "
+            "save_pretrained) and package the merged folder.",
         )  # fmt: skip
     return Refusal(what, "is none of the initialisations that ftpack knows", _BY_PEFT)
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from tests.merge.deviations import section
 from tests.merge.tiny import KINDS, Kind, targets
 
 # What becomes of a cell of the table, and how the table shows it.
@@ -72,6 +73,11 @@ def _lora(title: str, tuned: str = "linear", *, right: bool = False, **options: 
 def _linear_only(title: str, config: str, error: str = "not support", **options: Any) -> Method:
     """A method that PEFT does not have for transformers' Conv1D."""
     return Method(title, config, options, impossible={"conv1d": error})
+
+
+def _adamss(title: str, **options: Any) -> Method:
+    sizes = {"r": 8, "num_subspaces": 3, "subspace_rank": 4}
+    return _linear_only(title, "AdamssConfig", "is not supported", **sizes, **options)
 
 
 def _embedding(kind: Kind) -> str:
@@ -160,7 +166,7 @@ METHODS: dict[str, Method] = {
         _lora("OLoRA as saved", init_lora_weights="olora"), refused={"conv1d": "12 shapes differ"}
     ),
     "mica": _lora("MiCA", init_lora_weights="mica"),
-    "eva": Method("EVA", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "eva"}),
+    "eva": Method("EVA, as saved", "LoraConfig", {"r": 4}, edit={"init_lora_weights": "eva"}),
     "orthogonal": _lora("LoRA with orthogonal init", init_lora_weights="orthogonal"),
     "kasa": replace(
         _lora("KaSA", kasa_config=lambda kind: _build("KasaConfig")),
@@ -181,6 +187,8 @@ METHODS: dict[str, Method] = {
         impossible={"conv1d": "in_features"},
     ),
     "adalora": Method("AdaLoRA", "AdaLoraConfig", {"init_r": 4, "target_r": 2, "total_step": 10}),
+    "adamss": _adamss("AdaMSS"),
+    "adamss-dynamic": _adamss("AdaMSS, ranks by a threshold", use_dynamic_rank=True),
     "beft": Method(
         "BEFT",
         "BeftConfig",
@@ -193,7 +201,7 @@ METHODS: dict[str, Method] = {
     "deft": Method("DEFT", "DeftConfig", {"r": 4}),
     "delora": _linear_only("DeLoRA", "DeloraConfig", r=4),
     "fourierft": Method("FourierFT", "FourierFTConfig", {"n_frequency": 50}),
-    "frod": Method("FRoD", "FrodConfig", refused={"*": "FRoD"}),
+    "frod": Method("FRoD", "FrodConfig", {"sparse_rate": 0.05}),
     "glora": _linear_only("GLoRA", "GloraConfig", r=4),
     "gralora": Method("GraLoRA", "GraloraConfig", {"r": 4}),
     "hira": Method("HiRA", "HiraConfig", {"r": 4}),
@@ -269,7 +277,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "poly": ("Poly", {"peft_type": "POLY"}, "Poly"),
     "lily": ("Lily", {"peft_type": "LILY"}, "Lily"),
     "shadow": ("Shadow", {"peft_type": "SHADOW"}, "Shadow"),
-    "adamss": ("AdaMSS", {"peft_type": "ADAMSS"}, "AdaMSS"),
+    "frod-unsaved": (
+        "FRoD, projections not saved",
+        {"peft_type": "FROD", "save_projection": False},
+        "all of the base's weights at once",
+    ),
     "bone": ("Bone, as older PEFT saved it", {"peft_type": "BONE"}, "MiSS"),
     "alora": ("aLoRA", {"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     "arrow": ("Arrow", {"arrow_config": {"top_k": 2}}, "arrow_config"),
@@ -306,6 +318,7 @@ def document() -> str:
     ]
     refused = [f"| {title} | refused |" for title, _, _ in REFUSED.values()]
     parts = [_INTRODUCTION, *head, *rows, "", _REFUSALS, "| method | |", "|---|---|", *refused]
+    parts += ["", section()]
     return "\n".join(parts) + "\n"
 
 
@@ -327,12 +340,14 @@ What ftpack makes of the adapters of each of PEFT's methods, on small random mod
 
 PiSSA, OLoRA, CorDA and LoRA-GA that were converted on saving
 (`path_initial_model_for_weight_conversion`) are plain LoRAs; so is a LoRA on a base that LoftQ has
-saved. Tested are the conversions of PiSSA and OLoRA, and EVA by its setting alone: the others'
-initialisations need training data or a GPU.
+saved, and so is EVA's. `tests/merge/test_initialisations.py` runs each of these initialisations and
+conversions, and AdaLoRA's pruning of ranks, and holds the merges against PEFT's and against the
+tuned model's logits.
 
-As saved, PiSSA, OLoRA, MiCA, KaSA, OSF and PSOFT take factors of the base's weights when they are
-loaded. These depend on the machine and on the number of threads, in their last bits, and PSOFT's
-also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
+As saved, PiSSA, OLoRA, MiCA, KaSA, OSF, PSOFT, FRoD and AdaMSS take factors of the base's weights
+when they are loaded. These depend on the machine and on the number of threads, in their last bits,
+and PSOFT's also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
+AdaMSS clusters the factors with scikit-learn, which has to be installed.
 """
 _REFUSALS = """\
 Refused on every model, by the configuration alone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,7 +80,28 @@ def renamed(adapter: Path, folder: Path, rename: Rename, extent: str) -> bool:
 def test_no_name_leads_silently_to_the_base(
     name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
-    base = tiny_base("tied")
+    require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
+
+
+# Those that do not play on how LoRA's tensors in particular are called.
+GENERAL = [
+    "no-prefix", "twice", "compiled", "compiled-module", "parallel", "named-at-the-end",
+    "weight-twice", "no-model", "next-layer", "other-parent",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extent", ["all", "one"])
+@pytest.mark.parametrize("mutation", GENERAL)
+@pytest.mark.parametrize("name", ["loha", "lokr", "ia3", "lora-save-head"])
+def test_no_name_of_another_methods_tensors_leads_silently_to_the_base(
+    name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
+
+
+def require_right_or_refused(
+    name: str, mutation: str, extent: str, base: Path, tmp_path: Path
+) -> None:
     adapter = make_adapter(base, "tied", METHODS[name], tmp_path / "good")
     good = opened(base, adapter)
     if not renamed(adapter, tmp_path / "mutated", MUTATIONS[mutation], extent):
@@ -104,12 +126,30 @@ def edited(adapter: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> 
     return adapter
 
 
-@pytest.mark.parametrize("name", ["dora", "loha", "oft", "adalora", "lora-save-head", "shira"])
+@pytest.mark.parametrize(
+    "name", ["dora", "loha", "oft", "adalora", "lora-save-head", "shira", "frod"]
+)
 def test_a_missing_tensor_is_an_error(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS[name], tmp_path / "adapter")
     edited(adapter, lambda tensors: tensors.pop(sorted(tensors)[-1]))
+
+    with pytest.raises(AdapterMismatchError):
+        opened(tiny_base("tied"), adapter)
+
+
+@pytest.mark.parametrize("part", ["frod_V.mlp_down_proj", "frod_s_indices.mlp_down_proj", "frod_"])
+def test_frod_without_its_projections_is_an_error(
+    part: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_base("tied"), "tied", METHODS["frod"], tmp_path / "adapter")
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(f"{PREFIX[:11]}{part}")]:
+            del tensors[name]
+
+    edited(adapter, cut)
 
     with pytest.raises(AdapterMismatchError):
         opened(tiny_base("tied"), adapter)
@@ -247,6 +287,29 @@ def test_an_adapter_with_a_lora_for_each_expert_is_merged_as_peft_merges_it(
     checkpoint.require_all_used()
 
 
+def test_mixtrals_experts_by_their_old_names_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+    """`block_sparse_moe.experts.0.w1`: transformers 5 has `mlp.experts.gate_up_proj` for them."""
+    import transformers
+
+    config = transformers.MixtralConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in FolderCheckpoint(
+        tmp_path / "base").tensors  # fmt: skip
+    adapter = expert_adapter(tmp_path / "base", tmp_path / "adapter", ["q_proj", "w1", "w2", "w3"])
+    wanted = FolderCheckpoint(merge_with_peft(tmp_path / "base", "moe", adapter, tmp_path / "peft"))
+
+    checkpoint = opened(tmp_path / "base", adapter)
+
+    assert differences(checkpoint, wanted) == []
+    assert differences(checkpoint, FolderCheckpoint(tmp_path / "base")) != []
+    checkpoint.require_all_used()
+
+
 def test_an_adapter_with_half_of_a_fused_expert_is_refused(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -283,7 +346,7 @@ def test_names_that_peft_does_not_translate_are_read_right_or_refused(
 ) -> None:
     """PEFT leaves an adapter of transformers 4 for Qwen2.5-VL unused, and saves the base."""
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     text = {
@@ -324,3 +387,9 @@ def test_names_that_peft_does_not_translate_are_read_right_or_refused(
     for name in found.tensors:
         assert torch.equal(found.load(name), wanted.load(name)), name
     found.require_all_used()
+    plain = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "base")
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        usual = PeftModel.from_pretrained(plain, str(tmp_path / "older")).merge_and_unload()
+    assert all(torch.equal(value, before[name]) for name, value in usual.state_dict().items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from packager.merge.save import save_safetensors
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
 from tests.merge.compared import config_of, differences, opened
+from tests.merge.deviations import DEVIATIONS
 from tests.merge.methods import METHODS, REFUSED, document
 from tests.merge.tiny import (
     HIDDEN,
@@ -41,7 +43,15 @@ CELLS = [
 
 
 # What PEFT computes again from the base, with results that depend on machine and threads.
-FACTORED = ["pissa", "olora", "mica", "kasa", "osf", "psoft"]
+FACTORED = [
+    "pissa", "olora", "mica", "kasa", "osf", "psoft", "adamss", "adamss-dynamic", "frod",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _scikit_learn(request: pytest.FixtureRequest) -> None:
+    if "adamss" in request.node.name:
+        pytest.importorskip("sklearn", reason="AdaMSS clusters with scikit-learn")
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS, ids=[f"{n}-{k}" for n, k in CELLS])
@@ -92,6 +102,8 @@ def test_a_vocabulary_that_training_has_resized_comes_from_the_adapter(
     folder, rows = tiny_base(kind), VOCABULARY + 5
     adapter = make_adapter(folder, kind, METHODS[name], tmp_path / "adapter", rows=rows)
     merge_with_peft(folder, kind, adapter, tmp_path / "peft", rows=rows)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        merge_with_peft(folder, kind, adapter, tmp_path / "not resized")
 
     checkpoint = opened(folder, adapter)
 
@@ -133,6 +145,20 @@ def test_what_cannot_be_merged_is_refused_by_name(
     assert caught.value.next_step
 
 
+def test_a_package_that_peft_asks_for_is_named(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter(tiny_base("tied"), "tied", METHODS["loha"], tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "ADAMSS", "target_modules": ["q_proj"]}))
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+
+    with pytest.raises(InputRefusedError, match="scikit-learn is required") as caught:
+        opened(tiny_base("tied"), adapter)
+
+    assert "pip install scikit-learn" in str(caught.value.next_step)
+
+
 def test_every_method_of_peft_is_merged_or_refused() -> None:
     from peft import PeftType
 
@@ -151,6 +177,13 @@ def test_the_page_of_methods_is_what_is_tested() -> None:
     page = Path(__file__).parents[2] / "docs" / "methods.md"
 
     assert page.read_text(encoding="utf-8") == document()
+
+
+@pytest.mark.parametrize("test", sorted({item.test for item in DEVIATIONS}))
+def test_what_the_page_says_of_peft_has_the_test_that_it_names(test: str) -> None:
+    file, _, function = test.partition("::")
+
+    assert f"def {function}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 # The ways in which an adapter can touch embeddings that input and output share.
@@ -216,38 +249,6 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     checkpoint.require_all_used()
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
-    init: str, tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    import peft
-
-    folder, ids = tiny_base("tied", torch.float32), torch.tensor([[3, 1, 4, 5, 9]])
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=init
-    )
-    tuned = peft.get_peft_model(load_base(folder, "tied"), config)
-    tuned.peft_config["default"].init_lora_weights = True
-    tuned.save_pretrained(tmp_path / "start")
-    tuned.peft_config["default"].init_lora_weights = init
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        wanted = tuned.eval()(ids).logits
-    tuned.save_pretrained(
-        tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "start")
-    )
-
-    checkpoint = opened(folder, tmp_path / "adapter")
-
-    usual = merge_with_peft(folder, "tied", tmp_path / "adapter", tmp_path / "peft")
-    assert differences(checkpoint, FolderCheckpoint(usual)) == []
-    with torch.no_grad():
-        found = load_base(usual, "tied")(ids).logits
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-
-
 def test_a_base_that_was_saved_without_the_heads_prefix_keeps_its_names(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -294,7 +295,11 @@ def test_an_adapter_in_16_bits_is_merged_as_peft_merges_it(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", ["lora-bias-all", "dora", "adalora", "pissa", "lora-save-head"])
+@pytest.mark.parametrize(
+    "name",
+    ["lora-bias-all", "dora", "adalora", "pissa", "lora-save-head", "frod", "adamss", "kasa",
+     "boft", "supertuning-unsaved"],
+)  # fmt: skip
 def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
     name: str, dtype: torch.dtype, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -305,7 +310,9 @@ def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
     assert differences(opened(folder, adapter), wanted) == []
 
 
-@pytest.mark.parametrize("name", ["dora", "pissa", "loha", "vera", "lora-all-linear", "osf"])
+@pytest.mark.parametrize(
+    "name", ["dora", "pissa", "loha", "vera", "lora-all-linear", "osf", "frod"]
+)
 def test_no_more_of_the_base_is_in_memory_than_one_module(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from packager.checkpoint import FolderCheckpoint, TensorFile
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
-from packager.merge.combine import CombinedAdapter, CombinedMerged, parse_combination
+from packager.merge.combine import CombinedAdapter, open_combined, parse_combination
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.save import save_safetensors
 from packager.progress import Silent
@@ -91,19 +92,27 @@ def test_what_the_first_unties_stays_untied_for_the_second(
 
 
 def combined_by_peft(
-    base: Path, folders: list[Path], method: str, weights: list[float], out: Path, density: float
+    base: Path,
+    folders: list[Path],
+    method: str,
+    weights: list[float],
+    out: Path,
+    density: float,
+    kind: Kind = "biased",
 ) -> Path:
     import peft
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(load_base(base, "biased"), folders[0], "a0")
+        model = peft.PeftModel.from_pretrained(load_base(base, kind), folders[0], "a0")
         names = ["a0"]
         for number, folder in enumerate(folders[1:], start=1):
             model.load_adapter(folder, f"a{number}")
             names.append(f"a{number}")
         torch.manual_seed(7)
-        model.add_weighted_adapter(names, weights, "all", method, density=density)
+        how = (method,) if method else ()  # IA3 has one way, and takes no name for it
+        density_of = {"density": density} if method else {}
+        model.add_weighted_adapter(names, weights, "all", *how, **density_of)
         model.set_adapter("all")
         model.merge_and_unload().save_pretrained(out)
     return out
@@ -124,7 +133,7 @@ def test_combined_is_what_peft_combines_under_the_same_seed(
     combination = parse_combination(method, [0.7, -0.4], pruned, 7, 2)
     checkpoint = FolderCheckpoint(base)
     adapter = CombinedAdapter(checkpoint, files(first, second), combination)
-    found = CombinedMerged(checkpoint, adapter)
+    found = open_combined(checkpoint, adapter)
 
     assert differences(found, FolderCheckpoint(wanted)) == []
     found.require_all_used()
@@ -142,7 +151,7 @@ def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
         checkpoint, files(first, other), parse_combination("cat", [1.0, 0.5], None, 0, 2)
     )
 
-    found = CombinedMerged(checkpoint, adapter)
+    found = open_combined(checkpoint, adapter)
     assert differences(found, FolderCheckpoint(wanted)) == []
 
 
@@ -174,6 +183,9 @@ def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
     base, first, _ = two
     narrow = make_adapter(base, "biased", METHODS["lora-layers"], tmp_path / "narrow")
     combination = parse_combination("linear", [], None, 0, 2)
+    lost = combined_by_peft(base, [narrow, first], "linear", [1, 1], tmp_path / "peft", 0.5)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(FolderCheckpoint(lost).load(name), FolderCheckpoint(base).load(name))
 
     with pytest.raises(AdapterMismatchError, match=r"first changes in 3 modules.*layers\.0"):
         CombinedAdapter(FolderCheckpoint(base), files(narrow, first), combination)
@@ -191,7 +203,7 @@ def test_a_lora_of_several_ranks_is_combined_right_or_refused(
     adapter = CombinedAdapter(
         checkpoint, files(first, other), parse_combination("cat", [], None, 0, 2)
     )
-    assert differences(CombinedMerged(checkpoint, adapter), FolderCheckpoint(wanted)) == []
+    assert differences(open_combined(checkpoint, adapter), FolderCheckpoint(wanted)) == []
     with pytest.raises(AdapterMismatchError, match="does not combine"):
         CombinedAdapter(
             checkpoint, files(first, other), parse_combination("linear", [], None, 0, 2)
@@ -208,9 +220,7 @@ def test_loras_of_different_ranks_are_combined_as_peft_combines_them(
 
     checkpoint = FolderCheckpoint(base)
     combination = parse_combination(method, [], None, 0, 2)
-    found = CombinedMerged(
-        checkpoint, CombinedAdapter(checkpoint, files(first, other), combination)
-    )
+    found = open_combined(checkpoint, CombinedAdapter(checkpoint, files(first, other), combination))
 
     assert differences(found, FolderCheckpoint(wanted)) == []
 
@@ -263,3 +273,81 @@ def test_a_wrong_way_to_combine_is_refused(
     with pytest.raises(UsageError, match=named) as caught:
         parse_combination(method, weights, density, 0, adapters)
     assert caught.value.next_step
+
+
+def another_ia3(base: Path, kind: Kind, folder: Path, **options: object) -> Path:
+    method = replace(METHODS["ia3"], options=METHODS["ia3"].options | options)
+    make_adapter(base, kind, method, folder)
+    path = folder / "adapter_model.safetensors"
+    random = torch.Generator().manual_seed(5)
+    tensors = {
+        name: value + 0.1 * torch.randn(value.shape, generator=random)
+        for name, value in load_file(path).items()
+    }
+    save_file(tensors, path)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tied", "biased", "conv1d"])
+def test_ia3s_are_combined_as_peft_combines_them(
+    kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_base(kind)
+    first = make_adapter(base, kind, METHODS["ia3"], tmp_path / "first")
+    second = another_ia3(base, kind, tmp_path / "second")
+    weights = [0.7, 0.3]
+    wanted = combined_by_peft(base, [first, second], "", weights, tmp_path / "peft", 0, kind)
+
+    checkpoint = FolderCheckpoint(base)
+    combination = parse_combination("linear", weights, None, 0, 2)
+    found = open_combined(
+        checkpoint, CombinedAdapter(checkpoint, files(first, second), combination)
+    )
+
+    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(found, FolderCheckpoint(merge_with_peft(
+        base, kind, first, tmp_path / "one"))) != []  # fmt: skip
+    found.require_all_used()
+
+
+def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_base("biased")
+    first = make_adapter(base, "biased", METHODS["ia3"], tmp_path / "first")
+    fewer = another_ia3(
+        base, "biased", tmp_path / "fewer", target_modules=["k_proj"], feedforward_modules=[]
+    )
+    checkpoint = FolderCheckpoint(base)
+    name = "model.layers.0.self_attn.v_proj.weight"
+    halved = combined_by_peft(base, [first, fewer], "", [0.5, 0.5], tmp_path / "peft", 0)
+    alone = FolderCheckpoint(merge_with_peft(base, "biased", first, tmp_path / "alone"))
+    # `fewer` does not tune v_proj: the mean of its model and of `first`'s lies near the base.
+    ratio = FolderCheckpoint(halved).load(name).float() / alone.load(name).float()
+    assert ratio.nanmedian() == pytest.approx(0.5, rel=0.01)
+
+    with pytest.raises(AdapterMismatchError, match=r"fewer tune other modules.*v_proj"):
+        CombinedAdapter(
+            checkpoint, files(first, fewer), parse_combination("linear", [0.5, 0.5], None, 0, 2)
+        )
+    with pytest.raises(UsageError, match="sum up to 2"):
+        CombinedAdapter(
+            checkpoint, files(first, first), parse_combination("linear", [], None, 0, 2)
+        )
+    with pytest.raises(UnsupportedError, match="sum alone"):
+        CombinedAdapter(checkpoint, files(first, first), parse_combination("cat", [], None, 0, 2))
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}], ids=["a saved head"])
+def test_what_is_more_than_an_ia3_is_not_combined(
+    options: dict[str, object], tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_base("biased")
+    other = another_ia3(base, "biased", tmp_path / "other", **options)
+
+    with pytest.raises(UnsupportedError, match="other is more than an IA3"):
+        CombinedAdapter(
+            FolderCheckpoint(base),
+            files(other, other),
+            parse_combination("linear", [0.5, 0.5], None, 0, 2),
+        )

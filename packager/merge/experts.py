@@ -1,0 +1,219 @@
+"""LoRAs on stacked experts, in the layouts of older PEFT and of Unsloth, as PEFT has them now.
+
+PEFT keeps the LoRAs of all experts of a stack in one pair of matrices: `lora_A`
+`[experts * r, in_features]`, an expert's rows together, and `lora_B` `[out_features, r * experts]`,
+where column `j` is of expert `j % experts` (`ParamWrapper.get_delta_weight` of
+peft/tuners/lora/layer.py). Two others are found in files:
+
+- PEFT before 0.19.1 has the roles of the two sides of a stack changed about, for most models.
+- Unsloth before 2026.9.6 trained `lora_B` with an expert's columns together (unsloth#6930). Newer
+  ones write which it is into adapter_config.json (`write_fused_expert_lora_layout` of unsloth_zoo's
+  temporary_patches/moe_utils.py); what older ones have left is told from the rest of it, as
+  Unsloth's own loader does (`saved_lora_b_layouts` there).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from packager.errors import UnsupportedError
+from packager.merge.placeholders import replaced
+from packager.merge.targets import PREFIX
+
+if TYPE_CHECKING:
+    import torch
+
+# What Unsloth adds to adapter_config.json: PEFT does not know these keys.
+LAYOUT_KEYS = frozenset({"lora_B_layout", "unsloth_fused_expert_lora"})
+_GROUPED, _PEFTS = "grouped_by_expert", "rank_major"
+# The model types whose experts Unsloth trained by its own forward, between 2026.2 and 2026.9.5.
+_GROUPED_FAMILIES = frozenset({
+    "deepseek_v3", "ernie4_5_moe", "ernie4_5_vl_moe", "gemma4", "glm4_moe", "glm4_moe_lite",
+    "gpt_oss", "lfm2_moe", "mixtral", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe",
+})  # fmt: skip
+_UNSLOTHS_PARAMETERS = ("gate_up_proj", "down_proj")
+# The layers of one expert that a stack has in it.
+_FUSED = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
+_REGROUPED = (
+    "Unsloth trained this adapter's experts before 2026.9.6, by the marks in adapter_config.json, "
+    'and grouped lora_B by expert: it is regrouped, as Unsloth does. Were it PEFT\'s own layout, '
+    '"lora_B_layout": "rank_major" there would say so'
+)  # fmt: skip
+
+
+def is_stacked(config: Mapping[str, object], names: Iterable[str]) -> bool:
+    """Whether an adapter has one LoRA for all experts of a stack, and not one for each expert."""
+    return bool(config.get("target_parameters")) and not any(map(_ONE_EXPERT.search, names))
+
+
+@contextmanager
+def targeted_as_stacks(config: Any, model: Any) -> Iterator[None]:
+    """While PEFT injects a LoRA on stacks: nothing that it targets is of the experts one by one.
+
+    Unsloth's `target_modules` name the layers that a stack has replaced as well, and PEFT takes
+    that for an adapter of transformers 4: it doubles the rank of a stack that has two of them.
+
+    Args:
+        config: PEFT's; it loses the targets that the model does not have.
+        model: the base's.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    if isinstance(config.target_modules, set | list):
+        ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        config.target_modules = {
+            target for target in config.target_modules if target not in _FUSED or target in ends
+        }
+    with replaced(conversion, "convert_peft_config_for_transformers", lambda *_, **__: None):
+        yield
+
+
+def restacked(
+    root: Any, state: Mapping[str, torch.Tensor], config: Mapping[str, object], adapter: str
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The adapter's tensors with those on stacks of experts in PEFT's layout, and what to say.
+
+    Args:
+        root: the base's model with PEFT's layers in it.
+        state: the adapter's tensors by their keys in PEFT's model.
+        config: `adapter_config.json`.
+        adapter: the adapter's name in PEFT's model.
+
+    Raises:
+        UnsupportedError: where a stack's layout cannot be told.
+    """
+    stacks = _stacks(root, state, adapter)
+    told = {_are_changed(stack) for stack in stacks} - {None}
+    result = dict(state)
+    notes: dict[str, None] = {}
+    for stack in stacks:
+        a, b, experts = stack.a, stack.b, int(stack.layer.num_experts)
+        if _layout_of_b(config, stack.layer) == _GROUPED and b.shape[1] > experts:
+            b = _interleaved(b, experts)
+            if not _is_declared(config):
+                notes[_REGROUPED] = None
+        is_changed = _are_changed(stack)
+        if is_changed is None:
+            # A square stack does not tell; the others of the same adapter do, if there are any.
+            is_changed = told == {True} if len(told) == 1 else _is_changed_by_version(stack, config)
+        if is_changed:
+            a, b = _sides_changed(a, b, experts)
+        result |= {stack.a_key: a, stack.b_key: b}
+    return result, tuple(notes)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """PEFT's layer on a stack of experts, and what the adapter's file has for it."""
+
+    layer: Any
+    a_key: str
+    b_key: str
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+def _stacks(root: Any, state: Mapping[str, torch.Tensor], adapter: str) -> list[_Stack]:
+    found = []
+    for name, layer in root.named_modules():
+        if not hasattr(layer, "parameter_name") or layer.num_experts == 1:
+            continue
+        keys = [f"{PREFIX}{name}.lora_{side}.{adapter}.weight" for side in "AB"]
+        pair = [state[key] for key in keys if key in state]
+        if len(pair) == 2 and all(matrix.dim() == 2 for matrix in pair):
+            a, b = pair
+            if a.shape[0] == b.shape[1] and a.shape[0] % layer.num_experts == 0:
+                found.append(_Stack(layer, keys[0], keys[1], a, b))
+    return found
+
+
+def _layout_of_b(config: Mapping[str, object], layer: Any) -> str:
+    """How the columns of `lora_B` are ordered, by what Unsloth has left in the configuration."""
+    parameter = layer.parameter_name
+    for source in (config, _auto_mapping(config)):
+        detail = source.get("unsloth_fused_expert_lora")
+        entries = detail.get("parameters") if isinstance(detail, dict) else None
+        declared: object = source.get("lora_B_layout")
+        if isinstance(entries, dict):
+            entry = entries.get(parameter)
+            declared = entry.get("lora_B_layout") if isinstance(entry, dict) else _PEFTS
+        if declared is None:
+            continue
+        if declared not in (_GROUPED, _PEFTS):
+            raise UnsupportedError(
+                f"adapter_config.json says `lora_B_layout` {declared!r} for {parameter}: known are "
+                f"{_PEFTS!r} and {_GROUPED!r}.",
+                next_step="Merge it with Unsloth (save_pretrained_merged) and package the merged "
+                "folder.",
+            )
+        return str(declared) if parameter in _UNSLOTHS_PARAMETERS else _PEFTS
+    is_unsloths = bool(_auto_mapping(config).get("unsloth_fixed"))
+    is_grouped = is_unsloths and _family(layer) in _GROUPED_FAMILIES
+    return _GROUPED if is_grouped and parameter in _UNSLOTHS_PARAMETERS else _PEFTS
+
+
+def _auto_mapping(config: Mapping[str, object]) -> Mapping[str, object]:
+    found = config.get("auto_mapping")
+    return found if isinstance(found, dict) else {}
+
+
+def _is_declared(config: Mapping[str, object]) -> bool:
+    return any(key in source for source in (config, _auto_mapping(config)) for key in LAYOUT_KEYS)
+
+
+def _family(layer: Any) -> str:
+    """The folder of transformers' `models` that a stack's class is written in."""
+    return str(type(layer.get_base_layer()).__module__).split(".")[-2]
+
+
+def _interleaved(b: torch.Tensor, experts: int) -> torch.Tensor:
+    """Columns `[experts, r]` as columns `[r, experts]`."""
+    return b.reshape(b.shape[0], experts, -1).transpose(1, 2).reshape(b.shape)
+
+
+def _are_changed(stack: _Stack) -> bool | None:
+    """Whether `lora_A` is on the side that PEFT now has `lora_B` on; None for a square stack."""
+    layer, sides = stack.layer, (stack.a.shape[1], stack.b.shape[0])
+    if layer.in_features == layer.out_features:
+        return None
+    return sides == (layer.out_features, layer.in_features)
+
+
+def _is_changed_by_version(stack: _Stack, config: Mapping[str, object]) -> bool:
+    """The same, of a square stack by the version of PEFT, where that tells.
+
+    Up to 0.18 PEFT took the first side for the input, 0.19.0 the second where a model says that its
+    stacks are transposed, and only later ones whichever it is.
+    """
+    version = _version(config.get("peft_version"))
+    is_transposed = getattr(stack.layer.get_base_layer(), "is_transposed", False)
+    if version >= (0, 19, 1) or (is_transposed and version < (0, 19, 0)):
+        return False
+    raise UnsupportedError(
+        f"The experts' {stack.layer.parameter_name} is square ({stack.a.shape[1]}), and PEFT "
+        f"{config.get('peft_version') or 'of an older version'}, which saved the adapter, had its "
+        "sides changed about for some models: the layout cannot be told.",
+        next_step="Merge it with the versions of PEFT and transformers that trained it "
+        "(merge_and_unload, save_pretrained) and package the merged folder.",
+    )
+
+
+def _version(text: object) -> tuple[int, ...]:
+    """0 where nothing is said: PEFT writes its version since 0.18."""
+    return tuple(int(part) for part in re.findall(r"\d+", str(text or "0"))[:3])
+
+
+def _sides_changed(
+    a: torch.Tensor, b: torch.Tensor, experts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`lora_A` made of `lora_B`, and the reverse: the same product, transposed."""
+    of_experts_a = a.reshape(experts, -1, a.shape[1])  # [experts, r, side of A]
+    of_experts_b = b.reshape(b.shape[0], -1, experts)  # [side of B, r, experts]
+    new_a = of_experts_b.permute(2, 1, 0).reshape(a.shape[0], b.shape[0])
+    new_b = of_experts_a.permute(2, 1, 0).reshape(a.shape[1], b.shape[1])
+    return new_a.contiguous(), new_b.contiguous()
