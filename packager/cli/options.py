@@ -107,7 +107,8 @@ def source_options() -> Callable[[Command], Command]:
         click.option("--seed", type=int, default=0, help="For --combine dare_...: torch's seed."),
         click.option("--keep-base-quantized", is_flag=True,
                      help="Merge into the dequantized weights of a bnb-4bit base, as they were in "
-                     "training, and not into its 16-bit twin, which has what the rounding lost."),
+                     "training, and not into its 16-bit twin, which has what the rounding lost. "
+                     "How far either is from what was trained is told."),
         click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SIXTEEN_BITS = "16 bits"
 _NAMES = {"quantized": "the quantized base", "twin": "its 16-bit twin"}
 # What is loaded and merged of the model, and how many rows of each weight are then compared.
-_SAMPLE_ELEMENTS = 128 << 20
+_SAMPLE_ELEMENTS = 64 << 20
 _SAMPLE_ROWS = 256
 
 
@@ -196,6 +196,8 @@ def _sample(candidates: Sequence[TensorInfo]) -> Iterator[str]:
             if info.name not in chosen and _elements(info) <= left:
                 chosen[info.name] = None
                 left -= _elements(info)
+    if not chosen and by_size:  # each is larger than that
+        chosen[min(by_size[-1].values(), key=_elements).name] = None
     yield from chosen
 
 

@@ -5,6 +5,7 @@ Expected figures come from bitsandbytes, PEFT and llama.cpp, by whole weights.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from packager.pipeline.build import build
 from packager.pipeline.merging import merge
 from packager.pipeline.nearness import Nearness
-from packager.pipeline.prepare import prepare
+from packager.pipeline.prepare import Package, prepare, tool_versions
 from packager.plan import Request
 from packager.progress import Silent
 from tests.command import ftpack
@@ -121,22 +122,36 @@ def distance(made: dict[str, Any], trained: dict[str, Any], names: Iterable[str]
     return float(np.sqrt(error / sum(np.square(np.float64(trained[n])).sum() for n in names)))
 
 
+Figures = dict[str, dict[str, float]]
+
+
 def expected(
-    models: Path, adapter: Path, llama_cpp: Path, names: Iterable[str], quant: str
-) -> dict[str, dict[str, float]]:
-    """Both distances by the usual route, in 16 bits and in a quant."""
+    models: Path, adapter: Path, names: Iterable[str], bases: Iterable[str] = ("quantized", "twin")
+) -> Figures:
+    """The distances in 16 bits, by PEFT's own merges, which stay in `models`."""
     trained = in_fp32(models / "dequantized", adapter)
-    found: dict[str, dict[str, float]] = {"16 bits": {}, quant: {}}
-    for choice, base in (("quantized", "dequantized"), ("twin", "tiny")):
-        folder = merge_with_peft(models / base, adapter, models / f"usual-{choice}")
-        merged = {k: v.float().numpy() for k, v in load_file(folder / "model.safetensors").items()}
-        wide = convert_with_llama_cpp(folder, models / "wide.gguf", "bf16", llama_cpp)
-        gguf = quantize_with_llama_cpp(wide, models / f"{choice}.gguf", quant)
+    found = {}
+    for base in bases:
+        folder = models / ("tiny" if base == "twin" else "dequantized")
+        usual = merge_with_peft(folder, adapter, models / f"usual-{base}")
+        merged = load_file(usual / "model.safetensors")
+        found[base] = distance({k: v.float() for k, v in merged.items()}, trained, names)
+    return {"16 bits": found}
+
+
+def expected_quantized(
+    models: Path, adapter: Path, llama_cpp: Path, names: Iterable[str], quant: str
+) -> Figures:
+    """The distances in a quant, by llama.cpp's converter and quantizer."""
+    trained = in_fp32(models / "dequantized", adapter)
+    found = {}
+    for base in ("quantized", "twin"):
+        wide = models / "wide.gguf"
+        convert_with_llama_cpp(models / f"usual-{base}", wide, "bf16", llama_cpp)
+        gguf = quantize_with_llama_cpp(wide, models / f"{base}.gguf", quant)
         in_gguf = read_weights(gguf, llama_cpp)
-        quantized = {name: in_gguf[gguf_name(name)] for name in names}
-        found["16 bits"][choice] = distance(merged, trained, names)
-        found[quant][choice] = distance(quantized, trained, names)
-    return found
+        found[base] = distance({name: in_gguf[gguf_name(name)] for name in names}, trained, names)
+    return {quant: found}
 
 
 def gguf_name(name: str) -> str:
@@ -153,36 +168,52 @@ def weights(*layers_and_modules: tuple[int, str]) -> set[str]:
     return {f"model.layers.{n}.self_attn.{module}.weight" for n, module in layers_and_modules}
 
 
-@pytest.mark.parametrize("keeps_quantized", [False, True])
+ROUNDED = weights((0, "v_proj"), (0, "o_proj"), (1, "o_proj"))
+
+
+def approximately(figures: Figures) -> dict[str, Any]:
+    return {form: pytest.approx(both, rel=1e-4) for form, both in figures.items()}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_both_figures_are_those_of_the_libraries(
-    use_dora: bool,
-    keeps_quantized: bool,
-    models: Path,
-    lora: Callable[..., Path],
-    llama_cpp_source: Path,
+    use_dora: bool, models: Path, lora: Callable[..., Path], llama_cpp_source: Path
 ) -> None:
-    told, folder = Notes(), lora(use_dora=use_dora)
-    request = Request(
-        str(folder), ("Q4_K_M",), "x", models / "out", keep_base_quantized=keeps_quantized
-    )
-
-    nearness = build(prepare(request, told), told).nearness
-
-    assert nearness is not None
-    assert not nearness.is_estimated
-    assert nearness.used == ("quantized" if keeps_quantized else "twin")
-    # The weight that was not quantized is the same in both.
-    assert set(nearness.weights) == weights((0, "v_proj"), (0, "o_proj"), (1, "o_proj"))
-    wanted = expected(models, folder, llama_cpp_source, nearness.weights, "Q4_K_M")
-    assert figures(nearness) == {
-        form: pytest.approx(both, rel=1e-4) for form, both in wanted.items()
-    }
+    folder = lora(use_dora=use_dora)
+    wanted = expected(models, folder, ROUNDED)
+    wanted |= expected_quantized(models, folder, llama_cpp_source, ROUNDED, "Q4_K_M")
     assert wanted["16 bits"]["quantized"] < 0.01 < wanted["16 bits"]["twin"]
-    said = told.about("Distance from what was trained")
-    for form, both in wanted.items():
-        assert f"in {form} {both['quantized']:.2%} on the quantized base" in said
-        assert f"{both['twin']:.2%} on its 16-bit twin" in said
+
+    for used in ("quantized", "twin"):
+        told = Notes()
+        request = Request(
+            str(folder), ("Q4_K_M",), "x", models / used, keep_base_quantized=used == "quantized"
+        )
+        nearness = build(prepare(request, told), told).nearness
+
+        assert nearness is not None
+        assert not nearness.is_estimated
+        assert nearness.used == used
+        # The weight that was not quantized is the same in both, and is not looked at.
+        assert set(nearness.weights) == ROUNDED
+        assert figures(nearness) == approximately(wanted)
+        said = told.about("Distance from what was trained")
+        for form, both in wanted.items():
+            assert f"in {form} {both['quantized']:.2%} on the quantized base" in said
+            assert f"{both['twin']:.2%} on its 16-bit twin" in said
+
+
+@pytest.mark.parametrize("keeps_quantized", [False, True])
+def test_it_is_said_which_is_nearer_and_which_is_used(
+    keeps_quantized: bool, models: Path, lora: Callable[..., Path]
+) -> None:
+    told, folder = Notes(), lora()
+
+    made = merge(Request(str(folder), keep_base_quantized=keeps_quantized), models / "merged", told)
+
+    wanted = expected(models, folder, ROUNDED)
+    assert figures(made.nearness) == approximately(wanted)
     verdict = told.about("Nearer to what was trained is the quantized base")
     assert f"used is {'the quantized base' if keeps_quantized else 'its 16-bit twin'}" in verdict
     assert "does not tell which answers better" in verdict
@@ -202,60 +233,39 @@ def test_weights_of_more_rows_are_sampled(
 
     assert nearness is not None
     assert len(nearness.weights) == 13
-    trained = in_fp32(models / "dequantized", folder)
-    kept = merge_with_peft(models / "dequantized", folder, models / "usual-quantized")
-    twin = load_file(models / "merged" / "model.safetensors")
-    wanted = {
-        "quantized": load_file(kept / "model.safetensors"),
-        "twin": twin,
-    }
+    wanted = expected(models, folder, nearness.weights)
     assert figures(nearness) == {
-        "16 bits": {
-            choice: pytest.approx(
-                distance({k: v.float() for k, v in made.items()}, trained, nearness.weights),
-                rel=0.02,
-            )
-            for choice, made in wanted.items()
-        }
+        form: pytest.approx(both, rel=0.02) for form, both in wanted.items()
     }
 
 
 def test_the_quantized_weights_are_estimated_where_only_their_configuration_is_at_hand(
-    models: Path, lora: Callable[..., Path], llama_cpp_source: Path
+    models: Path, lora: Callable[..., Path]
 ) -> None:
     told, folder = Notes(), lora()
     (models / QUANTIZED / "model.safetensors").unlink()
 
-    nearness = build(
-        prepare(Request(str(folder), ("Q8_0",), "x", models / "out"), told), told
-    ).nearness
+    nearness = merge(Request(str(folder)), models / "merged", told).nearness
 
     assert nearness is not None
     assert nearness.is_estimated
     assert nearness.used == "twin"
-    assert set(nearness.weights) == weights((0, "v_proj"), (0, "o_proj"), (1, "o_proj"))
-    wanted = expected(models, folder, llama_cpp_source, nearness.weights, "Q8_0")
-    assert figures(nearness) == {
-        form: pytest.approx(both, rel=1e-4) for form, both in wanted.items()
-    }
+    assert set(nearness.weights) == ROUNDED
+    assert figures(nearness) == approximately(expected(models, folder, ROUNDED))
     assert "estimated, by rounding the twin's" in told.about("Distance from what was trained")
 
 
 def test_without_the_twin_there_is_one_figure_and_that_is_said(
-    models: Path, lora: Callable[..., Path], llama_cpp_source: Path
+    models: Path, lora: Callable[..., Path]
 ) -> None:
     told, folder = Notes(), lora()
-    wanted = expected(
-        models, folder, llama_cpp_source, weights((0, "v_proj"), (0, "o_proj"), (1, "o_proj")),
-        "Q8_0",
-    )  # fmt: skip
     shutil.rmtree(models / "tiny")
 
-    bundle = build(prepare(Request(str(folder), ("Q8_0",), "x", models / "out"), told), told)
+    nearness = merge(Request(str(folder)), models / "merged", told).nearness
 
-    assert figures(bundle.nearness) == {
-        form: {"quantized": pytest.approx(both["quantized"], rel=1e-4), "twin": None}
-        for form, both in wanted.items()
+    wanted = expected(models, folder, ROUNDED, ["quantized"])["16 bits"]["quantized"]
+    assert figures(nearness) == {
+        "16 bits": {"quantized": pytest.approx(wanted, rel=1e-4), "twin": None}
     }
     assert told.about("Its 16-bit twin is not on this machine")
     assert not any("Nearer to" in note for note in told.notes)
@@ -264,17 +274,15 @@ def test_without_the_twin_there_is_one_figure_and_that_is_said(
 def test_without_the_library_the_twin_is_packaged_and_what_is_missing_is_said(
     models: Path, lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib.util
-
     told, folder, find = Notes(), lora(), importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
     )
 
-    bundle = build(prepare(Request(str(folder), ("Q8_0",), "x", models / "out"), told), told)
+    made = merge(Request(str(folder)), models / "merged", told)
 
-    assert bundle.nearness is None
-    assert bundle.asked_for
+    assert made.nearness is None
+    assert (models / "merged" / "model.safetensors").is_file()
     said = told.about("is not measured")
     assert "pip install 'ftpack[bitsandbytes]'" in said
 
@@ -307,3 +315,29 @@ def test_the_command_line_gives_both_figures(
     for each in nearness["distances"]:
         assert f"{each['quantized']:.2%} on the quantized base" in done.stderr
         assert f"{each['twin']:.2%} on its 16-bit twin" in done.stderr
+
+
+def test_another_version_of_what_dequantizes_makes_the_bundle_anew(
+    models: Path, lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+
+    version, folder = importlib.metadata.version, lora()
+
+    def prepared(keeps_quantized: bool) -> Package:
+        return prepare(
+            Request(
+                str(folder), ("Q8_0",), "x", models / "out", keep_base_quantized=keeps_quantized
+            )
+        )
+
+    before = prepared(True).fingerprint
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: "9" if name == "bitsandbytes" else version(name)
+    )
+
+    kept = prepared(True)
+    assert kept.fingerprint != before
+    assert tool_versions(kept.inputs)["bitsandbytes"] == "9"
+    # Nothing of the twin goes through it.
+    assert "bitsandbytes" not in tool_versions(prepared(False).inputs)
