@@ -306,7 +306,7 @@ def _lines(found: Nearness) -> Iterator[str]:
     which = _NAMES[nearer.pop()] if len(nearer) == 1 else "now the one, now the other"
     yield (
         f"Nearer to what was trained is {which}; used is {_NAMES[found.used]}. That does not tell "
-        "which answers better: the twin has what rounding to 4 bits lost"
+        "which answers better: the twin has what the rounding lost"
     )
 
 
