@@ -21,7 +21,8 @@ class Request:
     """What the user wants made.
 
     Attributes:
-        source: an adapter, a Trainer's output, a full model: a folder or a Hub id.
+        source: an adapter, a Trainer's output, a full model: a folder, a Hub id, or ModelScope's
+            (`modelscope://ORG/NAME`); so are `adapters` and `base`.
         quants: llama.cpp's names, in any case; empty for the default.
         name: the model's name; None for the source's.
         out: the bundle's folder; None for `NAME-gguf` in the current folder.
@@ -35,7 +36,7 @@ class Request:
         keep_base_quantized: take a base of bitsandbytes that the adapter records as it is, also
             where its 16-bit twin can be had.
         checkpoint: `N`, `best` or `last` of a Trainer's output; None for its final save.
-        revision: of the Hub id that is named in `source`, or else of the base.
+        revision: of the id that is named in `source`, or else of the base.
         device: where to merge: `auto`, `cpu`, `cuda`.
         threads: how many threads quantize; 0 for one per core.
         system: a system prompt for the Modelfile.

@@ -137,25 +137,48 @@ def read_gguf(path: Path, llama_cpp: Path) -> tuple[dict[str, Any], dict[str, Te
     gguf = import_gguf(llama_cpp)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         view = memoryview(data)
-        header = _Header(view)
-        assert header.take("I") == int.from_bytes(b"GGUF", "little")
-        assert header.take("I") == 3
-        tensor_count, value_count = header.take("Q"), header.take("Q")
-        values = {header.string(): header.value(header.take("I")) for _ in range(value_count)}
-        entries = []
-        for _ in range(tensor_count):
-            name = header.string()
-            shape = tuple(header.take("Q") for _ in range(header.take("I")))
-            entries.append((name, shape, header.take("I"), header.take("Q")))
-        start = -(-header.at // 32) * 32
-        tensors = {}
-        for name, shape, type_id, offset in entries:
-            kind = gguf.GGMLQuantizationType(type_id)
-            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-            begin = start + offset
-            end = begin + math.prod(shape) // block * block_bytes
-            digest = hashlib.sha256(view[begin:end]).hexdigest()
-            tensors[name] = Tensor(shape, kind.name, digest)
+        values, places = _read_header(view, gguf)
+        tensors = {
+            name: Tensor(shape, kind.name, hashlib.sha256(view[begin:end]).hexdigest())
+            for name, shape, kind, begin, end in places
+        }
         view.release()
-        header.data.release()
     return values, tensors
+
+
+def read_weights(path: Path, llama_cpp: Path) -> dict[str, Any]:
+    """The tensors of a GGUF as gguf-py dequantizes them: fp32 arrays, outermost dimension first."""
+    import numpy as np
+
+    gguf = import_gguf(llama_cpp)
+    data = path.read_bytes()
+    with memoryview(data) as view:
+        _, places = _read_header(view, gguf)
+    return {
+        name: gguf.quants.dequantize(
+            np.frombuffer(data[begin:end], np.uint8).reshape(*shape[:0:-1], -1), kind
+        )
+        for name, shape, kind, begin, end in places
+    }
+
+
+def _read_header(view: memoryview, gguf: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Key-values, and for each tensor its name, shape, type, and where its data is."""
+    header = _Header(view)
+    assert header.take("I") == int.from_bytes(b"GGUF", "little")
+    assert header.take("I") == 3
+    tensor_count, value_count = header.take("Q"), header.take("Q")
+    values = {header.string(): header.value(header.take("I")) for _ in range(value_count)}
+    entries = []
+    for _ in range(tensor_count):
+        name = header.string()
+        shape = tuple(header.take("Q") for _ in range(header.take("I")))
+        entries.append((name, shape, header.take("I"), header.take("Q")))
+    start = -(-header.at // 32) * 32
+    places = []
+    for name, shape, type_id, offset in entries:
+        kind = gguf.GGMLQuantizationType(type_id)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        begin = start + offset
+        places.append((name, shape, kind, begin, begin + math.prod(shape) // block * block_bytes))
+    return values, places

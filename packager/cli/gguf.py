@@ -24,7 +24,8 @@ from packager.cli.options import (
 def command(**options: Any) -> None:
     """Build the bundle of SOURCE: GGUFs, Modelfile, manifest, checksums.
 
-    SOURCE is an adapter's folder, a Trainer's output, a full model, or a Hub id.
+    SOURCE is an adapter's folder, a Trainer's output, a full model, a Hub id, or
+    modelscope://ORG/NAME.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from packager.cli.options import console_for, output_options
 @click.command("inspect")
 @click.argument("source")
 @click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of the id.")
 @output_options()
 def command(source: str, **options: Any) -> None:
     """Tell what SOURCE is, which base it needs, and its checkpoints.

@@ -46,7 +46,10 @@ def command(**options: Any) -> None:
         merged = merge(request, folder, console, options["save"])
     if options["as_json"]:
         files = [str(path) for path in merged.files]
-        result(json.dumps({"folder": str(merged.folder), "files": files}, indent=2))
+        value: dict[str, object] = {"folder": str(merged.folder), "files": files}
+        if merged.nearness is not None:
+            value["nearness"] = merged.nearness.to_json()
+        result(json.dumps(value, indent=2))
         return
     result(str(merged.folder))
     console.note(f"{len(merged.files)} files, {format_bytes(merged.size_bytes)}")

@@ -29,8 +29,8 @@ from packager.cli.options import (
 def command(conversations: Path | None, **options: Any) -> None:
     """Make SOURCE a model that answers in Ollama.
 
-    SOURCE is an adapter's folder, a Trainer's output, a full model, or a Hub id. Several quants
-    become tags of one name; `latest` is the first.
+    SOURCE is an adapter's folder, a Trainer's output, a full model, a Hub id, or
+    modelscope://ORG/NAME. Several quants become tags of one name; `latest` is the first.
 
     \b
     Example:

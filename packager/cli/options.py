@@ -92,7 +92,9 @@ def source_options() -> Callable[[Command], Command]:
     """SOURCE, and what finds it and its base."""
     return _stack(
         click.argument("source"),
-        click.option("--base", metavar="PATH_OR_ID", help="The base model of the adapter."),
+        click.option("--base", metavar="PATH_OR_ID",
+                     help="The base model of the adapter; ids are the Hub's, or "
+                     "modelscope://ORG/NAME."),
         click.option("--adapter", "adapters", multiple=True, metavar="PATH_OR_ID",
                      help="One more adapter, merged after SOURCE; or onto it, where it is a full "
                      "model."),
@@ -107,9 +109,10 @@ def source_options() -> Callable[[Command], Command]:
         click.option("--seed", type=int, default=0, help="For --combine dare_...: torch's seed."),
         click.option("--keep-base-quantized", is_flag=True,
                      help="Merge into the dequantized weights of a bnb-4bit base, as they were in "
-                     "training, and not into its 16-bit twin, which has what the rounding lost."),
+                     "training, and not into its 16-bit twin, which has what the rounding lost. "
+                     "How far either is from what was trained is told."),
         click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer."),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of the Hub id."),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of the id."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
                      show_default=True, help="Where to merge."),
     )  # fmt: skip

@@ -75,6 +75,8 @@ def report_bundle(
             "reused": list(bundle.reused),
             "manifest": json.loads(bundle.manifest.to_json()),
         }
+        if bundle.nearness is not None:
+            value["nearness"] = bundle.nearness.to_json()
         if registered is not None:
             value["ollama"] = registered
         result(json.dumps(value, indent=2))

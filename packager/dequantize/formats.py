@@ -24,6 +24,8 @@ FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
     "gptq": find_gptq,
     "mxfp4": find_mxfp4,
 }
+# Whose code some of them are dequantized by; the others are by ftpack's own.
+_LIBRARIES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
 
 
 def quantization_settings(config: Mapping[str, object]) -> Mapping[str, object] | None:
@@ -41,6 +43,12 @@ def quant_method(settings: Mapping[str, object]) -> str:
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return "bitsandbytes"
     return str(settings.get("quant_method"))
+
+
+def dequantizing_library(config: Mapping[str, object]) -> str | None:
+    """The distribution that dequantizes a model's weights; None for plain ones and ftpack's own."""
+    settings = quantization_settings(config)
+    return None if settings is None else _LIBRARIES.get(quant_method(settings))
 
 
 def plain_config(config: Mapping[str, object]) -> dict[str, object]:

@@ -31,6 +31,7 @@ from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.merged import MergedCheckpoint
 from packager.pipeline.inputs import Inputs
+from packager.pipeline.nearness import Nearness, measure_nearness, quant_types
 from packager.pipeline.prepare import Package, tool_versions
 from packager.pipeline.prompting import record_template
 from packager.progress import Progress, Silent
@@ -51,12 +52,14 @@ class Bundle:
         manifest: what it holds; earlier quants of the same model included.
         asked_for: the files that this run was asked for, in that order.
         reused: the names of those that were there already, whole.
+        nearness: of a base that bitsandbytes has quantized, or its twin, to what was trained.
     """
 
     folder: Path
     manifest: Manifest
     asked_for: tuple[GgufFile, ...]
     reused: tuple[str, ...]
+    nearness: Nearness | None = None
 
 
 def build(package: Package, progress: Progress | None = None) -> Bundle:
@@ -78,6 +81,13 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
     missing = {name: item for name, item in files.items() if name not in kept}
     needed = sum(typed.size_bytes + _METADATA_BYTES for _, typed in missing.values())
     require_disk(folder, needed, "The bundle")
+    nearness = measure_nearness(
+        package.inputs,
+        package.checkpoint,
+        quant_types(package.conversion, package.chosen),
+        package.plan.device,
+        progress,
+    )
     if missing:
         with _cleaned_up_on_error(folder, missing):
             write_json(folder / _MARKER, {"fingerprint": package.fingerprint})
@@ -93,7 +103,7 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
     write_bundle(folder, manifest, modelfile)
     (folder / _MARKER).unlink(missing_ok=True)
     reused = tuple(name for name in files if name not in missing)
-    return Bundle(folder, manifest, asked_for, reused)
+    return Bundle(folder, manifest, asked_for, reused, nearness)
 
 
 @contextmanager
@@ -215,7 +225,7 @@ def _manifest(
         base=base_identity(package.inputs),
         adapters=package.adapters,
         combination=str(package.inputs.combination) if package.inputs.combination else None,
-        tools=tool_versions(),
+        tools=tool_versions(package.inputs),
         ggufs=ggufs,
         projector=projector,
         prompt=PromptRecord(

@@ -16,6 +16,7 @@ from packager.prompt.llamafactory import compare_with_name
 from packager.prompt.vocabulary import load_vocabulary
 from packager.source.candidates import find_candidates
 from packager.source.hub import find_cached, is_hub_id
+from packager.source.modelscope import SCHEME
 from packager.source.open import Source, list_adapters, open_source
 from packager.source.trainer import list_checkpoints
 from packager.source.training import Training, read_training
@@ -101,6 +102,8 @@ def _where_is_base(source: Source, name: str | None, revision: str | None) -> st
         return None
     if existing_folder(name) is not None:
         return f"the folder {name}"
+    if name.startswith(SCHEME):
+        return "by ModelScope's client: from its cache, or downloaded"
     if not is_hub_id(name):
         return _gone(source)
     if (cached := find_cached(name, revision)) is not None:

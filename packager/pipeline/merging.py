@@ -14,6 +14,7 @@ from packager.merge.four_bit import plan_four_bit, require_bitsandbytes, save_fo
 from packager.merge.merged import MergedCheckpoint
 from packager.merge.save import save_safetensors
 from packager.pipeline.inputs import find_inputs
+from packager.pipeline.nearness import Nearness, measure_nearness
 from packager.pipeline.prepare import choose_device, described, open_checkpoint
 from packager.plan import Request
 from packager.progress import Progress
@@ -37,11 +38,13 @@ class MergedFolder:
         folder: where it is.
         files: everything that was written, by path.
         size_bytes: of all of it.
+        nearness: of a base that bitsandbytes has quantized, or its twin, to what was trained.
     """
 
     folder: Path
     files: tuple[Path, ...]
     size_bytes: int
+    nearness: Nearness | None = None
 
 
 def merge(
@@ -75,13 +78,17 @@ def merge(
             f"{folder} is where the model is read from.",
             next_step="Choose another folder with --out.",
         )
-    checkpoint = open_checkpoint(inputs, choose_device(request.device), progress)
+    device = choose_device(request.device)
+    checkpoint = open_checkpoint(inputs, device, progress)
+    anything: dict[str, dict[str, str]] = {name: {} for name in checkpoint.tensors}
+    nearness = measure_nearness(inputs, checkpoint, anything, device, progress)
     with described(inputs, checkpoint) as describing:
         if form == "merged_4bit":
             files = _write_four_bit(checkpoint, describing, folder, progress)
         else:
             files = _write(checkpoint, describing, folder, progress)
-    return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))
+    size_bytes = sum(path.stat().st_size for path in files)
+    return MergedFolder(folder, tuple(files), size_bytes, nearness)
 
 
 def _write(

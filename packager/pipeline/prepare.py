@@ -16,9 +16,9 @@ from pathlib import Path
 
 from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
-from packager.checkpoint import Checkpoint, TensorFile
+from packager.checkpoint import Checkpoint
 from packager.dequantize.checkpoint import Dequantized
-from packager.dequantize.formats import quantization_settings
+from packager.dequantize.formats import dequantizing_library, quantization_settings
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert, require_architecture
@@ -85,17 +85,15 @@ def open_checkpoint(inputs: Inputs, device: str, progress: Progress) -> Checkpoi
     plain = _plain(inputs, progress)
     if not inputs.adapters:
         return plain
-    merged = _merged(
-        plain, inputs, [(item.folder, item.weights) for item in inputs.adapters], device
-    )
+    merged = merge_adapters(plain, inputs, device)
     for warning in merged.warnings:
         progress.warn(warning)
     return merged
 
 
-def _merged(
-    plain: Checkpoint, inputs: Inputs, adapters: list[tuple[Path, TensorFile]], device: str
-) -> MergedCheckpoint:
+def merge_adapters(plain: Checkpoint, inputs: Inputs, device: str) -> MergedCheckpoint:
+    """A base with the adapters that were named merged in; they are held against it here."""
+    adapters = [(item.folder, item.weights) for item in inputs.adapters]
     if inputs.combination is not None:
         combined = CombinedAdapter(plain, adapters, inputs.combination)
         return open_combined(plain, combined, device)
@@ -427,7 +425,7 @@ def _fingerprint(
         "context": _key_value(conversion, "context_length"),
         "device": device,
         "modelfile": [spec.template, spec.system, spec.stops, sorted(spec.parameters.items())],
-        "tools": tool_versions(),
+        "tools": tool_versions(inputs),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -437,9 +435,10 @@ def _key_value(conversion: Conversion, suffix: str) -> object:
     return None if found is None else found.value
 
 
-def tool_versions() -> dict[str, str]:
-    """The versions that the bytes of a bundle depend on."""
+def tool_versions(inputs: Inputs) -> dict[str, str]:
+    """The versions that the bytes of a bundle depend on; the dequantizer's where there is one."""
     found = {"ftpack": __version__}
-    for distribution in _TOOLS:
+    library = dequantizing_library(inputs.model.config)
+    for distribution in (*_TOOLS, *([library] if library else [])):
         found[distribution] = importlib.metadata.version(distribution)
     return found

@@ -70,7 +70,7 @@ def find_base(
             f"{adapter.folder / CONFIG_NAME} records no base (`base_model_name_or_path` is empty).",
             next_step="Name the model that was fine-tuned with --base PATH_OR_ID.",
         )
-    folder = _local_folder(name, adapter.folder if wanted is None else None)
+    folder = local_folder(name, adapter.folder if wanted is None else None)
     if wanted is None and not keep_quantized:
         twin = _find_twin(name, folder, revision, why, progress)
         if twin is not None:
@@ -144,7 +144,8 @@ def _gone(adapter: Adapter, name: str, why: str) -> BaseNotFoundError:
     return BaseNotFoundError(message, next_step=next_step)
 
 
-def _local_folder(name: str, adapter_folder: Path | None) -> Path | None:
+def local_folder(name: str, adapter_folder: Path | None) -> Path | None:
+    """The folder that a base's name is the path of, also as seen from the adapter's folder."""
     folder = existing_folder(name)
     if folder is None and adapter_folder is not None and not name.startswith(("/", "~")):
         folder = existing_folder(str(adapter_folder / name))

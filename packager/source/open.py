@@ -1,4 +1,4 @@
-"""What the user gave, opened: an adapter or a full model, from a folder or the Hub."""
+"""What the user gave, opened: an adapter or a full model, from a folder, the Hub, ModelScope."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
 from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.shards import refuse_shards
 from packager.source.trainer import choose_checkpoint, list_checkpoints
 
@@ -26,8 +27,8 @@ class Source:
         folder: where the adapter or model is.
         adapter: the adapter, or None for a full model.
         model: the full model, or None for an adapter.
-        model_id: the Hub id, if it came from there.
-        revision: the commit of the snapshot, if it came from the Hub.
+        model_id: the Hub id, or ModelScope's with its scheme, if it came from there.
+        revision: the commit of the snapshot, if it came from the Hub; of ModelScope as asked for.
         reason: what was chosen and why, in words.
     """
 
@@ -48,10 +49,11 @@ class Source:
 def open_source(
     given: str, checkpoint: str | None, revision: str | None, progress: Progress
 ) -> Source:
-    """Open a folder, a Trainer's output, or a Hub id.
+    """Open a folder, a Trainer's output, a Hub id, or an id of ModelScope.
 
     Raises:
         SourceNotFoundError: if there is no such folder, checkpoint or id.
+        ToolchainError: if an id is of ModelScope, and its client is not installed.
         NotAModelError: if the folder holds neither an adapter nor a model.
         UnsupportedError: if its weights are a parallel run's shards.
     """
@@ -69,6 +71,8 @@ def open_source(
 def _locate(
     given: str, revision: str | None, progress: Progress
 ) -> tuple[Path, str | None, str | None]:
+    if given.startswith(SCHEME):
+        return download_from_modelscope(given, revision, progress), given, revision
     path = Path(given).expanduser()
     if path.is_dir():
         return path, None, None
@@ -80,7 +84,8 @@ def _locate(
     if not is_hub_id(given) or given.startswith((".", "/", "~")):
         raise SourceNotFoundError(
             f"There is no folder {path}.",
-            next_step="Name the folder that the training run has written, or a Hub id.",
+            next_step="Name the folder that the training run has written, a Hub id, or "
+            f"{SCHEME}ORG/NAME.",
         )
     found = find_cached(given, revision)
     if found is None or not _is_packageable(found.folder):

@@ -71,6 +71,11 @@ def twin_on_hub(model_id: str, revision: str | None, progress: Progress) -> Path
         return None
 
 
+def is_twin(twin: Path, quantized: Path) -> bool:
+    """Whether two folders' configurations describe models of one shape."""
+    return not _differences(twin / "config.json", quantized / "config.json")
+
+
 def _fitting(twin: Path, quantized: Path, name: str, progress: Progress) -> Path | None:
     different = _differences(twin / "config.json", quantized)
     if not different:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,33 +54,109 @@ def expected(
     return distances.to(torch.float16).T.contiguous().to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
-@pytest.mark.parametrize("is_ordered", [True, False])
-def test_gptq_weights_are_those_of_the_definition(
-    bits: int, layout: str, is_ordered: bool, tmp_path: Path
-) -> None:
-    values, zeros, scales = random_parts(bits)
-    group_of = torch.arange(96) // GROUP
-    if not is_ordered:
-        group_of = group_of[torch.randperm(96, generator=torch.Generator().manual_seed(6))]
+def gptq_tensors(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    group_of: torch.Tensor,
+    bits: int,
+    layout: str,
+) -> dict[str, torch.Tensor]:
+    values, zeros, scales = parts
     stored = words(zeros, bits)
     if layout == "gptq":  # one less in every place of a word, borrowing from the next
         stored -= int("".join(["0" * (bits - 1) + "1"] * (32 // bits)), 2)
-    tensors = {
+    return {
         f"{MODULE}.qweight": words(values.T.contiguous(), bits).T,
         f"{MODULE}.qzeros": stored,
         f"{MODULE}.scales": scales,
         f"{MODULE}.g_idx": group_of.to(torch.int32),
         f"{MODULE}.bias": torch.ones(64),
     }
+
+
+def groups(is_ordered: bool) -> torch.Tensor:
+    """The group of each row of weights."""
+    group_of = torch.arange(96) // GROUP
+    if is_ordered:
+        return group_of
+    return group_of[torch.randperm(96, generator=torch.Generator().manual_seed(6))]
+
+
+def gptqmodel(file: str, *names: str) -> dict[str, Any]:
+    """Functions of gptqmodel, from its source: importing the package takes an accelerator's stack.
+
+    It is enough that the package lies where Python looks (`pip install --no-deps`, or its source
+    distribution in PYTHONPATH).
+    """
+    spec = importlib.util.find_spec("gptqmodel")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gptqmodel is not installed")
+    source = (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
+    space: dict[str, Any] = {"t": torch, "torch": torch}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name in names:
+            code = textwrap.dedent(ast.get_source_segment(source, node, padded=True) or "")
+            exec(f"from __future__ import annotations\n{code}", space)
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").isupper():
+            try:
+                space[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return space
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_gptq_weights_are_those_of_the_definition(
+    bits: int, layout: str, is_ordered: bool, tmp_path: Path
+) -> None:
+    parts, group_of = random_parts(bits), groups(is_ordered)
+    tensors = gptq_tensors(parts, group_of, bits, layout)
     settings = {"quant_method": "gptq", "bits": bits, "group_size": GROUP}
 
     found = dequantized(tmp_path / "m", tensors, settings | {"checkpoint_format": layout})
 
     assert found.tensors[f"{MODULE}.weight"].shape == (64, 96)
     assert set(found.tensors) == {f"{MODULE}.weight", f"{MODULE}.bias"}
-    assert same(found.load(f"{MODULE}.weight"), expected(values, zeros, scales, group_of))
+    assert same(found.load(f"{MODULE}.weight"), expected(*parts, group_of))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_gptq_weights_are_those_of_gptqmodel(
+    bits: int, layout: str, is_ordered: bool, tmp_path: Path
+) -> None:
+    names = ("_torch_right_shift", "_dequantize_from_codes", "dequantize_weight")
+    functions = gptqmodel("nn_modules/qlinear/__init__.py", *names)
+    parts, group_of = random_parts(bits), groups(is_ordered)
+    tensors = gptq_tensors(parts, group_of, bits, layout)
+    settings = {"quant_method": "gptq", "bits": bits, "group_size": GROUP}
+
+    found = dequantized(tmp_path / "m", tensors, settings | {"checkpoint_format": layout})
+
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    # A layer as it stands after loading, which turns the first layout into the second.
+    layer = SimpleNamespace(
+        planar=False,
+        bits=bits,
+        pack_factor=32 // bits,
+        maxq=(1 << bits) - 1,
+        in_features=96,
+        qweight=tensors[f"{MODULE}.qweight"],
+        qzeros=words(parts[1], bits),
+        scales=parts[2],
+        g_idx=group_of,
+        dequant_dtype=torch.int16 if bits == 8 else torch.int8,
+        wf_unsqueeze_zero=shifts[None, None],
+        wf_unsqueeze_neg_one=shifts[None, :, None],
+        _init_wf_unsqueeze_buffers=lambda: None,
+    )
+    layer._dequantize_from_codes = lambda *codes, **settings: functions["_dequantize_from_codes"](
+        layer, *codes, **settings
+    )
+    wanted = functions["dequantize_weight"](layer)
+    assert same(found.load(f"{MODULE}.weight"), wanted.T.contiguous().to(torch.bfloat16))
 
 
 def awq_tensors(
@@ -102,15 +182,16 @@ def test_awq_weights_are_those_of_the_definition(tmp_path: Path) -> None:
 
 
 def test_awq_weights_are_those_of_gptqmodel(tmp_path: Path) -> None:
-    packing = pytest.importorskip(
-        "gptqmodel.quantization.awq.utils.packing_utils", reason="gptqmodel is not installed"
+    packing = gptqmodel(
+        "quantization/awq/utils/packing_utils.py",
+        *("unpack_awq", "_unpack_columnwise", "reverse_awq_order", "dequantize_gemm"),
     )
     tensors = awq_tensors(*random_parts(4))
     settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP}
 
     found = dequantized(tmp_path / "m", tensors, settings)
 
-    wanted = packing.dequantize_gemm(
+    wanted = packing["dequantize_gemm"](
         tensors[f"{MODULE}.qweight"],
         tensors[f"{MODULE}.qzeros"],
         tensors[f"{MODULE}.scales"],

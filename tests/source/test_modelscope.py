@@ -1,0 +1,106 @@
+"""`modelscope://ORG/NAME` is a source, and an adapter, as an id of the Hub is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from packager.errors import SourceNotFoundError, ToolchainError
+from packager.pipeline.build import base_identity
+from packager.pipeline.inputs import find_inputs
+from packager.pipeline.inspecting import inspect
+from packager.pipeline.prepare import model_name
+from packager.plan import Request
+from packager.progress import Silent
+from packager.source.open import open_source
+
+Asked = list[tuple[str, str | None]]
+
+
+@pytest.fixture
+def asked(
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Asked:
+    """A client that has a full model and an adapter of it; what it was asked for."""
+    asked: Asked = []
+
+    def snapshot_download(model_id: str, revision: str | None, **_: object) -> str:
+        asked.append((model_id, revision))
+        folders = {"Org/Tuned-1B": small_model("llama"), "Org/lora": adapter("llama")}
+        if model_id not in folders:
+            raise RuntimeError(f"404 {model_id} not found")
+        return str(folders[model_id])
+
+    client = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+    return asked
+
+
+def test_a_full_model_is_a_source(asked: Asked, small_model: Callable[..., Path]) -> None:
+    source = open_source("modelscope://Org/Tuned-1B", None, "v2", Silent())
+
+    assert asked == [("Org/Tuned-1B", "v2")]
+    assert source.model is not None
+    assert source.folder == small_model("llama")
+    assert (source.model_id, source.revision) == ("modelscope://Org/Tuned-1B", "v2")
+    assert model_name(source) == "tuned-1b"
+
+
+def test_an_adapter_is_a_source_and_its_base_another_matter(
+    asked: Asked, small_model: Callable[..., Path]
+) -> None:
+    inputs = find_inputs(Request("modelscope://Org/lora", revision="v2"), Silent())
+
+    # The revision is the adapter's: the recorded base is a folder here.
+    assert asked == [("Org/lora", "v2")]
+    assert inputs.source.adapter is not None
+    assert inputs.model.folder == small_model("llama")
+
+
+def test_adapters_are_added_to_a_full_model(asked: Asked, adapter: Callable[..., Path]) -> None:
+    request = Request("modelscope://Org/Tuned-1B", adapters=("modelscope://Org/lora",))
+
+    inputs = find_inputs(request, Silent())
+
+    assert asked == [("Org/Tuned-1B", None), ("Org/lora", None)]
+    assert [item.folder for item in inputs.adapters] == [adapter("llama")]
+    assert base_identity(inputs).id == "modelscope://Org/Tuned-1B"
+
+
+def test_a_missing_client_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+
+    with pytest.raises(ToolchainError) as error:
+        open_source("modelscope://Org/lora", None, None, Silent())
+
+    assert "pip install 'ftpack[modelscope]'" in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("modelscope://Org/gone", "404 Org/gone"), ("modelscope://name", "no id of ModelScope")],
+)
+def test_what_is_not_there_is_refused_by_name(given: str, said: str, asked: Asked) -> None:
+    with pytest.raises(SourceNotFoundError, match=said):
+        open_source(given, None, None, Silent())
+
+
+def test_inspect_knows_a_base_that_is_recorded_by_it(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    for path in adapter("llama").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "modelscope://Org/Tuned-1B"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+
+    found = inspect(str(tmp_path), None, None, Silent())
+
+    assert "ModelScope" in str(found["base found"])
