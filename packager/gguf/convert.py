@@ -6,8 +6,9 @@ import importlib
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
 from packager.files import read_json
 from packager.gguf.context import stretched_config
+from packager.gguf.pre_tokenizer import PreTokenizer, find_pre_tokenizer
 from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
 
 if TYPE_CHECKING:
     import torch
 
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
 
 
@@ -60,6 +63,8 @@ class Conversion:
         tensors: in the order of llama.cpp's quantizer.
         key_values: the writer's metadata, ready to be written (`gguf.GGUFValue` by key).
         checkpoint: where the weights come from.
+        found_pre_tokenizer: the vocabulary's, where the converter does not know it; ids have to
+            prove it yet.
         packed: bytes of `key_values`' lists, by the list's identity: packed once, written often.
     """
 
@@ -68,6 +73,7 @@ class Conversion:
     tensors: tuple[GgufTensor, ...]
     key_values: Mapping[str, Any]
     checkpoint: Checkpoint
+    found_pre_tokenizer: PreTokenizer | None = None
     packed: dict[int, bytes] = field(default_factory=dict, compare=False)
 
     def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
@@ -122,7 +128,8 @@ def convert(
         context_length: a context in tokens, beyond the model's own by YaRN; None for its own.
 
     Raises:
-        UnsupportedError: with the converter's reason, if it does not take the model.
+        UnsupportedError: with the converter's reason, if it does not take the model; naming the
+            pre-tokenizer, if llama.cpp has none like it.
     """
     config = stretched_config(files["config.json"], context_length) if context_length else None
     toolchain.activate()
@@ -131,8 +138,8 @@ def convert(
         folder = Path(scratch) / "model"
         folder.mkdir()
         link_files(files, folder, config)
-        outputs: dict[str, tuple[Any, str | None]] = {}
-        model = _run_converter(folder, name, float_type, checkpoint, outputs)
+        seen = _Seen(partial(find_pre_tokenizer, files.get("tokenizer.json"), toolchain.version))
+        model = _run_converter(folder, name, float_type, checkpoint, seen)
     writer = model.gguf_writer
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
@@ -141,11 +148,13 @@ def convert(
     tensors = tuple(
         GgufTensor(
             gguf_name, tuple(infos[gguf_name].shape), infos[gguf_name].dtype.name,
-            *_source(outputs, gguf_name),
+            *_source(seen.outputs, gguf_name),
         )
         for gguf_name in sorted(infos, key=_quantizer_order)
     )  # fmt: skip
-    return Conversion(writer.arch, float_type, tensors, writer.kv_data[0], checkpoint)
+    return Conversion(
+        writer.arch, float_type, tensors, writer.kv_data[0], checkpoint, seen.pre_tokenizer
+    )
 
 
 def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
@@ -196,12 +205,23 @@ def _float_type(checkpoint: Checkpoint) -> str:
     return "BF16" if next(matrices, None) == "BF16" else "F16"
 
 
+@dataclass
+class _Seen:
+    """What is taken down while the converter runs.
+
+    Attributes:
+        find_pre_tokenizer: asked where the converter does not know the vocabulary.
+        pre_tokenizer: its answer.
+        outputs: how each GGUF tensor comes about, and the tensor that it is unaltered, if any.
+    """
+
+    find_pre_tokenizer: Callable[[], PreTokenizer]
+    pre_tokenizer: PreTokenizer | None = None
+    outputs: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
+
+
 def _run_converter(
-    folder: Path,
-    name: str,
-    float_type: str,
-    checkpoint: Checkpoint,
-    outputs: dict[str, tuple[Any, str | None]],
+    folder: Path, name: str, float_type: str, checkpoint: Checkpoint, seen: _Seen
 ) -> Any:
     import torch
 
@@ -213,7 +233,7 @@ def _run_converter(
         architecture = base.get_model_architecture(hparams, base.ModelType.TEXT)
         model_class = conversion.get_model_class(architecture)
         with torch.inference_mode():
-            model = _over_checkpoint(model_class, base.LazyTorchTensor, checkpoint, outputs)(
+            model = _over_checkpoint(model_class, base.LazyTorchTensor, checkpoint, seen)(
                 folder,
                 gguf.LlamaFileType[_FTYPE_OF[float_type]],
                 folder.parent / "model.gguf",
@@ -235,16 +255,16 @@ def _run_converter(
 
 
 def _over_checkpoint(
-    model_class: Any,
-    lazy_tensor: Any,
-    checkpoint: Checkpoint,
-    outputs: dict[str, tuple[Any, str | None]],
+    model_class: Any, lazy_tensor: Any, checkpoint: Checkpoint, seen: _Seen
 ) -> Any:
     """The converter's class for this architecture, reading from a `Checkpoint`.
 
     It also takes down, for each GGUF tensor, how it comes about, and whether it is a tensor of the
-    checkpoint unaltered: such a one can be read in blocks of rows.
+    checkpoint unaltered: such a one can be read in blocks of rows. Where it knows a vocabulary's
+    pre-tokenizer it keeps its own word; where not, tokens that stand for a byte are made such ones:
+    it would leave them as text, and `<0x0A>` would be read in an answer.
     """
+    byte_type = importlib.import_module("gguf").TokenType.BYTE
     checkpoint_names: dict[str, str] = {}
 
     class OverCheckpoint(model_class):  # type: ignore[misc]
@@ -259,12 +279,28 @@ def _over_checkpoint(
                     found[item[0]] = item[1]
             return found
 
+        def get_vocab_base_pre(self, tokenizer: Any) -> str:
+            try:
+                return str(super().get_vocab_base_pre(tokenizer))
+            except NotImplementedError:
+                seen.pre_tokenizer = seen.find_pre_tokenizer()
+                return seen.pre_tokenizer.name
+
+        def get_vocab_base(self) -> tuple[list[str], list[int], str]:
+            tokens, types, name = super().get_vocab_base()
+            if seen.pre_tokenizer is not None and not seen.pre_tokenizer.is_byte_level:
+                types = [
+                    byte_type if _BYTE_TOKEN.fullmatch(token) else token_type
+                    for token, token_type in zip(tokens, types, strict=True)
+                ]
+            return tokens, types, name
+
         def modify_tensors(
             self, data_torch: Any, name: str, bid: int | None
         ) -> Iterator[tuple[str, Any]]:
             for gguf_name, tensor in super().modify_tensors(data_torch, name, bid):
                 is_unaltered = name in checkpoint_names and _is_beginning(tensor, data_torch)
-                outputs[gguf_name] = (tensor, checkpoint_names[name] if is_unaltered else None)
+                seen.outputs[gguf_name] = (tensor, checkpoint_names[name] if is_unaltered else None)
                 yield gguf_name, tensor
 
     def _generator(name: str) -> Any:

@@ -31,6 +31,7 @@ from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
 from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
+from packager.pipeline.vocabulary import prove_found_pre_tokenizer
 from packager.plan import (
     DEFAULT_CONTEXT,
     Plan,
@@ -200,6 +201,7 @@ def _prepare(
     checkpoint = open_checkpoint(inputs, device, progress)
     with described(inputs, checkpoint) as files:
         conversion = _convert(toolchain, checkpoint, files, name, decision, request.context_length)
+    prove_found_pre_tokenizer(conversion, inputs.files, toolchain, progress)
     _warn_of_context(request.context_length, conversion, progress)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:

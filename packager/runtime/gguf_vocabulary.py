@@ -74,6 +74,10 @@ class GgufVocabulary:
         """The ids of a text in the middle of a prompt: nothing is added, no marker is one."""
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=False))
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What a server sends for ids, piece by piece; control tokens are not seen."""
+        return str(self._llama.detokenize(list(ids)).decode("utf-8", "replace"))
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],
