@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def prove_found_pre_tokenizer(
     found = conversion.found_pre_tokenizer
     if found is None:
         return
+    tokens = conversion.key_values["tokenizer.ggml.tokens"].value
+    # llama.cpp would end this process, as it will every other one.
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise _refusal(
+            found, files, toolchain, f"cannot load a token that is there twice: {twice!r}"
+        )
     try:
         proof, garbled = _prove(conversion, files)
     except CorruptFileError as error:
