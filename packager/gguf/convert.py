@@ -111,6 +111,7 @@ def convert(
     *,
     begins_with_bos: bool,
     context_length: int | None = None,
+    is_content: Callable[[str], bool] = lambda token: False,
 ) -> Conversion:
     """Let llama.cpp's converter name, lay out and describe a checkpoint's tensors.
 
@@ -126,6 +127,8 @@ def convert(
         begins_with_bos: whether a prompt of training begins with BOS. Runtimes add it where the
             GGUF says so, whatever the template renders: two of them, or none, are one step away.
         context_length: a context in tokens, beyond the model's own by YaRN; None for its own.
+        is_content: whether an added token that is not special is there to be read, though it looks
+            like a marker (`<|...|>`), which the converter would make it: it would not be seen.
 
     Raises:
         UnsupportedError: with the converter's reason, if it does not take the model; naming the
@@ -138,7 +141,8 @@ def convert(
         folder = Path(scratch) / "model"
         folder.mkdir()
         link_files(files, folder, config)
-        seen = _Seen(partial(find_pre_tokenizer, files.get("tokenizer.json"), toolchain.version))
+        find = partial(find_pre_tokenizer, files.get("tokenizer.json"), toolchain.version)
+        seen = _Seen(find, is_content)
         model = _run_converter(folder, name, float_type, checkpoint, seen)
     writer = model.gguf_writer
     _set_chat_templates(writer, chat_templates)
@@ -211,11 +215,13 @@ class _Seen:
 
     Attributes:
         find_pre_tokenizer: asked where the converter does not know the vocabulary.
+        is_content: asked where the converter goes by a token's looks.
         pre_tokenizer: its answer.
         outputs: how each GGUF tensor comes about, and the tensor that it is unaltered, if any.
     """
 
     find_pre_tokenizer: Callable[[], PreTokenizer]
+    is_content: Callable[[str], bool]
     pre_tokenizer: PreTokenizer | None = None
     outputs: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
 
@@ -294,6 +300,10 @@ def _over_checkpoint(
                     for token, token_type in zip(tokens, types, strict=True)
                 ]
             return tokens, types, name
+
+        def does_token_look_special(self, token: str | bytes) -> bool:
+            text = token if isinstance(token, str) else bytes(token).decode()
+            return super().does_token_look_special(token) and not seen.is_content(text)
 
         def modify_tensors(
             self, data_torch: Any, name: str, bid: int | None

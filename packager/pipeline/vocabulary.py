@@ -1,10 +1,11 @@
-"""Proving a pre-tokenizer that llama.cpp's converter did not know, before a weight is read."""
+"""What a fine-tune has changed in its vocabulary, where llama.cpp's converter cannot know it."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from packager.errors import CorruptFileError, UnsupportedError
@@ -12,11 +13,37 @@ from packager.gguf.convert import Conversion
 from packager.gguf.pre_tokenizer import PreTokenizer
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import write_skeleton
+from packager.pipeline.inputs import Inputs
+from packager.pipeline.prompting import chat_templates
 from packager.progress import Progress
 from packager.prompt.corpus import CORPUS, prove_vocabulary
+from packager.prompt.decision import PromptDecision
 from packager.prompt.proof import Proof, TokenizedBy
 from packager.prompt.tokens import load_tokenizer
+from packager.prompt.vocabulary import load_vocabulary
 from packager.runtime.gguf_vocabulary import GgufVocabulary
+
+
+def content_tokens(inputs: Inputs, decision: PromptDecision) -> Callable[[str], bool]:
+    """Whether a token is one of those that the fine-tune has added for its answers.
+
+    It has added it to its base's as one that is not special, no chat template writes it, and it
+    ends no answer.
+    """
+
+    @cache
+    def found() -> frozenset[str]:
+        if inputs.base is None:
+            return frozenset()
+        own, base = load_vocabulary(inputs.files), load_vocabulary(inputs.base_files)
+        ends = {own.token_of.get(number) for number in decision.end_token_ids}
+        added = set(own.token_of.values()) - set(base.token_of.values()) - own.control_tokens
+        sources = chat_templates(decision).values()
+        return frozenset(
+            token for token in added - ends if not any(token in source for source in sources)
+        )
+
+    return lambda token: token in found()
 
 
 def prove_found_pre_tokenizer(
