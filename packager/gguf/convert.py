@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint
-from packager.errors import FtpackError, UnsupportedError
+from packager.errors import UnsupportedError
 from packager.files import read_json
 from packager.gguf.context import stretched_config
-from packager.gguf.lazy import is_beginning, pieces, sources
-from packager.gguf.scratch import link_files
+from packager.gguf.converter import Seen, architecture, architectures, run_converter
+from packager.gguf.lazy import pieces, sources
+from packager.gguf.pre_tokenizer import PreTokenizer, find_pre_tokenizer
 from packager.gguf.toolchain import Toolchain
 
 if TYPE_CHECKING:
     import torch
-
-_FTYPE_OF = {"BF16": "MOSTLY_BF16", "F16": "MOSTLY_F16"}
-
-# Of a model that sees or hears, the converter makes two files; these are its names for them.
-Part = Literal["TEXT", "MMPROJ"]
-_NEXT_STEP: dict[Part, str] = {
-    "TEXT": "Check that config.json and the tokenizer's files belong to this model; a newer "
-    "llama-cpp-python may know the architecture.",
-    "MMPROJ": "It is what sees or hears that it does not take: for the text model alone, add "
-    "--text-only. Check that config.json and the preprocessor's files belong to this model.",
-}
 
 
 @dataclass(frozen=True)
@@ -71,6 +60,8 @@ class Conversion:
         key_values: the writer's metadata, ready to be written (`gguf.GGUFValue` by key).
         checkpoint: where the weights come from.
         reads: the checkpoint's tensors that it is made of, by name.
+        found_pre_tokenizer: the vocabulary's, where the converter does not know it; ids have to
+            prove it yet.
         packed: bytes of `key_values`' lists, by the list's identity: packed once, written often.
     """
 
@@ -80,6 +71,7 @@ class Conversion:
     key_values: Mapping[str, Any]
     checkpoint: Checkpoint
     reads: frozenset[str]
+    found_pre_tokenizer: PreTokenizer | None
     packed: dict[int, bytes] = field(default_factory=dict)
 
     def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
@@ -117,6 +109,7 @@ def convert(
     *,
     begins_with_bos: bool,
     context_length: int | None = None,
+    is_content: Callable[[str], bool] = lambda token: False,
 ) -> Conversion:
     """Let llama.cpp's converter name, lay out and describe a checkpoint's tensors.
 
@@ -132,18 +125,23 @@ def convert(
         begins_with_bos: whether a prompt of training begins with BOS. Runtimes add it where the
             GGUF says so, whatever the template renders: two of them, or none, are one step away.
         context_length: a context in tokens, beyond the model's own by YaRN; None for its own.
+        is_content: whether an added token that is not special is there to be read, though it looks
+            like a marker (`<|...|>`), which the converter would make it: it would not be seen.
 
     Raises:
-        UnsupportedError: with the converter's reason, if it does not take the model.
+        UnsupportedError: with the converter's reason, if it does not take the model; naming the
+            pre-tokenizer, if llama.cpp has none like it.
     """
     config = stretched_config(files["config.json"], context_length) if context_length else None
     float_type = _float_type(checkpoint)
-    converted = _run_converter(toolchain, files, config, name, float_type, checkpoint, "TEXT")
-    writer = converted.writer
+    find = partial(find_pre_tokenizer, files.get("tokenizer.json"), toolchain.version)
+    seen = Seen(checkpoint, find, is_content)
+    writer = run_converter(toolchain, files, config, name, float_type, seen, "TEXT")
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
     _set_end_tokens(writer, end_token_ids)
-    return converted.conversion(sorted(converted.infos, key=_quantizer_order))
+    (infos,) = writer.tensors
+    return _conversion(writer, seen, float_type, sorted(infos, key=_quantizer_order))
 
 
 def convert_projector(
@@ -164,15 +162,37 @@ def convert_projector(
     Raises:
         UnsupportedError: with the converter's reason, if it does not take the model.
     """
-    converted = _run_converter(toolchain, files, None, name, "F16", checkpoint, "MMPROJ")
-    return converted.conversion(list(converted.infos))
+    find = partial(find_pre_tokenizer, files.get("tokenizer.json"), toolchain.version)
+    seen = Seen(checkpoint, find, is_content=lambda token: False)
+    writer = run_converter(toolchain, files, None, name, "F16", seen, "MMPROJ")
+    (infos,) = writer.tensors
+    return _conversion(writer, seen, "F16", list(infos))
+
+
+def _conversion(writer: Any, seen: Seen, float_type: str, order: Sequence[str]) -> Conversion:
+    (infos,) = writer.tensors
+    tensors = tuple(
+        GgufTensor(
+            name, tuple(infos[name].shape), infos[name].dtype.name, *_source(seen.outputs, name)
+        )
+        for name in order
+    )
+    return Conversion(
+        architecture=writer.arch,
+        float_type=float_type,
+        tensors=tensors,
+        key_values=writer.kv_data[0],
+        checkpoint=seen.checkpoint,
+        reads=sources([tensor.lazy for tensor in tensors], seen.load) | seen.loaded,
+        found_pre_tokenizer=seen.pre_tokenizer,
+    )
 
 
 def has_projector(toolchain: Toolchain, config_path: Path) -> bool:
     """Whether the converter makes an `mmproj` of a model of this configuration."""
     config = read_json(config_path)
-    known = _architectures(toolchain, "MMPROJ")
-    return known is not None and _architecture(config, "MMPROJ") in known
+    known = architectures(toolchain, "MMPROJ")
+    return known is not None and architecture(config, "MMPROJ") in known
 
 
 def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
@@ -182,8 +202,8 @@ def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
         UnsupportedError: naming the architecture, and the toolchain's version.
     """
     config = read_json(config_path)
-    known = _architectures(toolchain, "TEXT")
-    name = _architecture(config, "TEXT")
+    known = architectures(toolchain, "TEXT")
+    name = architecture(config, "TEXT")
     # What its config lacks, the converter itself tells better when it runs.
     if known is None or name is None or name in known:
         return
@@ -193,24 +213,6 @@ def require_architecture(toolchain: Toolchain, config_path: Path) -> None:
         next_step="A newer llama-cpp-python may: pip install -U llama-cpp-python, then "
         "`ftpack doctor --install-toolchain`.",
     )
-
-
-def _architectures(toolchain: Toolchain, part: Part) -> Mapping[str, str] | None:
-    """The architectures that the converter knows; None where it keeps no list of them."""
-    toolchain.activate()
-    conversion: Any = importlib.import_module("conversion")
-    known: Mapping[str, str] | None = getattr(conversion, f"{part}_MODEL_MAP", None)
-    return known
-
-
-def _architecture(config: Mapping[str, Any], part: Part) -> str | None:
-    """What the converter takes for a model's architecture, if it finds any."""
-    base: Any = importlib.import_module("conversion.base")
-    try:
-        return str(base.get_model_architecture(config, base.ModelType[part]))
-    # It indexes and compares whatever a config.json holds.
-    except Exception:
-        return None
 
 
 def _quantizer_order(name: str) -> tuple[int, str]:
@@ -233,141 +235,6 @@ def _float_type(checkpoint: Checkpoint) -> str:
     """BF16 where the first matrix is, else F16: the converter's `--outtype auto`."""
     matrices = (info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1)
     return "BF16" if next(matrices, None) == "BF16" else "F16"
-
-
-@dataclass(frozen=True)
-class _Converted:
-    """What the converter has made: its writer, and how each tensor comes about.
-
-    Attributes:
-        outputs: by name, the lazy tensor, and what it is unaltered.
-        load: how it reads a tensor of the checkpoint.
-        loaded: what it has read by then; as a rule nothing.
-    """
-
-    checkpoint: Checkpoint
-    float_type: str
-    writer: Any
-    outputs: Mapping[str, tuple[Any, str | None]]
-    load: Callable[[str], torch.Tensor]
-    loaded: Collection[str]
-
-    @property
-    def infos(self) -> Mapping[str, Any]:
-        """What the writer knows of each tensor, by name, in the order of conversion."""
-        (infos,) = self.writer.tensors
-        found: Mapping[str, Any] = infos
-        return found
-
-    def conversion(self, order: Sequence[str]) -> Conversion:
-        """All of it, in an order of tensors."""
-        infos = self.infos
-        tensors = tuple(
-            GgufTensor(
-                name, tuple(infos[name].shape), infos[name].dtype.name, *_source(self.outputs, name)
-            )
-            for name in order
-        )
-        reads = sources([tensor.lazy for tensor in tensors], self.load) | set(self.loaded)
-        key_values = self.writer.kv_data[0]
-        return Conversion(
-            self.writer.arch, self.float_type, tensors, key_values, self.checkpoint, reads
-        )
-
-
-def _run_converter(
-    toolchain: Toolchain,
-    files: Mapping[str, Path],
-    config: Mapping[str, object] | None,
-    name: str,
-    float_type: str,
-    checkpoint: Checkpoint,
-    part: Part,
-) -> _Converted:
-    import torch
-
-    toolchain.activate()
-    conversion: Any = importlib.import_module("conversion")
-    base: Any = importlib.import_module("conversion.base")
-    gguf: Any = importlib.import_module("gguf")
-    outputs: dict[str, tuple[Any, str | None]] = {}
-    loaded: set[str] = set()
-
-    def load(name: str) -> torch.Tensor:
-        loaded.add(name)
-        return checkpoint.load(name)
-
-    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        link_files(files, folder, config)
-        try:
-            hparams = base.ModelBase.load_hparams(folder, False)
-            architecture = base.get_model_architecture(hparams, base.ModelType[part])
-            model_class = conversion.get_model_class(architecture, mmproj=part == "MMPROJ")
-            with torch.inference_mode():
-                model = _over_checkpoint(
-                    model_class, base.LazyTorchTensor, checkpoint, load, outputs
-                )(
-                    folder,
-                    gguf.LlamaFileType[_FTYPE_OF[float_type]],
-                    folder.parent / "model.gguf",
-                    model_name=name,
-                )
-                model.prepare_tensors()
-                model.prepare_metadata(vocab_only=False)
-        except FtpackError:
-            raise
-        # The converter raises whatever comes up in its 135 architectures, often a bare assert.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300] or "an assertion of it failed"
-            raise UnsupportedError(
-                f"llama.cpp's converter does not take this model: {type(error).__name__}: {reason}",
-                next_step=_NEXT_STEP[part],
-            ) from error
-    return _Converted(checkpoint, float_type, model.gguf_writer, outputs, load, frozenset(loaded))
-
-
-def _over_checkpoint(
-    model_class: Any,
-    lazy_tensor: Any,
-    checkpoint: Checkpoint,
-    load: Callable[[str], torch.Tensor],
-    outputs: dict[str, tuple[Any, str | None]],
-) -> Any:
-    """The converter's class for this architecture, reading from a `Checkpoint`.
-
-    It also takes down, for each GGUF tensor, how it comes about, and whether it is a tensor of the
-    checkpoint unaltered: such a one can be read in blocks of rows.
-    """
-    checkpoint_names: dict[str, str] = {}
-
-    class OverCheckpoint(model_class):  # type: ignore[misc]
-        model_arch = model_class.model_arch
-
-        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Any]:
-            found = {}
-            for name, info in checkpoint.tensors.items():
-                item = self.filter_tensors((name, _generator(info.name)))
-                if item is not None:
-                    checkpoint_names[item[0]] = name
-                    found[item[0]] = item[1]
-            return found
-
-        def modify_tensors(
-            self, data_torch: Any, name: str, bid: int | None
-        ) -> Iterator[tuple[str, Any]]:
-            for gguf_name, tensor in super().modify_tensors(data_torch, name, bid):
-                is_unaltered = name in checkpoint_names and is_beginning(tensor, data_torch)
-                outputs[gguf_name] = (tensor, checkpoint_names[name] if is_unaltered else None)
-                yield gguf_name, tensor
-
-    def _generator(name: str) -> Any:
-        info = checkpoint.tensors[name]
-        meta = lazy_tensor.meta_with_dtype_and_shape(info.torch_dtype, info.shape)
-        return lambda: lazy_tensor(meta=meta, args=(name,), func=load)
-
-    return OverCheckpoint
 
 
 def _set_chat_templates(writer: Any, chat_templates: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ def sources(lazies: Sequence[Any], load: Callable[[str], torch.Tensor]) -> froze
             waiting.extend(value)
         elif hasattr(value, "_func") and id(value) not in seen:
             seen.add(id(value))
-            if value._func is load:
+            if value._func == load:
                 found.add(value._args[0])
             else:
                 waiting.extend((*value._args, *value._kwargs.values()))

@@ -23,7 +23,7 @@ from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert, require_architecture
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
-from packager.gguf.toolchain import Toolchain, find_toolchain
+from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import TypedQuant, type_quants
 from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
@@ -32,6 +32,7 @@ from packager.merge.open import open_merged
 from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.projector import Projector, find_projector, require_targets_held
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
+from packager.pipeline.vocabulary import content_tokens, prove_found_pre_tokenizer
 from packager.plan import (
     DEFAULT_CONTEXT,
     Plan,
@@ -200,10 +201,21 @@ def _prepare(
     device = choose_device(request.device)
     checkpoint = open_checkpoint(inputs, device, progress)
     with described(inputs, checkpoint) as files:
-        conversion = _convert(toolchain, checkpoint, files, name, decision, request.context_length)
+        conversion = convert(
+            toolchain,
+            checkpoint,
+            files,
+            name,
+            chat_templates(decision),
+            decision.end_token_ids,
+            begins_with_bos=decision.begins_with_bos,
+            context_length=request.context_length,
+            is_content=content_tokens(inputs, decision),
+        )
         projector = find_projector(
             toolchain, conversion, files, name, progress, is_text_only=request.text_only
         )
+    prove_found_pre_tokenizer(conversion, inputs.files, toolchain, progress)
     require_targets_held(
         checkpoint, conversion, projector, progress, is_text_only=request.text_only
     )
@@ -250,26 +262,6 @@ def model_name(source: Source) -> str:
     if source.model_id:
         stem = source.model_id.rpartition("/")[2]
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
-
-
-def _convert(
-    toolchain: Toolchain,
-    checkpoint: Checkpoint,
-    files: Mapping[str, Path],
-    name: str,
-    decision: PromptDecision,
-    context_length: int | None,
-) -> Conversion:
-    return convert(
-        toolchain,
-        checkpoint,
-        files,
-        name,
-        chat_templates(decision),
-        decision.end_token_ids,
-        begins_with_bos=decision.begins_with_bos,
-        context_length=context_length,
-    )
 
 
 def _warn_of_context(

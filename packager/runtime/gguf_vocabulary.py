@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from packager.runtime.embedded import load_llama
 _KEY = "tokenizer.chat_template"
 # Nothing is computed; a context is made all the same.
 _CONTEXT = 64
+_LONGEST_TOKEN_BYTES = 1 << 12
 
 
 class GgufVocabulary:
@@ -73,6 +75,19 @@ class GgufVocabulary:
     def tokenize_text(self, text: str) -> list[int]:
         """The ids of a text in the middle of a prompt: nothing is added, no marker is one."""
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=False))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What a server sends for ids, piece by piece; control tokens are not seen."""
+        import llama_cpp
+
+        vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
+        # llama-cpp-python's own detokenize gives a token of 32 bytes at most.
+        piece = ctypes.create_string_buffer(_LONGEST_TOKEN_BYTES)
+        pieces = []
+        for number in ids:
+            size = llama_cpp.llama_token_to_piece(vocabulary, number, piece, len(piece), 0, False)
+            pieces.append(piece.raw[: max(size, 0)])
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def render(
         self,

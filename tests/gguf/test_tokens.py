@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from packager.gguf.types import write_skeleton
 from packager.pipeline.build import build
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
@@ -113,6 +114,62 @@ def test_an_added_token_with_content_is_not_a_control_token(
     vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
     assert not llama_cpp.llama_vocab_is_control(vocabulary, token)
     assert llama.detokenize([token]) == b"<verdict>"
+
+
+@pytest.mark.slow
+def test_the_looks_of_an_added_token_do_not_make_it_a_control_token(
+    adapter: Callable[..., Path], small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """`<|...|>` may be content; what the chat template writes is a marker, special or not."""
+    import llama_cpp
+    from transformers import AutoTokenizer
+
+    own = tmp_path / "adapter"
+    shutil.copytree(adapter("qwen3"), own)
+    tokenizer = AutoTokenizer.from_pretrained(small_model("qwen3"))
+    tokenizer.add_tokens(["<|verdict|>", "<|note|>"])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|hidden|>"]})
+    tokenizer.chat_template = "{{ '<|note|>' }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(own)
+    package = prepare(Request(str(own), ("Q8_0",)))
+    write_skeleton(tmp_path / "v.gguf", package.conversion)
+
+    llama = vocabulary_of(tmp_path / "v.gguf")
+
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    control = {}
+    for text in ("<|verdict|>", "<|note|>", "<|hidden|>", "<|im_end|>"):
+        (token,) = llama.tokenize(text.encode(), add_bos=False, special=True)
+        control[text] = llama_cpp.llama_vocab_is_control(vocabulary, token)
+    assert control == {
+        "<|verdict|>": False, "<|note|>": True, "<|hidden|>": True, "<|im_end|>": True,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extra",
+    [["<|im_start|>", "<|im_end|>"], [{"content": "<|im_start|>", "__type": "AddedToken"}], [], {}],
+    ids=["texts", "tokens", "empty", "empty by name"],
+)
+def test_extra_special_tokens_in_each_form_give_the_same_vocabulary(
+    extra: object, small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A list of them was more than transformers 4 could read."""
+    model = tmp_path / "qwen3"
+    shutil.copytree(small_model("qwen3"), model)
+    expected = vocabulary_values(small_model("qwen3"))
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "extra_special_tokens": extra}))
+    before = path.read_bytes()
+
+    assert vocabulary_values(model) == expected
+    assert path.read_bytes() == before
+
+
+def vocabulary_values(model: Path) -> dict[str, Any]:
+    found = prepare(Request(str(model), ("Q8_0",), "m")).conversion.key_values
+    return {key: item.value for key, item in found.items() if key.startswith("tokenizer.")}
 
 
 @pytest.mark.slow
