@@ -74,6 +74,11 @@ class Conversion:
     found_pre_tokenizer: PreTokenizer | None
     packed: dict[int, bytes] = field(default_factory=dict)
 
+    def value(self, key: str) -> object:
+        """The value of a key of the architecture's, such as `context_length`; None without it."""
+        found = self.key_values.get(f"{self.architecture}.{key}")
+        return None if found is None else found.value
+
     def blocks(self, tensor: GgufTensor, max_elements: int) -> Iterator[torch.Tensor]:
         """A tensor's weights, in their own dtype, as `[rows, columns]` of about `max_elements`."""
         columns = tensor.shape[-1]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from packager.bundle import (
     SCHEMA,
-    BaseIdentity,
     GgufFile,
     Manifest,
     PromptRecord,
@@ -30,9 +29,9 @@ from packager.gguf.convert import Conversion
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.merge.merged import MergedCheckpoint
-from packager.pipeline.inputs import Inputs
+from packager.pipeline.identity import base_identity, tool_versions
 from packager.pipeline.nearness import Nearness, measure_nearness, quant_types
-from packager.pipeline.prepare import Package, tool_versions
+from packager.pipeline.prepare import Package
 from packager.pipeline.prompting import record_template
 from packager.progress import Progress, Silent
 from packager.prompt.modelfile import render_modelfile
@@ -240,17 +239,4 @@ def _manifest(
             pins=dict(decision.pins),
             trained=record_template(package.chat_template),
         ),
-    )
-
-
-def base_identity(inputs: Inputs) -> BaseIdentity:
-    """Who the base is, or the full model where there is no adapter."""
-    model = inputs.model
-    model_id = inputs.base.model_id if inputs.base else inputs.source.model_id
-    revision = inputs.base.revision if inputs.base else inputs.source.revision
-    return BaseIdentity(
-        id=model_id or model.folder.absolute().name,
-        revision=revision,
-        config_sha256=sha256_file(model.folder / "config.json"),
-        index_sha256=model.index_sha256(),
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import hashlib
-import importlib.metadata
 import json
 import re
 import tempfile
@@ -14,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager import __version__
-from packager.bundle import SCHEMA, AdapterIdentity
+from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.dequantize.checkpoint import Dequantized
-from packager.dequantize.formats import dequantizing_library, quantization_settings
+from packager.dequantize.formats import quantization_settings
 from packager.errors import UnsupportedError, UsageError
-from packager.files import format_bytes, read_ahead, read_json, sha256_file
+from packager.files import format_bytes, read_ahead, read_json
 from packager.gguf.convert import Conversion, convert, require_architecture
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import find_toolchain
@@ -29,6 +25,7 @@ from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
+from packager.pipeline.identity import adapter_identities, fingerprint
 from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.projector import Projector, find_projector, require_targets_held
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
@@ -48,7 +45,6 @@ from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile import ModelfileSpec
 from packager.source.open import Source
 
-_TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
 _CHECKPOINTS = ("checkpoint-", "epoch_", "step_")
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30
@@ -237,7 +233,7 @@ def _prepare(
         decision=decision,
         modelfile=spec,
         adapters=adapters,
-        fingerprint=_fingerprint(
+        fingerprint=fingerprint(
             inputs, adapters, device, conversion, projector, decision, spec, name
         ),
         plan=_plan(
@@ -273,8 +269,8 @@ def _warn_of_context(
     key_values = {key: item.value for key, item in conversion.key_values.items()}
     cache = format_bytes(estimate_run_memory(0, key_values, context_length))
     progress.note(f"Context: {context_length} tokens, whose keys and values take {cache}")
-    factor = _key_value(conversion, "rope.scaling.factor")
-    if _key_value(conversion, "rope.scaling.type") == "yarn":
+    factor = conversion.value("rope.scaling.factor")
+    if conversion.value("rope.scaling.type") == "yarn":
         progress.warn(
             f"YaRN stretches every position by {factor:.3g}, in short texts too: the model was not "
             "trained so, and may answer worse everywhere. Take the shortest context that does"
@@ -366,71 +362,3 @@ def _largest_at_once(inputs: Inputs, checkpoint: Checkpoint) -> int:
 def file_stem(name: str) -> str:
     """The part of a model's name that its files are called by (`user/model:tag` gives `model`)."""
     return name.rpartition("/")[2].partition(":")[0]
-
-
-def adapter_identities(inputs: Inputs) -> tuple[AdapterIdentity, ...]:
-    """Which adapters were merged, in their order."""
-    return tuple(
-        AdapterIdentity(
-            name=adapter.folder.absolute().name,
-            sha256=sha256_file(adapter.weights.path),
-            method=adapter.method,
-            rank=adapter.rank,
-        )
-        for adapter in inputs.adapters
-    )
-
-
-def _fingerprint(
-    inputs: Inputs,
-    adapters: tuple[AdapterIdentity, ...],
-    device: str,
-    conversion: Conversion,
-    projector: Projector | None,
-    decision: PromptDecision,
-    spec: ModelfileSpec,
-    name: str,
-) -> str:
-    """A digest of everything that the bytes of a GGUF depend on, but for the quant.
-
-    The base's weight files count by size and time of change: reading them all would cost as much
-    as packaging them.
-    """
-    own = [
-        [identity.sha256, sha256_file(adapter.folder / "adapter_config.json")]
-        for identity, adapter in zip(adapters, inputs.adapters, strict=True)
-    ]
-    parts = {
-        "schema": SCHEMA,
-        "name": name,
-        "adapters": own,
-        "combination": dataclasses.asdict(inputs.combination) if inputs.combination else None,
-        "weights": [
-            [str(file.path.resolve()), file.path.stat().st_size, file.path.stat().st_mtime_ns]
-            for file in inputs.model.weight_files
-        ],
-        "files": {key: sha256_file(path) for key, path in sorted(inputs.files.items())},
-        "architecture": conversion.architecture,
-        "projector": projector and projector.typed.quant.name,
-        "chat_templates": chat_templates(decision),
-        "end_tokens": decision.end_token_ids,
-        "context": _key_value(conversion, "context_length"),
-        "device": device,
-        "modelfile": [spec.template, spec.system, spec.stops, sorted(spec.parameters.items())],
-        "tools": tool_versions(inputs),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _key_value(conversion: Conversion, suffix: str) -> object:
-    found = conversion.key_values.get(f"{conversion.architecture}.{suffix}")
-    return None if found is None else found.value
-
-
-def tool_versions(inputs: Inputs) -> dict[str, str]:
-    """The versions that the bytes of a bundle depend on; the dequantizer's where there is one."""
-    found = {"ftpack": __version__}
-    library = dequantizing_library(inputs.model.config)
-    for distribution in (*_TOOLS, *([library] if library else [])):
-        found[distribution] = importlib.metadata.version(distribution)
-    return found

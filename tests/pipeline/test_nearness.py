@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from packager.pipeline.build import build
+from packager.pipeline.identity import tool_versions
 from packager.pipeline.merging import merge
 from packager.pipeline.nearness import Nearness
-from packager.pipeline.prepare import Package, prepare, tool_versions
+from packager.pipeline.prepare import Package, prepare
 from packager.plan import Request
 from packager.progress import Silent
 from tests.command import ftpack

@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
-from packager.pipeline.build import base_identity
+from packager.pipeline.identity import base_identity
 from packager.pipeline.inputs import Inputs
 from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter

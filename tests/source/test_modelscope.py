@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from packager.errors import SourceNotFoundError, ToolchainError
-from packager.pipeline.build import base_identity
+from packager.pipeline.identity import base_identity
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.inspecting import inspect
 from packager.pipeline.prepare import model_name
