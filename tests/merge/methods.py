@@ -85,16 +85,20 @@ def _embedding(kind: Kind) -> str:
 
 
 def _first_linear(kind: Kind) -> str:
-    return "c_attn" if kind == "conv1d" else "q_proj"
+    return {"conv1d": "c_attn", "fused": "qkv_proj"}.get(kind, "q_proj")
 
 
 def _ia3_targets(kind: Kind) -> list[str]:
-    by_kind: dict[Kind, list[str]] = {"conv1d": ["c_attn", "mlp.c_proj"], "moe": ["k_proj"]}
+    by_kind: dict[Kind, list[str]] = {
+        "conv1d": ["c_attn", "mlp.c_proj"],
+        "fused": ["qkv_proj", "down_proj"],
+        "moe": ["k_proj"],
+    }
     return by_kind.get(kind, ["k_proj", "v_proj", "down_proj"])
 
 
 _NO_BIAS = "has none there to add it to"
-_WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "scaled", "moe", "vlm"), _NO_BIAS)
+_WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "scaled", "fused", "moe", "vlm"), _NO_BIAS)
 
 METHODS: dict[str, Method] = {
     "lora": _lora("LoRA"),
@@ -105,10 +109,12 @@ METHODS: dict[str, Method] = {
         alpha_pattern=lambda kind: {_first_linear(kind): 3},
     ),
     "lora-all-linear": _lora("LoRA on `all-linear`", target_modules="all-linear"),
-    "lora-regex": _lora("LoRA on a regular expression", target_modules=r".*\.1\..*(q_proj|c_attn)"),
+    "lora-regex": _lora(
+        "LoRA on a regular expression", target_modules=r".*\.1\..*(q_proj|qkv_proj|c_attn)"
+    ),
     "lora-layers": replace(
         _lora("LoRA with `layers_to_transform`", layers_to_transform=[1]),
-        kinds=("tied", "scaled", "biased", "conv1d", "moe"),
+        kinds=("tied", "scaled", "biased", "fused", "conv1d", "moe"),
     ),
     "lora-bias-all": _lora("LoRA with `bias` all", bias="all"),
     "lora-bias-only": _lora("LoRA with `bias` lora_only", bias="lora_only"),

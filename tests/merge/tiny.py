@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from tests.merge.methods import Method
 
-Kind = Literal["tied", "scaled", "biased", "conv1d", "moe", "vlm"]
+Kind = Literal["tied", "scaled", "biased", "fused", "conv1d", "moe", "vlm"]
 KINDS: dict[Kind, str] = {
     "tied": "Qwen3, tied embeddings",
     "scaled": "Gemma 3, tied and scaled",
     "biased": "Qwen2, untied, with biases",
+    "fused": "Phi-3, fused qkv",
     "conv1d": "GPT-2, Conv1D",
     "moe": "Qwen3-MoE, fused experts",
     "vlm": "LLaVA, its language model",
@@ -54,6 +55,9 @@ def make_base(kind: Kind, folder: Path, dtype: torch.dtype | None = None) -> Pat
             ),
             "scaled": lambda: transformers.Gemma3TextConfig(**shape, head_dim=16),
             "biased": lambda: transformers.Qwen2Config(**shape, tie_word_embeddings=False),
+            "fused": lambda: transformers.Phi3Config(
+                **shape, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2
+            ),
             "conv1d": lambda: transformers.GPT2Config(
                 vocab_size=VOCABULARY, n_embd=HIDDEN, n_head=4, n_layer=2, n_positions=64
             ),
@@ -107,11 +111,13 @@ def targets(kind: Kind, what: str) -> Any:
     if what == "linear":
         if kind == "conv1d":
             return ["c_attn", "c_proj", "c_fc"]
+        if kind == "fused":
+            return ["qkv_proj", "gate_up_proj", "down_proj"]
         if kind == "vlm":
             return r".*language_model.*\.(q_proj|down_proj)"
         return ["q_proj", "o_proj"] if kind == "moe" else ["q_proj", "v_proj", "down_proj"]
     if what == "biased":
-        return {"conv1d": ["c_attn"]}.get(kind, ["q_proj", "v_proj"])
+        return {"conv1d": ["c_attn"], "fused": ["qkv_proj"]}.get(kind, ["q_proj", "v_proj"])
     if what == "norms":
         return {"conv1d": ["ln_1", "ln_2"]}.get(kind, ["input_layernorm", "norm"])
     if what == "embeddings":
