@@ -331,12 +331,13 @@ def document() -> str:
 _INTRODUCTION = """\
 # Methods
 
-What ftpack makes of the adapters of each of PEFT's methods, on small random models of six kinds.
+What ftpack makes of the adapters of each of PEFT's methods, on small random models of seven kinds.
 `tests/merge/test_methods.py` tests every cell; this page is written from its cases
 (`python -m tests.merge.methods > docs/methods.md`).
 
 - **yes**: names, shapes, element types and bytes are those of `from_pretrained`,
-  `merge_and_unload`, `save_pretrained`.
+  `merge_and_unload`, `save_pretrained`; and the GGUF has the tensors, types, bytes and key-values
+  that llama.cpp's converter and quantizer make of that.
 - **yes, untied**: input and output embeddings share one weight, and the adapter changes only one
   side, or each in its own way. PEFT's merge puts the change into both. ftpack writes the two apart,
   as the adapter's model has them; its logits are tested against that model.

@@ -23,6 +23,7 @@ from packager.progress import Silent
 from packager.source.adapter import open_adapter
 from tests.merge.compared import config_of, differences, opened
 from tests.merge.deviations import DEVIATIONS
+from tests.merge.gguf_compared import gguf_differences
 from tests.merge.methods import METHODS, REFUSED, document
 from tests.merge.tiny import (
     HIDDEN,
@@ -56,7 +57,11 @@ def _scikit_learn(request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), CELLS, ids=[f"{n}-{k}" for n, k in CELLS])
 def test_a_method_is_merged_as_peft_merges_it_or_refused(
-    name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
+    name: str,
+    kind: Kind,
+    tiny_base: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     method, folder = METHODS[name], tiny_base(kind)
     outcome = method.outcome(kind)
@@ -74,8 +79,9 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
     checkpoint = opened(folder, adapter)
 
     if outcome == "identical":
-        wanted = FolderCheckpoint(merge_with_peft(folder, kind, adapter, tmp_path / "peft"))
-        assert differences(checkpoint, wanted) == []
+        wanted = merge_with_peft(folder, kind, adapter, tmp_path / "peft")
+        assert differences(checkpoint, FolderCheckpoint(wanted)) == []
+        assert gguf_differences(checkpoint, wanted, tmp_path / "gguf", monkeypatch) == []
         assert bool(checkpoint.warnings) == (name in FACTORED)
     else:
         assert "no longer tied" in checkpoint.warnings[0]
@@ -83,6 +89,19 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
             checkpoint.load(tensor)
     checkpoint.require_all_used()
     assert not checkpoint.is_untrained
+
+
+def test_the_comparison_sees_another_adapter(
+    tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_base("fused")
+    one, other = (
+        make_adapter(folder, "fused", METHODS[name], tmp_path / name) for name in ("lora", "rslora")
+    )
+    wanted = merge_with_peft(folder, "fused", one, tmp_path / "peft")
+    found = gguf_differences(opened(folder, other), wanted, tmp_path / "gguf", monkeypatch)
+    layers = ("attn_qkv", "ffn_up", "ffn_down")
+    assert found == sorted(f"blk.{i}.{layer}.weight" for i in range(2) for layer in layers)
 
 
 @pytest.mark.parametrize(

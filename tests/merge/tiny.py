@@ -70,7 +70,10 @@ def make_base(kind: Kind, folder: Path, dtype: torch.dtype | None = None) -> Pat
                 tie_word_embeddings=False,
             ),
         }
-        model = AutoModelForCausalLM.from_config(configs[kind](), dtype=dtype)
+        config = configs[kind]()
+        if kind == "conv1d":
+            config.n_ctx = 64  # the converter reads it; transformers 5 no longer writes it
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

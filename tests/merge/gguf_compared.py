@@ -1,0 +1,83 @@
+"""A merged checkpoint's GGUF, held against what llama.cpp makes of the model that PEFT has saved.
+
+These models have no vocabulary: neither side writes one. All else of the converter runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packager.gguf.convert import convert
+from packager.gguf.quants import QUANTS
+from packager.gguf.toolchain import Toolchain, find_toolchain
+from packager.gguf.types import type_quants
+from packager.gguf.write import write_ggufs
+from packager.merge.merged import MergedCheckpoint
+from packager.progress import Silent
+from tests.merge.compared import config_of
+from tests.merge.tiny import VOCABULARY
+from tests.usual_route import quantize_with_llama_cpp, read_gguf
+
+
+def gguf_differences(
+    found: MergedCheckpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Tensors and key-values that are not the same in the Q8_0 of both.
+
+    Args:
+        found: the checkpoint under test.
+        wanted: the folder that PEFT and transformers have saved.
+        folder: an empty folder for the files of both sides.
+    """
+    toolchain = find_toolchain()
+    folder.mkdir()
+    # Gemma's converter cuts the embeddings to the tokenizer's length.
+    tokenizer = json.dumps(
+        {"model": {"vocab": dict.fromkeys(range(VOCABULARY))}, "added_tokens": []}
+    )
+    (wanted / "tokenizer.json").write_text(tokenizer)
+    theirs = _by_llama_cpp(wanted, folder, toolchain, monkeypatch)
+    (folder / "config.json").write_text(json.dumps(config_of(found)))
+    files = {"config.json": folder / "config.json", "tokenizer.json": wanted / "tokenizer.json"}
+    conversion = convert(toolchain, found, files, "model", {}, [], begins_with_bos=False)
+    (typed,) = type_quants(conversion, [QUANTS["Q8_0"]], folder)
+    (ours,) = write_ggufs(conversion, [(folder / "ours.gguf", typed)], 1, Silent())
+    (values, tensors), (wanted_values, wanted_tensors) = (
+        read_gguf(path, toolchain.folder)
+        for path in (ours.path.with_name("ours.gguf.partial"), theirs)
+    )
+    values.pop("tokenizer.ggml.add_bos_token")
+    pairs = ((values, wanted_values), (tensors, wanted_tensors))
+    return [
+        name
+        for mine, other in pairs
+        for name in sorted(mine.keys() | other.keys())
+        if mine.get(name) != other.get(name)
+    ]
+
+
+def _by_llama_cpp(
+    model: Path, folder: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    import torch
+
+    toolchain.activate()
+    base: Any = importlib.import_module("conversion.base")
+    conversion: Any = importlib.import_module("conversion")
+    gguf: Any = importlib.import_module("gguf")
+    architecture = base.get_model_architecture(
+        base.ModelBase.load_hparams(model, False), base.ModelType.TEXT
+    )
+    model_class = conversion.get_model_class(architecture)
+    monkeypatch.setattr(model_class, "set_vocab", lambda self: None)
+    with torch.inference_mode():
+        converter = model_class(
+            model, gguf.LlamaFileType.MOSTLY_BF16, folder / "wide.gguf", model_name="model"
+        )
+        converter.write()
+    return quantize_with_llama_cpp(folder / "wide.gguf", folder / "theirs.gguf", "Q8_0")
