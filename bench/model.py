@@ -12,8 +12,6 @@ from bench.safetensors_writer import Entry, Fill, write_file, write_sharded
 from tests.vocabularies import FAMILIES, Kind, write_tokenizer
 
 METHODS = ("lora", "dora", "loha")
-# transformers' names of all experts of a layer, each a parameter `[experts, ., .]`.
-_EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 _SHARD_BYTES = 5_000_000_000
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -106,7 +104,8 @@ def make_inputs(
 
     Layers, configurations and the names of tensors are those of transformers and PEFT, whose
     model is built on the meta device, without values. Experts are stored one by one, as published
-    checkpoints have them, and tuned together, by PEFT's `target_parameters`.
+    checkpoints have them; PEFT tunes them together (`target_parameters`), with twice the rank for
+    the two matrices that transformers keeps as one.
 
     Returns:
         the base's folder, the adapter's folder, the number of the base's weights.
@@ -149,7 +148,7 @@ def _write_adapter(model: Any, base: Path, folder: Path, adapter: Adapter) -> No
     import torch
 
     with torch.device("meta"):
-        tuned = peft.get_peft_model(model, _adapter_config(adapter, model))
+        tuned = peft.get_peft_model(model, _adapter_config(adapter))
     config = tuned.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = str(base), True
     config.save_pretrained(folder)
@@ -163,7 +162,7 @@ def _write_adapter(model: Any, base: Path, folder: Path, adapter: Adapter) -> No
         shutil.copyfile(base / name, folder / name)
 
 
-def _adapter_config(adapter: Adapter, model: Any) -> Any:
+def _adapter_config(adapter: Adapter) -> Any:
     import peft
 
     common: dict[str, Any] = {
@@ -173,13 +172,8 @@ def _adapter_config(adapter: Adapter, model: Any) -> Any:
     }
     if adapter.method == "loha":
         return peft.LoHaConfig(**common, alpha=2 * adapter.rank)
-    has_experts = any(name.endswith(tuple(_EXPERTS)) for name, _ in model.named_parameters())
-    return peft.LoraConfig(
-        **common,
-        lora_alpha=2 * adapter.rank,
-        use_dora=adapter.method == "dora",
-        target_parameters=_EXPERTS if has_experts else None,
-    )
+    use_dora = adapter.method == "dora"
+    return peft.LoraConfig(**common, lora_alpha=2 * adapter.rank, use_dora=use_dora)
 
 
 def _normal_values(ones: set[str], seed: int) -> Fill:

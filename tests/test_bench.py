@@ -287,7 +287,9 @@ def test_experts_are_stored_one_by_one_and_tuned_together(
     # The name and the size that Qwen3-30B-A3B's published checkpoint has for it, in this width.
     assert stored["model.layers.1.mlp.experts.3.gate_proj.weight"].shape == (32, 64)
     tuned = SafetensorsFile(made[1] / "adapter_model.safetensors").tensors
-    assert tuned["base_model.model.model.layers.1.mlp.experts.lora_A.weight"].shape[0] == 4 * 8
+    stem = "base_model.model.model.layers.1.mlp.experts"
+    ranks = [tuned[f"{stem}.{name}.weight"].shape[0] for name in ("lora_A", "base_layer.lora_A")]
+    assert sorted(ranks) == [4 * 8, 4 * 2 * 8]
     assert_loads(*made, tmp_path)
 
 
