@@ -1,4 +1,4 @@
-"""PEFT's layers, with the adapter's values, in a model whose own weights take no memory."""
+"""PEFT's layers in a model whose weights take no memory, nor do the adapter's until they merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from packager.errors import BaseMismatchError, UnsupportedError
 from packager.files import read_json
 from packager.merge.layout import Layout, build_model, resize
 from packager.merge.resized import resized_rows
-from packager.merge.targets import listed
+from packager.merge.stored import StoredTensor, loaded
+from packager.merge.targets import PREFIX, listed
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,10 @@ class Skeleton:
             names that each has in the base's model, by its identity.
         overrides: values of the adapter's file for the base's own parameters (biases, resized
             embeddings), by name.
+        unread: the layers' own parameters, of no size as well, by their identity: what the file
+            has for them is read when their layer is merged.
         adapter: the adapter's values by their keys in `peft_model`.
+        key_of: the key of each of `unread`, by its identity; `load_adapter` finds it.
         again: whether a layer has to be made anew on its real weight (`is_made_again`).
         rows: the size of the vocabulary, where the adapter's training has changed it.
     """
@@ -45,15 +49,24 @@ class Skeleton:
     peft_model: Any
     config: Any
     empties: dict[int, tuple[str, ...]]
+    unread: dict[int, Any]
     again: bool
     rows: int | None = None
     overrides: dict[str, torch.Tensor] = field(default_factory=dict)
-    adapter: dict[str, torch.Tensor] = field(default_factory=dict)
+    adapter: dict[str, StoredTensor | torch.Tensor] = field(default_factory=dict)
+    key_of: dict[int, str] = field(default_factory=dict)
 
     @property
     def is_factored(self) -> bool:
         """Whether PEFT computes a factorization of the base's weights again."""
         return self.again and self.config.peft_type.value not in ("BOFT", "SUPERTUNING")
+
+    def values_of(self, module: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapter's values for a module, by their keys within it; each is read anew."""
+        stem = f"{PREFIX}{module}."
+        for key, value in self.adapter.items():
+            if key.startswith(stem):
+                yield key.removeprefix(stem), loaded(value)
 
     @property
     def tuner(self) -> Any:
@@ -177,8 +190,9 @@ def _inject(
     if again and config.peft_type.value == "LORA":
         neutral.init_lora_weights = True
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    unread: dict[int, Any] = {}
     try:
-        with _kept_empty(config, empties, again):
+        with _kept_empty(config, empties, again, unread):
             peft_model = model_class(model, neutral, ADAPTER)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # NoMatchingPeftModuleError is a ValueError.
@@ -192,21 +206,33 @@ def _inject(
         neutral.init_lora_weights = config.init_lora_weights
     _require_every_target(folder, neutral, peft_model)
     _require_biases(folder, peft_model)
-    return Skeleton(peft_model, neutral, empties, again, rows)
+    return Skeleton(peft_model, neutral, empties, unread, again, rows)
+
+
+def is_shared(key: str) -> bool:
+    """What every layer refers to and the file holds once, for the whole model."""
+    return any(
+        mark in key for mark in (".vblora_vector_bank.", ".tinylora_v.", ".unilora_theta_d.")
+    )
 
 
 @contextmanager
-def _kept_empty(config: Any, empties: Mapping[int, tuple[str, ...]], again: bool) -> Iterator[None]:
-    """While PEFT injects layers that are made again later, empty what each of them holds."""
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+def _kept_empty(
+    config: Any, empties: Mapping[int, tuple[str, ...]], again: bool, unread: dict[int, Any]
+) -> Iterator[None]:
+    """While PEFT injects layers, empty each before it makes the next.
 
-    if not again:
-        yield
-        return
+    Its own parameters go to `unread`: those of which `load_adapter` sees to it that the file has
+    them. What a layer computed from the base is emptied where the layer is made again later.
+    """
     import torch
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner, cast_adapter_dtype
 
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
     tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     create = tuner_class._create_and_replace
+    casts_plainly = tuner_class._cast_adapter_dtype is BaseTuner._cast_adapter_dtype
 
     def create_and_empty(
         self: Any,
@@ -215,12 +241,24 @@ def _kept_empty(config: Any, empties: Mapping[int, tuple[str, ...]], again: bool
         target: Any,
         name: str,
         parent: Any,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
-        create(self, peft_config, adapter, target, name, parent, **kwargs)
+        create(self, peft_config, adapter, target, name, parent, *args, **kwargs)
         layer = getattr(parent, name)
-        for tensor in [*layer.parameters(), *layer.buffers()]:
-            if id(tensor) in empties or not isinstance(tensor, torch.nn.Parameter):
+        # What tied layers share, PEFT writes into when it makes the second.
+        is_tied = any(len(empties.get(id(tensor), ())) > 1 for tensor in layer.parameters())
+        if casts_plainly and not is_tied:
+            # In the end PEFT does it for all layers, and would make values of what is empty.
+            cast_adapter_dtype(layer, ADAPTER)
+        for key, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            is_base = id(tensor) in empties
+            is_in_file = prefix in key and ADAPTER in key and not is_shared(f".{key}.")
+            is_own = is_parameter and not is_base and is_in_file and not is_tied
+            if is_own:
+                unread[id(tensor)] = tensor
+            if is_own or (again and (is_base or not is_parameter)):
                 tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
     tuner_class._create_and_replace = create_and_empty

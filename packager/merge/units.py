@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import AdapterMismatchError, UnsupportedError
 from packager.merge.layout import Layout
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
-from packager.merge.targets import PREFIX
+from packager.merge.stored import loaded
 
 if TYPE_CHECKING:
     import torch
@@ -95,10 +95,7 @@ def _trained(layer: Any) -> Any:
 
 def has_zero_part(skeleton: Skeleton, unit: Unit) -> bool:
     """Whether a tensor of a unit's adapter is all zero, as most are before training."""
-    stem = f"{PREFIX}{unit.key}."
-    return any(
-        not bool(value.any()) for key, value in skeleton.adapter.items() if key.startswith(stem)
-    )
+    return any(not bool(value.any()) for _, value in skeleton.values_of(unit.key))
 
 
 def merge_unit(
@@ -172,6 +169,11 @@ def _real_weights(
         value = value.to(device, copy=True)
         is_parameter = isinstance(empties[key], torch.nn.Parameter)
         memo[key] = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
+    for parameter in unit.layer.parameters():
+        if id(parameter) in skeleton.key_of:
+            kept = skeleton.adapter[skeleton.key_of[id(parameter)]]
+            own = loaded(kept).to(device, parameter.dtype, copy=isinstance(kept, torch.Tensor))
+            memo[id(parameter)] = torch.nn.Parameter(own, requires_grad=False)
     return memo, before
 
 
@@ -199,12 +201,7 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
     )
     cast_adapter_dtype(parent, ADAPTER)
     layer = getattr(parent, child)
-    stem = f"{PREFIX}{unit.key}."
-    own = {
-        key.removeprefix(stem): value
-        for key, value in skeleton.adapter.items()
-        if key.startswith(stem)
-    }
+    own = dict(skeleton.values_of(unit.key))
     unexpected = layer.load_state_dict(own, strict=False).unexpected_keys
     if unexpected:
         raise AdapterMismatchError(
