@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ from packager.merge.units import find_units, has_zero_part, merge_unit
 if TYPE_CHECKING:
     import torch
 
+# Parameters of mallopt as malloc.h has them, the largest threshold it takes, and its own default.
+_M_MMAP_THRESHOLD, _M_MMAP_MAX = -3, -4
+_LARGEST_THRESHOLD_BYTES, _DEFAULT_MMAP_MAX = 32 << 20, 65536
+
 # Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
 _MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")
 
@@ -35,7 +40,7 @@ class PeftMerged:
     but for a tied embedding that an adapter changes on one side: PEFT's merge changes the other
     side as well, which the adapter never did. Here both are written, each with its own values.
 
-    In memory is the adapter, and one module of the base at a time.
+    In memory is one module of the base at a time, and of the adapter what belongs to it.
 
     Args:
         base: the checkpoint that the adapter was trained on.
@@ -53,6 +58,7 @@ class PeftMerged:
     def __init__(
         self, base: Checkpoint, folder: Path, weights: TensorFile, device: str = "cpu"
     ) -> None:
+        _give_back_large_blocks()
         self._base = base
         self._weights = weights
         self._device = device
@@ -108,11 +114,16 @@ class PeftMerged:
 
     @property
     def largest_bytes(self) -> int:
-        """Twice the largest module: its weights are kept, to see that merging changes them."""
+        """Twice the largest module: its weights, and what PEFT computes of them in fp32."""
         return 2 * max(
             sum(self._tensors[name].size_bytes for name in batch.outputs)
             for batch in self._batch_of.values()
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """What PEFT's layers and the adapter hold that is not read when a module is merged."""
+        return self._skeleton.held_bytes
 
     def is_merged(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""
@@ -154,8 +165,10 @@ class PeftMerged:
                 parameters |= {n: t for n, t in merged.results.items() if n in batch.written}
             others = [name for name in batch.written if name not in parameters]
             parameters |= self._layout.read(others, self._base.load)
+            # Each in memory of its own: one expert would keep all of its layer's.
             made = {
-                name: tensor.contiguous() for name, tensor in self._layout.write(parameters).items()
+                name: tensor.contiguous() if _is_whole(tensor) else tensor.clone()
+                for name, tensor in self._layout.write(parameters).items()
             }
         for name in batch.outputs:
             info = self._tensors[name]
@@ -203,3 +216,22 @@ class PeftMerged:
     def is_untrained(self) -> bool:
         """Whether everything that was merged is as the base has it."""
         return bool(self._changed) and not any(self._changed.values())
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is all that is in its memory."""
+    return tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def _give_back_large_blocks() -> None:
+    """Let glibc return large blocks to the system when they are freed, though it was told not to.
+
+    A layer's experts and what PEFT computes of them are hundreds of MiB each: kept in a heap they
+    leave holes that smaller tensors break up, so that the next layer's take new memory.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD_BYTES)
+    mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)

@@ -69,6 +69,16 @@ class Skeleton:
                 yield key.removeprefix(stem), loaded(value)
 
     @property
+    def held_bytes(self) -> int:
+        """What of the base and the adapter is in memory, for as long as this is."""
+        import torch
+
+        held = [*self.peft_model.parameters(), *self.peft_model.buffers()]
+        held += [*self.overrides.values(), *self.adapter.values()]
+        stores = [tensor.untyped_storage() for tensor in held if isinstance(tensor, torch.Tensor)]
+        return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
+
+    @property
     def tuner(self) -> Any:
         """PEFT's `BaseTuner`."""
         return self.peft_model.base_model
