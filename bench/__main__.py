@@ -1,10 +1,11 @@
 """Measures `ftpack gguf` beside the usual route, in the same run and on the same machine.
 
     scripts/bench --shape 1.2b --quant q4_k_m --quant q8_0 --each --json bench.json --plot bench.svg
+    scripts/bench --shape moe-3b --rank 64 --merge --only ftpack
     scripts/bench --kernels
 
-Makes a random model of a known shape with a real vocabulary and a LoRA, runs both routes in turn,
-several times, checks that every tensor of their GGUFs is the same, and prints what each cost.
+Makes a random model of a known shape with a real vocabulary and an adapter, runs both routes in
+turn, several times, checks that every tensor of their GGUFs is the same, and prints what each cost.
 Paths are seen from the project's root.
 
 With --kernels it times each of ftpack's quantizers beside ggml's, and nothing else.
@@ -25,7 +26,7 @@ from pathlib import Path
 from bench.kernels import time_kernels
 from bench.machine import describe_machine
 from bench.measure import measure
-from bench.model import LORA, SHAPES, parameter_count
+from bench.model import METHODS, SHAPES, Adapter, parameter_count
 from bench.plot import can_plot, write_plot
 from bench.report import format_kernel_times, format_result
 from bench.result import Result, Setting, read_result, write_kernel_times, write_result
@@ -77,22 +78,29 @@ def _bench_routes(options: argparse.Namespace) -> None:
         options.repeat,
         has_usual=options.only != "ftpack",
         has_each=options.each and len(quants) > 1,
+        has_merge=options.merge,
     )
+    adapter = Adapter(options.method, options.rank)
     machine = describe_machine()
     _warn_if_busy(machine.load_average)
     with _work_folder(options.work) as work:
         model = (options.keep_model or work / "model").absolute()
         _require_disk_space(options.shape, plan, work, model)
-        parameters = _make_inputs(options.shape, model, llama_cpp)
+        parameters = _make_inputs(options.shape, adapter, model, llama_cpp)
         compiled, compiling_s = _compile_kernels(work)
         inputs = Inputs(
-            model / "base", model / "lora", options.threads, llama_cpp, options.cold, options.device
+            model / "base",
+            model / "adapter",
+            options.threads,
+            llama_cpp,
+            options.cold,
+            options.device,
         )
         measured = run_rounds(inputs, plan, work, _say)
     setting = Setting(
         shape=options.shape,
         parameters=parameters,
-        lora=LORA,
+        adapter=str(adapter),
         quants=quants,
         threads=options.threads,
         is_cold=options.cold,
@@ -109,7 +117,7 @@ def _report(result: Result, options: argparse.Namespace) -> None:
         write_result(options.json, result)
     if options.plot:
         setting = result.setting
-        title = f"From a LoRA to GGUFs, {setting.parameters / 1e9:.1f} B weights, no GPU"
+        title = f"From an adapter to GGUFs, {setting.parameters / 1e9:.1f} B weights, no GPU"
         write_plot(options.plot, result.comparisons, title)
     if any(result.measured.differing_tensors.values()):
         sys.exit(1)
@@ -121,8 +129,11 @@ def _parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     cores = len(os.sched_getaffinity(0))
     add("--shape", choices=SHAPES, default="small", help="default small")
+    add("--method", choices=METHODS, default="lora", help="the adapter's, default lora")
+    add("--rank", type=int, default=16, metavar="R", help="the adapter's, default 16")
     add("--quant", action="append", metavar="Q", help="default q4_k_m; repeatable")
     add("--each", action="store_true", help="run ftpack for each quant alone, too")
+    add("--merge", action="store_true", help="run `ftpack merge`, too")
     add("--repeat", type=int, default=3, metavar="N", help="rounds, default 3")
     add("--only", choices=["ftpack"], help="leave the usual route out")
     add("--cold", action="store_true", help=_COLD_HELP)
@@ -161,20 +172,23 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _make_inputs(shape: str, folder: Path, llama_cpp: Path) -> int:
+def _make_inputs(shape: str, adapter: Adapter, folder: Path, llama_cpp: Path) -> int:
     """Makes the model and the adapter, if they are not there; the number of weights."""
     marker = folder / "bench.json"
     if not marker.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             sys.exit(f"bench: {folder} holds something else, or half a model; remove it")
-        _say(f"making a random model: {SHAPES[shape].description}")
-        command = [sys.executable, "-m", "bench.model", shape, str(folder), str(llama_cpp)]
+        _say(f"making a random model: {SHAPES[shape].description}; {adapter}")
+        command = [
+            *(sys.executable, "-m", "bench.model", shape, adapter.method, str(adapter.rank)),
+            *(str(folder), str(llama_cpp)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"bench: no model could be made:\n{done.stderr[-2000:]}")
     made = json.loads(marker.read_text("utf-8"))
-    if made["shape"] != shape:
-        sys.exit(f"bench: {folder} holds the shape {made['shape']}, not {shape}")
+    if (made["shape"], made["adapter"]) != (shape, str(adapter)):
+        sys.exit(f"bench: {folder} holds {made['shape']} with {made['adapter']}, which is another")
     return int(made["parameters"])
 
 

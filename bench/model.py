@@ -1,4 +1,4 @@
-"""Random models of well-known shapes, with a LoRA, to measure on."""
+"""Random models of well-known shapes, with an adapter, to measure on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 from bench.safetensors_writer import Entry, Fill, write_file, write_sharded
 from tests.vocabularies import FAMILIES, Kind, write_tokenizer
 
-LORA = "r=16, all linear layers"
-_RANK, _ALPHA = 16, 32
+METHODS = ("lora", "dora", "loha")
 _SHARD_BYTES = 5_000_000_000
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -25,6 +24,19 @@ class Shape:
     description: str
     sizes: dict[str, int]
     is_tied: bool = True
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of PEFT on all linear layers, the experts of a mixture among them."""
+
+    method: str = "lora"
+    rank: int = 16
+
+    def __str__(self) -> str:
+        """In words."""
+        name = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa"}[self.method]
+        return f"{name} r={self.rank}, all linear layers"
 
 
 _QWEN3_600M = {
@@ -58,32 +70,53 @@ _LLAMA_8B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
 }
+_QWEN3_MOE = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 32,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+}
 SHAPES = {
     "small": Shape("qwen3", "10 layers of Qwen3 0.6B", _QWEN3_600M | {"num_hidden_layers": 10}),
     "0.6b": Shape("qwen3", "Qwen3 0.6B", _QWEN3_600M | {"num_hidden_layers": 28}),
     "1.2b": Shape("llama", "Llama 3.2 1B", _LLAMA_1B),
     "3b": Shape("llama", "Llama 3.2 3B", _LLAMA_3B),
     "8b": Shape("llama", "Llama 3.1 8B", _LLAMA_8B, is_tied=False),
+    "moe-3b": Shape(
+        "qwen3moe", "16 layers of Qwen3 30B A3B, 32 experts in each", _QWEN3_MOE, is_tied=False
+    ),
 }
 
 
 def make_inputs(
-    shape: Shape, folder: Path, llama_cpp: Path, shard_bytes: int = _SHARD_BYTES
+    shape: Shape,
+    folder: Path,
+    llama_cpp: Path,
+    adapter: Adapter | None = None,
+    shard_bytes: int = _SHARD_BYTES,
 ) -> tuple[Path, Path, int]:
-    """A random bf16 base and a LoRA for all its linear layers, written without holding either.
+    """A random bf16 base and an adapter for all its linear layers, written without holding either.
 
     Layers, configurations and the names of tensors are those of transformers and PEFT, whose
-    model is built on the meta device, without values.
+    model is built on the meta device, without values. Experts are stored one by one, as published
+    checkpoints have them; PEFT tunes them together (`target_parameters`), with twice the rank for
+    the two matrices that transformers keeps as one.
 
     Returns:
         the base's folder, the adapter's folder, the number of the base's weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
 
-    base, adapter = folder / "base", folder / "lora"
+    base, tuned = folder / "base", folder / "adapter"
     base.mkdir(parents=True)
-    adapter.mkdir()
+    tuned.mkdir()
     config = _config(shape, write_tokenizer(shape.kind, base, llama_cpp))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -91,11 +124,12 @@ def make_inputs(
     config.save_pretrained(base)
     model.generation_config.save_pretrained(base)
     # A tied output is the same parameter under a second name, which is not saved.
-    entries = [Entry(name, tuple(value.shape)) for name, value in model.named_parameters()]
+    stored = revert_weight_conversion(model, dict(model.named_parameters()))
+    entries = [Entry(name, tuple(value.shape)) for name, value in stored.items()]
     norms = {entry.name for entry in entries if len(entry.shape) == 1}
     write_sharded(base, entries, "BF16", _normal_values(norms, seed=0), shard_bytes)
-    _write_adapter(model, base, adapter)
-    return base, adapter, sum(entry.elements for entry in entries)
+    _write_adapter(model, base, tuned, adapter or Adapter())
+    return base, tuned, sum(entry.elements for entry in entries)
 
 
 def parameter_count(shape: Shape) -> int:
@@ -103,30 +137,43 @@ def parameter_count(shape: Shape) -> int:
     size = shape.sizes
     hidden, heads = size["hidden_size"], size["num_attention_heads"]
     attention = 2 * (heads + size["num_key_value_heads"]) * size["head_dim"] * hidden
-    layer = attention + 3 * hidden * size["intermediate_size"]
+    width = size.get("num_experts", 0) * size.get("moe_intermediate_size", 0)
+    layer = attention + 3 * hidden * (width or size["intermediate_size"])
     return size["num_hidden_layers"] * layer + 152_000 * hidden * (1 if shape.is_tied else 2)
 
 
-def _write_adapter(model: Any, base: Path, folder: Path) -> None:
+def _write_adapter(model: Any, base: Path, folder: Path, adapter: Adapter) -> None:
     """What PEFT's `save_pretrained` writes, and the tokenizer's files as a Trainer adds them."""
     import peft
     import torch
 
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear"
-    )
     with torch.device("meta"):
-        tuned = peft.get_peft_model(model, config)
+        tuned = peft.get_peft_model(model, _adapter_config(adapter))
     config = tuned.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = str(base), True
     config.save_pretrained(folder)
     state = peft.get_peft_model_state_dict(tuned)
     entries = [Entry(name, tuple(value.shape)) for name, value in state.items()]
+    magnitudes = {entry.name for entry in entries if "magnitude_vector" in entry.name}
     # No `lora_B` of zeros, which would change nothing.
-    values = _normal_values(set(), seed=1)
+    values = _normal_values(magnitudes, seed=1)
     write_file(folder / "adapter_model.safetensors", entries, "F32", values)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(base / name, folder / name)
+
+
+def _adapter_config(adapter: Adapter) -> Any:
+    import peft
+
+    common: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "r": adapter.rank,
+        "target_modules": "all-linear",
+    }
+    if adapter.method == "loha":
+        return peft.LoHaConfig(**common, alpha=2 * adapter.rank)
+    use_dora = adapter.method == "dora"
+    return peft.LoraConfig(**common, lora_alpha=2 * adapter.rank, use_dora=use_dora)
 
 
 def _normal_values(ones: set[str], seed: int) -> Fill:
@@ -147,7 +194,11 @@ def _config(shape: Shape, vocab_size: int) -> Any:
     import transformers
 
     family = FAMILIES[shape.kind]
-    classes = {"qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}
+    classes = {
+        "qwen3": transformers.Qwen3Config,
+        "qwen3moe": transformers.Qwen3MoeConfig,
+        "llama": transformers.LlamaConfig,
+    }
     return classes[shape.kind](
         **shape.sizes,
         vocab_size=vocab_size,
@@ -159,14 +210,15 @@ def _config(shape: Shape, vocab_size: int) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """`python -m bench.model SHAPE FOLDER LLAMA_CPP`; prints the number of weights.
+    """`python -m bench.model SHAPE METHOD RANK FOLDER LLAMA_CPP`; `bench.json` says what was made.
 
     A process of its own: what it leaves in memory would be counted to nobody.
     """
-    shape, folder, llama_cpp = argv
-    parameters = make_inputs(SHAPES[shape], Path(folder), Path(llama_cpp))[2]
+    shape, method, rank, folder, llama_cpp = argv
+    adapter = Adapter(method, int(rank))
+    parameters = make_inputs(SHAPES[shape], Path(folder), Path(llama_cpp), adapter)[2]
     # Written last: a folder without it is not whole.
-    made = {"shape": shape, "parameters": parameters}
+    made = {"shape": shape, "adapter": str(adapter), "parameters": parameters}
     (Path(folder) / "bench.json").write_text(json.dumps(made) + "\n", "utf-8")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bench.figures import Comparison, Spreads
+from bench.figures import Comparison, Spreads, spreads
 from bench.kernels import COLUMNS, WEIGHTS, KernelTime
 from bench.machine import Machine
 from bench.result import Result, Setting
+from bench.routes import FTPACK_MERGE
 from packager.files import format_bytes
 
 _NOTES = """\
@@ -18,6 +19,8 @@ read through mappings is not in it. From disk: by calls and mappings, {disk}."""
 _COLD = "all of it, since no step found its inputs in the page cache"
 _WARM = "what the page cache lost meanwhile; each step's inputs were read into it beforehand"
 
+_STEP_HEAD = ("wall", "CPU", "peak memory", "not mapped", "written")
+
 
 def format_result(result: Result) -> str:
     """The table of both routes, that of the usual route's steps, and what was measured."""
@@ -27,6 +30,7 @@ def format_result(result: Result) -> str:
         _comparison_table(comparisons),
         _NOTES.format(rounds=_rounds(len(result.measured.rounds)), disk=disk),
         _steps_table(comparisons[-1]),
+        _merge_line(result),
         _intermediate(result),
         _setting_line(result.setting),
         f"Machine: {result.machine}.",
@@ -86,7 +90,7 @@ def _comparison_cells(row: Comparison) -> list[str]:
 def _steps_table(together: Comparison) -> str:
     if not together.steps:
         return ""
-    head = ["the usual route's steps", "wall", "CPU", "peak memory", "not mapped", "written"]
+    head = ["the usual route's steps", *_STEP_HEAD]
     return _table(head, [[name, *_step_cells(step)] for name, step in together.steps.items()])
 
 
@@ -104,6 +108,15 @@ def _rounds(count: int) -> str:
     return "One round" if count == 1 else f"Medians of {count} rounds, the routes in turn"
 
 
+def _merge_line(result: Result) -> str:
+    """What `ftpack merge` cost, where it was run."""
+    runs = [round_.merge for round_ in result.measured.rounds if round_.merge]
+    if not runs:
+        return ""
+    cells = _step_cells(spreads([run.steps[FTPACK_MERGE] for run in runs]))
+    return f"`ftpack merge`: {', '.join(map(' '.join, zip(_STEP_HEAD, cells, strict=True)))}."
+
+
 def _intermediate(result: Result) -> str:
     first = result.measured.rounds[0]
     text = f"Intermediate files: ftpack {format_bytes(first.ftpack.intermediate_bytes)}"
@@ -115,7 +128,7 @@ def _intermediate(result: Result) -> str:
 def _setting_line(setting: Setting) -> str:
     return (
         f"Measured: {setting.parameters / 1e9:.2f} B weights ({setting.shape}, random), "
-        f"LoRA {setting.lora}; {', '.join(setting.quants)}; {setting.threads} threads; "
+        f"{setting.adapter}; {', '.join(setting.quants)}; {setting.threads} threads; "
         f"ftpack quantized by {_quantizer(setting)}."
     )
 

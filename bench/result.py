@@ -23,7 +23,7 @@ class Setting:
     Attributes:
         shape: a name in `bench.model.SHAPES`.
         parameters: the number of the base's weights.
-        lora: the adapter, in words.
+        adapter: in words.
         quants: what was made, in this order.
         threads: how many quantized.
         is_cold: whether each step found what it reads on the disk only.
@@ -34,7 +34,7 @@ class Setting:
 
     shape: str
     parameters: int
-    lora: str
+    adapter: str
     quants: tuple[str, ...]
     threads: int
     is_cold: bool
@@ -94,6 +94,7 @@ def _read_round(content: dict[str, Any]) -> Round:
         ftpack=_read_run(content["ftpack"]),
         usual=_read_run(usual) if usual else None,
         each={quant: _read_run(run) for quant, run in content["each"].items()},
+        merge=_read_run(content["merge"]) if content["merge"] else None,
     )
 
 

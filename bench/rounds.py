@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.routes import Inputs, Run, gguf_path, run_ftpack, run_usual_route
+from bench.routes import (
+    Inputs,
+    Run,
+    gguf_path,
+    run_ftpack,
+    run_ftpack_merge,
+    run_usual_route,
+)
 from tests.usual_route import Tensor, read_gguf
 
 Tensors = dict[str, Tensor]
@@ -21,21 +28,24 @@ class Round:
         ftpack: `ftpack gguf` with all quants.
         usual: merge, convert, and quantize for each quant; None if it was not run.
         each: `ftpack gguf` with a single quant, for each of them; empty if it was not run.
+        merge: `ftpack merge`; None if it was not run.
     """
 
     ftpack: Run
     usual: Run | None = None
     each: dict[str, Run] = field(default_factory=dict)
+    merge: Run | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: the quants, how often, whether the usual route, whether each quant alone."""
+    """What is run: the quants, how often, and whether what else there is to run."""
 
     quants: tuple[str, ...]
     repeat: int
     has_usual: bool
     has_each: bool
+    has_merge: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,11 @@ def run_rounds(inputs: Inputs, plan: Plan, work: Path, say: Callable[[str], None
         for quant in plan.quants if plan.has_each else ():
             say(f"round {number} of {plan.repeat}: ftpack, {quant} alone")
             each[quant] = turn.run(run_ftpack, (quant,))
-        rounds.append(Round(ftpack, usual, each))
+        merge = None
+        if plan.has_merge:
+            say(f"round {number} of {plan.repeat}: ftpack merge")
+            merge = turn.run(run_ftpack_merge, ())
+        rounds.append(Round(ftpack, usual, each, merge))
         if number == 1 and (plan.has_usual or plan.has_each):
             differing = {quant: turn.differing_tensors(quant) for quant in plan.quants}
     return Measured(tuple(rounds), differing)

@@ -1,4 +1,4 @@
-"""The two routes from a LoRA to GGUFs, each as the commands that a person would type."""
+"""The two routes from an adapter to GGUFs, each as the commands that a person would type."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.measure import Cost, fill_cache, forget_cached, measure
 
 MERGE, CONVERT, QUANTIZE, FTPACK = "merge", "convert", "quantize", "ftpack gguf"
+FTPACK_MERGE = "ftpack merge"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Inputs:
 
     Attributes:
         base: the base model's folder.
-        adapter: the LoRA's folder.
+        adapter: the adapter's folder.
         threads: how many quantize.
         llama_cpp: llama.cpp's sources, with its converter.
         is_cold: whether what a step reads is dropped from the page cache before it; otherwise it
@@ -61,6 +62,16 @@ def run_ftpack(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
     for quant in quants:
         (folder / "bundle" / f"bench-{quant}.gguf").rename(gguf_path(folder, quant))
     return Run(steps, _size(folder / "bundle", "*.gguf"))
+
+
+def run_ftpack_merge(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
+    """`ftpack merge`: the merged model in 16 bits, and no GGUF, whatever the quants."""
+    folder.mkdir()
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "ftpack", "merge", inputs.adapter, "--base", inputs.base,
+        "--device", inputs.device, "--out", folder / "merged", "--quiet",
+    ]  # fmt: skip
+    return Run({FTPACK_MERGE: _measure(inputs, command, folder, [inputs.base, inputs.adapter])}, 0)
 
 
 def run_usual_route(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:

@@ -12,6 +12,8 @@ from packager.gguf.write import AHEAD_ELEMENTS
 # Measured on Linux: Python with torch and transformers imported, a converted vocabulary of 128k
 # tokens, and the kernels.
 _PROCESS_BYTES = 1150 << 20
+# What PEFT's import, the model's classes, and a model's module tree with PEFT's layers add to that.
+_PEFT_BYTES = 350 << 20
 # The context that Ollama gives a model which asks for none, on a machine without a large GPU.
 DEFAULT_CONTEXT = 4096
 
@@ -162,16 +164,27 @@ class Plan:
         return dataclasses.asdict(self) | {"out": str(self.out)}
 
 
-def estimate_memory(largest_merged_bytes: int, largest_computed_bytes: int, targets: int) -> int:
+def estimate_memory(
+    largest_merged_bytes: int,
+    largest_computed_bytes: int,
+    targets: int,
+    held_bytes: int = 0,
+    *,
+    has_peft: bool = False,
+) -> int:
     """The peak memory of packaging: it depends on the largest tensors, not on the model's size.
 
     Args:
         largest_merged_bytes: of the 16-bit tensors that the adapter changes.
         largest_computed_bytes: of the 16-bit tensors that are not read in blocks.
         targets: how many quants are written; what is read ahead is in memory for each.
+        held_bytes: what merging has in memory from beginning to end.
+        has_peft: whether PEFT had to be asked what the adapter changes, or has to merge it.
     """
     return (
         _PROCESS_BYTES
+        + (_PEFT_BYTES if has_peft else 0)
+        + held_bytes
         + 3 * max(largest_merged_bytes, largest_computed_bytes)
         + (2 + targets) * AHEAD_ELEMENTS
     )

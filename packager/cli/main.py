@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import NoReturn
 import click
 
 from packager import __version__
+from packager.allocator import keep_freed_memory
 from packager.errors import FtpackError
 
 # The verb, in the order of `--help`, and its line there: help imports none of them.
@@ -29,8 +29,6 @@ _VERBS = {
     "completion": "Print the completion script for a shell.",
 }
 _INTERRUPTED = 130
-# Parameters of mallopt, as malloc.h has them.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 class _Verbs(click.Group):
@@ -81,7 +79,7 @@ def main() -> None:
     """Run the command line; every error ends here, as a message and an exit code."""
     # OpenMP threads that wait shall sleep: spinning, they take the cores from the quantizers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _keep_freed_memory()
+    keep_freed_memory()
     is_verbose = any(arg in ("-v", "--verbose") for arg in sys.argv[1:])
     try:
         code = cli.main(prog_name="ftpack", standalone_mode=False)
@@ -108,20 +106,6 @@ def main() -> None:
         _say("Next: This is a fault of ftpack. Run again with -v and report what it prints.")
         code = 1
     sys.exit(code or 0)
-
-
-def _keep_freed_memory() -> None:
-    """Let what one tensor leaves be used for the next, where the C library can be told to (glibc).
-
-    By default it gives large blocks back at once and gets them anew, page by page and zeroed: half
-    of all the time in which a base is read.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _say(message: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packager.allocator import give_back_large_blocks
 from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
 from packager.errors import AdapterMismatchError, UnsupportedError
 from packager.merge.batches import Batch, find_batches
@@ -18,6 +19,7 @@ from packager.merge.units import find_units, has_zero_part, merge_unit
 
 if TYPE_CHECKING:
     import torch
+
 
 # Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
 _MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")
@@ -35,7 +37,7 @@ class PeftMerged:
     but for a tied embedding that an adapter changes on one side: PEFT's merge changes the other
     side as well, which the adapter never did. Here both are written, each with its own values.
 
-    In memory is the adapter, and one module of the base at a time.
+    In memory is one module of the base at a time, and of the adapter what belongs to it.
 
     Args:
         base: the checkpoint that the adapter was trained on.
@@ -53,6 +55,7 @@ class PeftMerged:
     def __init__(
         self, base: Checkpoint, folder: Path, weights: TensorFile, device: str = "cpu"
     ) -> None:
+        give_back_large_blocks()
         self._base = base
         self._weights = weights
         self._device = device
@@ -108,11 +111,16 @@ class PeftMerged:
 
     @property
     def largest_bytes(self) -> int:
-        """Twice the largest module: its weights are kept, to see that merging changes them."""
+        """Twice the largest module: its weights, and what PEFT computes of them in fp32."""
         return 2 * max(
             sum(self._tensors[name].size_bytes for name in batch.outputs)
             for batch in self._batch_of.values()
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """What PEFT's layers and the adapter hold that is not read when a module is merged."""
+        return self._skeleton.held_bytes
 
     def is_merged(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""
@@ -154,8 +162,10 @@ class PeftMerged:
                 parameters |= {n: t for n, t in merged.results.items() if n in batch.written}
             others = [name for name in batch.written if name not in parameters]
             parameters |= self._layout.read(others, self._base.load)
+            # Each in memory of its own: one expert would keep all of its layer's.
             made = {
-                name: tensor.contiguous() for name, tensor in self._layout.write(parameters).items()
+                name: tensor.contiguous() if _is_whole(tensor) else tensor.clone()
+                for name, tensor in self._layout.write(parameters).items()
             }
         for name in batch.outputs:
             info = self._tensors[name]
@@ -208,3 +218,8 @@ class PeftMerged:
     def is_untrained(self) -> bool:
         """Whether everything that was merged is as the base has it."""
         return bool(self._changed) and not any(self._changed.values())
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is all that is in its memory."""
+    return tensor.untyped_storage().nbytes() == tensor.nbytes

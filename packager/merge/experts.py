@@ -18,10 +18,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import UnsupportedError
 from packager.merge.placeholders import replaced
+from packager.merge.stored import StoredTensor
 from packager.merge.targets import PREFIX
 
 if TYPE_CHECKING:
@@ -74,8 +76,8 @@ def targeted_as_stacks(config: Any, model: Any) -> Iterator[None]:
 
 
 def restacked(
-    root: Any, state: Mapping[str, torch.Tensor], config: Mapping[str, object], adapter: str
-) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    root: Any, state: Mapping[str, StoredTensor], config: Mapping[str, object], adapter: str
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """The adapter's tensors with those on stacks of experts in PEFT's layout, and what to say.
 
     Args:
@@ -94,7 +96,7 @@ def restacked(
     for stack in stacks:
         a, b, experts = stack.a, stack.b, int(stack.layer.num_experts)
         if _layout_of_b(config, stack.layer) == _GROUPED and b.shape[1] > experts:
-            b = _interleaved(b, experts)
+            b = StoredTensor(b.shape, partial(_interleaved, b, experts))
             if not _is_declared(config):
                 notes[_REGROUPED] = None
         is_changed = _are_changed(stack)
@@ -102,7 +104,10 @@ def restacked(
             # A square stack does not tell; the others of the same adapter do, if there are any.
             is_changed = told == {True} if len(told) == 1 else _is_changed_by_version(stack, config)
         if is_changed:
-            a, b = _sides_changed(a, b, experts)
+            a, b = (
+                StoredTensor((a.shape[0], b.shape[0]), partial(_a_of_b, b, experts)),
+                StoredTensor((a.shape[1], b.shape[1]), partial(_b_of_a, a, experts)),
+            )
         result |= {stack.a_key: a, stack.b_key: b}
     return result, tuple(notes)
 
@@ -114,18 +119,18 @@ class _Stack:
     layer: Any
     a_key: str
     b_key: str
-    a: torch.Tensor
-    b: torch.Tensor
+    a: StoredTensor
+    b: StoredTensor
 
 
-def _stacks(root: Any, state: Mapping[str, torch.Tensor], adapter: str) -> list[_Stack]:
+def _stacks(root: Any, state: Mapping[str, StoredTensor], adapter: str) -> list[_Stack]:
     found = []
     for name, layer in root.named_modules():
         if not hasattr(layer, "parameter_name") or layer.num_experts == 1:
             continue
         keys = [f"{PREFIX}{name}.lora_{side}.{adapter}.weight" for side in "AB"]
         pair = [state[key] for key in keys if key in state]
-        if len(pair) == 2 and all(matrix.dim() == 2 for matrix in pair):
+        if len(pair) == 2 and all(len(matrix.shape) == 2 for matrix in pair):
             a, b = pair
             if a.shape[0] == b.shape[1] and a.shape[0] % layer.num_experts == 0:
                 found.append(_Stack(layer, keys[0], keys[1], a, b))
@@ -171,9 +176,9 @@ def _family(layer: Any) -> str:
     return str(type(layer.get_base_layer()).__module__).split(".")[-2]
 
 
-def _interleaved(b: torch.Tensor, experts: int) -> torch.Tensor:
+def _interleaved(b: StoredTensor, experts: int) -> torch.Tensor:
     """Columns `[experts, r]` as columns `[r, experts]`."""
-    return b.reshape(b.shape[0], experts, -1).transpose(1, 2).reshape(b.shape)
+    return b.load().reshape(b.shape[0], experts, -1).transpose(1, 2).reshape(b.shape)
 
 
 def _are_changed(stack: _Stack) -> bool | None:
@@ -208,12 +213,13 @@ def _version(text: object) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", str(text or "0"))[:3])
 
 
-def _sides_changed(
-    a: torch.Tensor, b: torch.Tensor, experts: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`lora_A` made of `lora_B`, and the reverse: the same product, transposed."""
-    of_experts_a = a.reshape(experts, -1, a.shape[1])  # [experts, r, side of A]
-    of_experts_b = b.reshape(b.shape[0], -1, experts)  # [side of B, r, experts]
-    new_a = of_experts_b.permute(2, 1, 0).reshape(a.shape[0], b.shape[0])
-    new_b = of_experts_a.permute(2, 1, 0).reshape(a.shape[1], b.shape[1])
-    return new_a.contiguous(), new_b.contiguous()
+def _a_of_b(b: StoredTensor, experts: int) -> torch.Tensor:
+    """`lora_A` made of a `lora_B` on its side: with the other, the same product, transposed."""
+    of_experts = b.load().reshape(b.shape[0], -1, experts)  # [side of B, r, experts]
+    return of_experts.permute(2, 1, 0).reshape(b.shape[1], b.shape[0]).contiguous()
+
+
+def _b_of_a(a: StoredTensor, experts: int) -> torch.Tensor:
+    """`lora_B` made of a `lora_A` on its side."""
+    of_experts = a.load().reshape(experts, -1, a.shape[1])  # [experts, r, side of A]
+    return of_experts.permute(2, 1, 0).reshape(a.shape[1], a.shape[0]).contiguous()

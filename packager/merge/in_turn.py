@@ -81,6 +81,11 @@ class MergedInTurn:
         return sum(merged.largest_bytes for merged in self._merged)
 
     @property
+    def held_bytes(self) -> int:
+        """What each adapter holds."""
+        return sum(merged.held_bytes for merged in self._merged)
+
+    @property
     def is_untrained(self) -> bool:
         """Whether no adapter changes anything."""
         return all(merged.is_untrained for merged in self._merged)

@@ -1,31 +1,38 @@
-"""An adapter's values, loaded by PEFT into its layers, with every tensor held to account."""
+"""An adapter's values, given by PEFT to its layers, with every tensor held to account."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import TensorFile
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
 from packager.files import read_json
 from packager.merge.experts import is_stacked, restacked
 from packager.merge.layout import Layout
-from packager.merge.placeholders import is_shaped_by_base
+from packager.merge.placeholders import is_shaped_by_base, is_shared
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
+from packager.merge.stored import StoredTensor, loaded, stored
 from packager.merge.targets import PREFIX, listed
+
+if TYPE_CHECKING:
+    import torch
 
 _CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
 _SAVE_AGAIN = "Check --base; or save the adapter again with PEFT's save_pretrained."
 
 
 def load_adapter(skeleton: Skeleton, layout: Layout, folder: Path, weights: TensorFile) -> None:
-    """Let PEFT rename and load the adapter's tensors, and see where each of them went.
+    """Let PEFT rename the adapter's tensors and say where each of them belongs.
+
+    What belongs to one layer stays in the file; what PEFT computes with, or keeps for all of them,
+    is read.
 
     Args:
-        skeleton: gets the values.
+        skeleton: gets the values, and the keys of `unread`.
         layout: of the base.
         folder: the adapter's.
         weights: its tensor file.
@@ -38,16 +45,16 @@ def load_adapter(skeleton: Skeleton, layout: Layout, folder: Path, weights: Tens
     _check_file(weights)
     default = getattr(skeleton.root, "_checkpoint_conversion_mapping", {})
     try:
-        missing = _load(skeleton, folder, weights.tensors, default)
+        missing = _load(skeleton, folder, weights, default)
     except AdapterMismatchError as mismatch:
         # transformers renames by a model's class, PEFT by its `model_type`: for some (Qwen2.5-VL)
         # PEFT finds nothing, and would leave an adapter of transformers 4 unused.
         try:
-            missing = _load(skeleton, folder, weights.tensors, layout.plain_renamings())
+            missing = _load(skeleton, folder, weights, layout.plain_renamings())
         except AdapterMismatchError:
             raise mismatch from None
     _require_trained_biases(skeleton, weights)
-    absent = [key for key in missing if not _is_shared(key)]
+    absent = [key for key in missing if not is_shared(key)]
     if absent:
         raise AdapterMismatchError(
             f"{weights.path} has no tensors for {len(absent)} parts of targeted modules: "
@@ -57,26 +64,33 @@ def load_adapter(skeleton: Skeleton, layout: Layout, folder: Path, weights: Tens
 
 
 def _load(
-    skeleton: Skeleton, folder: Path, names: Iterable[str], key_mapping: Mapping[str, str]
+    skeleton: Skeleton, folder: Path, weights: TensorFile, key_mapping: Mapping[str, str]
 ) -> list[str]:
-    """Load a file, its names changed first; gives PEFT's keys that it has nothing for."""
+    """Load a file, its names changed first; gives PEFT's keys that it has nothing for.
+
+    What PEFT's `load_adapter` does, without reading the file as a whole.
+    """
     peft_model = skeleton.peft_model
     load_state_dict = peft_model.load_state_dict
     config = read_json(folder / "adapter_config.json")
 
     def take(state: dict[str, Any], strict: bool = False, **_: object) -> Any:
-        if is_stacked(config, names):
+        if is_stacked(config, weights.tensors):
             state, skeleton.notes = restacked(skeleton.root, state, config, ADAPTER)
-        _sort(skeleton, state, folder)
-        return load_state_dict(skeleton.adapter, strict=False)
+        held = _sort(skeleton, state, folder)
+        result = load_state_dict(held, strict=False)
+        left = [key for key in result.missing_keys if key not in skeleton.adapter]
+        result.missing_keys[:] = left
+        return result
 
+    state = {_renamed(name, key_mapping): stored(weights, name) for name in weights.tensors}
     peft_model.load_state_dict = take
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the checks here say it
-            result = peft_model.load_adapter(
-                str(folder), ADAPTER, torch_device="cpu", key_mapping=dict(key_mapping)
-            )
+            missing = _hand_over(peft_model, state)
+            skeleton.tuner._cast_adapter_dtype(adapter_name=ADAPTER, autocast_adapter_dtype=True)
+            peft_model.eval()
     except (KeyError, ValueError, RuntimeError) as error:
         raise AdapterMismatchError(
             f"PEFT cannot put the tensors of {folder} into this base: {first_line(error)}",
@@ -84,11 +98,42 @@ def _load(
         ) from error
     finally:
         del peft_model.load_state_dict
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[skeleton.config.peft_type]
+    return [key for key in missing if prefix in key and ADAPTER in key]
+
+
+def _hand_over(peft_model: Any, state: dict[str, StoredTensor]) -> list[str]:
+    """Let PEFT find the keys in its model for those in the file; gives the missing ones."""
+    from peft import set_peft_model_state_dict
+
+    try:
+        result = set_peft_model_state_dict(peft_model, state, ADAPTER)
+    except (AttributeError, TypeError):
+        # PEFT computes with the values of some (experts of transformers 4, VB-LoRA, SHiRA).
+        values = {key: value.load() for key, value in state.items()}
+        result = set_peft_model_state_dict(peft_model, values, ADAPTER)
     return list(result.missing_keys)
 
 
-def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
-    """Tell the adapter's values from those for the base's own parameters; check the shapes."""
+def _renamed(name: str, key_mapping: Mapping[str, str]) -> str:
+    """A name in the file as `load_peft_weights` of PEFT changes it: the first pattern that fits."""
+    plain = name.removeprefix(PREFIX)
+    stem = name.removesuffix(plain)
+    for pattern, replacement in key_mapping.items():
+        changed, count = re.subn(pattern, replacement, plain)
+        if count:
+            return stem + changed
+    return name
+
+
+def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[str, torch.Tensor]:
+    """Tell the adapter's values from those for the base's own parameters; check the shapes.
+
+    Gives those for parameters that are no longer empty, which PEFT's layers keep.
+    """
+    held = {}
     known = skeleton.peft_model.state_dict(keep_vars=True)
     left = sorted(key for key in state if key not in known and not _is_repeated(key, state))
     if left:
@@ -102,29 +147,36 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
         place = known.get(key)
         if place is None:
             continue
-        if place.shape != value.shape and not is_shaped_by_base(skeleton.config):
+        if tuple(place.shape) != tuple(value.shape) and not is_shaped_by_base(skeleton.config):
             differing.append(
                 f"{key.removeprefix(PREFIX)}: {list(value.shape)} found, {list(place.shape)} fits"
             )
         names = skeleton.empties.get(id(place))
-        if names is None:
-            skeleton.adapter[key] = value
+        if names is not None:
+            skeleton.overrides.update(dict.fromkeys(names, loaded(value)))
+            continue
+        skeleton.adapter[key] = value
+        if id(place) in skeleton.unread:
+            skeleton.key_of[id(place)] = key
         else:
-            skeleton.overrides.update(dict.fromkeys(names, value))
+            held[key] = loaded(value)
     if differing:
         raise BaseMismatchError(
             f"Adapter and base do not fit: {len(differing)} shapes differ: "
             f"{listed(differing, '; ')}.",
             next_step=_CHECK_BASE,
         )
+    return held
 
 
 def _is_repeated(key: str, state: Mapping[str, Any]) -> bool:
     """Whether PEFT has saved a whole module twice, as it does where the vocabulary was resized."""
     import torch
 
-    loaded = state.get(key.replace(".modules_to_save.", f".modules_to_save.{ADAPTER}."))
-    return loaded is not None and ".modules_to_save." in key and torch.equal(loaded, state[key])
+    other = state.get(key.replace(".modules_to_save.", f".modules_to_save.{ADAPTER}."))
+    if other is None or ".modules_to_save." not in key:
+        return False
+    return torch.equal(loaded(other), loaded(state[key]))
 
 
 def _check_file(weights: TensorFile) -> None:
@@ -167,11 +219,6 @@ def _require_trained_biases(skeleton: Skeleton, weights: TensorFile) -> None:
             f"{len(absent)} of {len(names)} biases: {listed(absent)}.",
             next_step="Save the adapter again with PEFT's save_pretrained.",
         )
-
-
-def _is_shared(key: str) -> bool:
-    """What every layer refers to and the file holds once, for the whole model."""
-    return any(mark in key for mark in ("vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d."))
 
 
 def _cause(names: list[str]) -> str:

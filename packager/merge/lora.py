@@ -82,6 +82,11 @@ class Merged:
         """The size of the largest tensor that the adapter changes."""
         return max(self._base.tensors[name].size_bytes for name in self._targets)
 
+    @property
+    def held_bytes(self) -> int:
+        """Nothing: the adapter's matrices are read when they are merged."""
+        return 0
+
     def is_merged(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""
         return name in self._targets

@@ -23,6 +23,11 @@ class MergedCheckpoint(Checkpoint, Protocol):
         ...
 
     @property
+    def held_bytes(self) -> int:
+        """What is in memory from beginning to end, of the adapter above all."""
+        ...
+
+    @property
     def config_changes(self) -> Mapping[str, object]:
         """What `config.json` must say other than the base's, by key; see `changed_config`."""
         ...

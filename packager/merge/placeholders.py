@@ -38,26 +38,36 @@ def is_shaped_by_base(config: Any) -> bool:
     return bool(config.peft_type.value == "ADAMSS")
 
 
+def is_shared(key: str) -> bool:
+    """Whether a key is of what every layer refers to, and the file holds once for the model."""
+    return any(
+        mark in key for mark in (".vblora_vector_bank.", ".tinylora_v.", ".unilora_theta_d.")
+    )
+
+
 @contextmanager
 def placeholders(
-    config: Any, empties: Mapping[int, tuple[str, ...]], weights: TensorFile
+    config: Any,
+    empties: Mapping[int, tuple[str, ...]],
+    weights: TensorFile,
+    unread: dict[int, Any],
 ) -> Iterator[None]:
-    """While PEFT injects layers that are made again later: compute nothing, keep no memory.
+    """While PEFT injects layers, empty each before it makes the next: they keep no memory.
+
+    Of layers that are made again later, nothing is computed.
 
     Args:
         config: PEFT's, of the adapter.
         empties: the base's parameters, which stay as they are, by their identity.
         weights: the adapter's tensor file.
+        unread: gets the layers' own parameters, of which `load_adapter` sees to it that the file
+            has them, by their identity.
     """
-    if not is_made_again(config):
-        yield
-        return
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     with ExitStack() as stack:
-        create = tuner_class._create_and_replace
-        emptying = _emptying(create, empties, weights)
+        emptying = _emptying(tuner_class, config, empties, weights, unread)
         stack.enter_context(replaced(tuner_class, "_create_and_replace", emptying))
         if config.peft_type.value == "ADAMSS":
             from peft.tuners.adamss import layer as adamss
@@ -85,27 +95,50 @@ def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
 
 
 def _emptying(
-    create: Callable[..., None], empties: Mapping[int, tuple[str, ...]], weights: TensorFile
+    tuner_class: Any,
+    config: Any,
+    empties: Mapping[int, tuple[str, ...]],
+    weights: TensorFile,
+    unread: dict[int, Any],
 ) -> Callable[..., None]:
-    """PEFT's `_create_and_replace`, and then all emptied but what the file has values for."""
+    """PEFT's `_create_and_replace`, and then its layer emptied of what comes from the file later.
+
+    What a layer computed from the base is emptied where the layer is made again.
+    """
     import torch
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner, cast_adapter_dtype
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
+    create = tuner_class._create_and_replace
+    casts_plainly = tuner_class._cast_adapter_dtype is BaseTuner._cast_adapter_dtype
+    again = is_made_again(config)
 
     def create_and_empty(
         self: Any, peft_config: Any, adapter: str, target: Any, name: str, parent: Any, **rest: Any
     ) -> None:
         create(self, peft_config, adapter, target, name, parent, **rest)
+        layer = getattr(parent, name)
         stem = f"{PREFIX}{rest['current_key']}."
-        for own, tensor in _held_by(getattr(parent, name)):
-            in_file = stem + own.removesuffix(f".{adapter}") in weights.tensors
-            is_adapter = isinstance(tensor, torch.nn.Parameter) or in_file
-            if id(tensor) in empties or not is_adapter:
+        # What tied layers share, PEFT writes into when it makes the second.
+        is_tied = any(len(empties.get(id(tensor), ())) > 1 for tensor in layer.parameters())
+        if casts_plainly and not is_tied:
+            # In the end PEFT does it for all layers, and would make values of what is empty.
+            cast_adapter_dtype(layer, adapter)
+        for key, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            is_base = id(tensor) in empties
+            is_adapters = prefix in key and adapter in key and not is_shared(f".{key}.")
+            is_own = is_parameter and not is_base and is_adapters and not is_tied
+            is_computed = not is_parameter and (
+                stem + key.removesuffix(f".{adapter}") not in weights.tensors
+            )
+            if is_own:
+                unread[id(tensor)] = tensor
+            if is_own or (again and (is_base or is_computed)):
                 tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
     return create_and_empty
-
-
-def _held_by(layer: Any) -> list[tuple[str, Any]]:
-    return [*layer.named_parameters(), *layer.named_buffers()]
 
 
 def _no_components(weight: Any, r: int, device: Any, dtype: Any, **_: object) -> tuple[Any, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5 * 10**9
+# What is read and checked at once of a tensor that can be read in pieces.
+_BLOCK_ELEMENTS = 4 << 20
 
 
 def save_safetensors(
@@ -25,7 +28,7 @@ def save_safetensors(
 ) -> list[Path]:
     """Write every tensor of a checkpoint into `model.safetensors`, or shards with an index.
 
-    Memory holds one tensor at a time. Files get their names when they are whole.
+    Memory holds one tensor at a time, or a part of it. Files get their names when they are whole.
 
     Args:
         checkpoint: what to write; names, shapes and dtypes stay as they are.
@@ -88,14 +91,25 @@ def _write_shard(
     with whole_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for info in shard:
-            tensor = checkpoint.load(info.name).contiguous()
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise NonFiniteError(
-                    f"The merged tensor {info.name} holds NaN or Inf.",
-                    next_step="The training run diverged or overflowed; use an earlier checkpoint.",
-                )
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            task.advance(info.size_bytes)
+            for block in _blocks(checkpoint, info):
+                if block.is_floating_point() and not torch.isfinite(block).all():
+                    raise NonFiniteError(
+                        f"The merged tensor {info.name} holds NaN or Inf.",
+                        next_step="The training run diverged or overflowed; use an earlier "
+                        "checkpoint.",
+                    )
+                file.write(block.reshape(-1).view(torch.uint8).numpy().data)
+                task.advance(block.nbytes)
+
+
+def _blocks(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[torch.Tensor]:
+    """A tensor in pieces: embeddings, and what is computed to check them, are the largest."""
+    if not info.shape:
+        yield checkpoint.load(info.name)
+        return
+    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(info.shape[1:])))
+    for block in checkpoint.blocks(info.name, rows):
+        yield block.contiguous()
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -1,9 +1,10 @@
-"""PEFT's layers, with the adapter's values, in a model whose own weights take no memory."""
+"""PEFT's layers in a model whose weights take no memory, nor do the adapter's until they merge."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from packager.merge.experts import LAYOUT_KEYS, is_stacked, targeted_as_stacks
 from packager.merge.layout import Layout, build_model, resize
 from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
-from packager.merge.targets import listed
+from packager.merge.stored import StoredTensor, loaded
+from packager.merge.targets import PREFIX, listed
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,10 @@ class Skeleton:
             names that each has in the base's model, by its identity.
         overrides: values of the adapter's file for the base's own parameters (biases, resized
             embeddings), by name.
+        unread: the layers' own parameters, of no size as well, by their identity: what the file
+            has for them is read when their layer is merged.
         adapter: the adapter's values by their keys in `peft_model`.
+        key_of: the key of each of `unread`, by its identity; `load_adapter` finds it.
         again: whether a layer has to be made anew on its real weight (`is_made_again`).
         notes: what is to be said of how the adapter was read.
         rows: the size of the vocabulary, where the adapter's training has changed it.
@@ -45,16 +50,35 @@ class Skeleton:
     peft_model: Any
     config: Any
     empties: dict[int, tuple[str, ...]]
+    unread: dict[int, Any]
     again: bool
     rows: int | None = None
     overrides: dict[str, torch.Tensor] = field(default_factory=dict)
-    adapter: dict[str, torch.Tensor] = field(default_factory=dict)
+    adapter: dict[str, StoredTensor | torch.Tensor] = field(default_factory=dict)
+    key_of: dict[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def is_factored(self) -> bool:
         """Whether PEFT computes a factorization of the base's weights again."""
         return self.again and self.config.peft_type.value not in ("BOFT", "SUPERTUNING")
+
+    def values_of(self, module: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapter's values for a module, by their keys within it; each is read anew."""
+        stem = f"{PREFIX}{module}."
+        for key, value in self.adapter.items():
+            if key.startswith(stem):
+                yield key.removeprefix(stem), loaded(value)
+
+    @property
+    def held_bytes(self) -> int:
+        """What of the base and the adapter is in memory, for as long as this is."""
+        import torch
+
+        held = [*self.peft_model.parameters(), *self.peft_model.buffers()]
+        held += [*self.overrides.values(), *self.adapter.values()]
+        stores = [tensor.untyped_storage() for tensor in held if isinstance(tensor, torch.Tensor)]
+        return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
     @property
     def tuner(self) -> Any:
@@ -172,10 +196,11 @@ def _inject(
     if again and config.peft_type.value == "LORA":
         neutral.init_lora_weights = True
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    unread: dict[int, Any] = {}
     is_on_stacks = is_stacked(read_json(folder / "adapter_config.json"), weights.tensors)
     as_stacks = targeted_as_stacks(neutral, model) if is_on_stacks else nullcontext()
     try:
-        with placeholders(config, empties, weights), as_stacks:
+        with placeholders(config, empties, weights, unread), as_stacks:
             peft_model = model_class(model, neutral, ADAPTER)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # NoMatchingPeftModuleError is a ValueError.
@@ -189,7 +214,7 @@ def _inject(
         neutral.init_lora_weights = config.init_lora_weights
     _require_every_target(folder, neutral, peft_model)
     _require_biases(folder, peft_model)
-    return Skeleton(peft_model, neutral, empties, again, rows)
+    return Skeleton(peft_model, neutral, empties, unread, again, rows)
 
 
 def _require_every_target(folder: Path, config: Any, peft_model: Any) -> None:

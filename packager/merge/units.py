@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import AdapterMismatchError, UnsupportedError
 from packager.merge.layout import Layout
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
-from packager.merge.targets import PREFIX
+from packager.merge.stored import loaded
 
 if TYPE_CHECKING:
     import torch
 
 # The cosine of two singular vectors that are the same but for the rounding to 16 bits.
 _SAME_VECTOR = 0.999
+# Of a tensor, at a time: what stays in a core's cache.
+_DIGESTED_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,7 @@ def _trained(layer: Any) -> Any:
 
 def has_zero_part(skeleton: Skeleton, unit: Unit) -> bool:
     """Whether a tensor of a unit's adapter is all zero, as most are before training."""
-    stem = f"{PREFIX}{unit.key}."
-    return any(
-        not bool(value.any()) for key, value in skeleton.adapter.items() if key.startswith(stem)
-    )
+    return any(not bool(value.any()) for _, value in skeleton.values_of(unit.key))
 
 
 def merge_unit(
@@ -128,7 +128,7 @@ def merge_unit(
     if unit.layer is None:
         value = skeleton.overrides[unit.key]
         return MergedUnit({unit.key: value.to(layout.dtype(unit.key), copy=True)}, True)
-    memo, before = _real_weights(skeleton, unit, layout, load, device)
+    memo, digests = _real_weights(skeleton, unit, layout, load, device)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -144,10 +144,7 @@ def merge_unit(
             f"PEFT cannot merge what the adapter has for {unit.key}: {first_line(error)}",
             next_step="Report it with PEFT's version: ftpack takes this method for mergeable.",
         ) from error
-    has_changed = any(
-        name not in before or not torch.equal(before[name], value)
-        for name, value in results.items()
-    )
+    has_changed = any(digests.get(name) != _digest(value) for name, value in results.items())
     return MergedUnit(results, has_changed)
 
 
@@ -157,8 +154,11 @@ def _real_weights(
     layout: Layout,
     load: Callable[[str], torch.Tensor],
     device: str,
-) -> tuple[dict[int, Any], dict[str, torch.Tensor]]:
-    """What the empties of a layer stand for: by their identity for a copy of it, and by name."""
+) -> tuple[dict[int, Any], dict[str, bytes]]:
+    """What the empties of a layer stand for, by their identity; the base's digests by name.
+
+    Digests, since the largest modules (a layer's experts) are as large as several others together.
+    """
     import torch
 
     empties = {
@@ -167,15 +167,31 @@ def _real_weights(
         if id(tensor) in skeleton.empties
     }
     names = {key: _own_name(unit, skeleton.empties[key]) for key in empties}
-    before = layout.read(names.values(), load)
+    found = layout.read(names.values(), load)
+    digests = {name: _digest(value) for name, value in found.items()}
     memo: dict[int, Any] = {}
     for key, name in names.items():
-        override = skeleton.overrides.get(name)
-        value = before[name] if override is None else override.to(empties[key].dtype)
-        value = value.to(device, copy=True)
+        value = found[name].to(device)
+        if name in skeleton.overrides:
+            value = skeleton.overrides[name].to(device, empties[key].dtype, copy=True)
         is_parameter = isinstance(empties[key], torch.nn.Parameter)
         memo[key] = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
-    return memo, before
+    for parameter in unit.layer.parameters():
+        if id(parameter) in skeleton.key_of:
+            kept = skeleton.adapter[skeleton.key_of[id(parameter)]]
+            own = loaded(kept).to(device, parameter.dtype, copy=isinstance(kept, torch.Tensor))
+            memo[id(parameter)] = torch.nn.Parameter(own, requires_grad=False)
+    return memo, digests
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    """Equal for equal values; zero has a sign in its bytes that is none of its value's."""
+    import torch
+
+    digest = hashlib.sha256()
+    for piece in torch.split(tensor.reshape(-1), _DIGESTED_ELEMENTS):
+        digest.update((piece + 0).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _own_name(unit: Unit, names: tuple[str, ...]) -> str:
@@ -202,12 +218,7 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
     )
     cast_adapter_dtype(parent, ADAPTER)
     layer = getattr(parent, child)
-    stem = f"{PREFIX}{unit.key}."
-    own = {
-        key.removeprefix(stem): value
-        for key, value in skeleton.adapter.items()
-        if key.startswith(stem)
-    }
+    own = dict(skeleton.values_of(unit.key))
     _require_same_making(unit, own, layer.state_dict())
     unexpected = layer.load_state_dict(own, strict=False).unexpected_keys
     if unexpected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -343,7 +344,11 @@ def _plan(
         read_bytes=sum(info.size_bytes for info in inputs.model.tensors.values()),
         write_bytes=sum(quant.size_bytes for quant in quants if quant.is_chosen) + beside_bytes,
         memory_bytes=estimate_memory(
-            _largest_at_once(inputs, checkpoint), max(computed, default=0), len(wanted)
+            _largest_at_once(inputs, checkpoint),
+            max(computed, default=0),
+            len(wanted),
+            merged.held_bytes if merged else 0,
+            has_peft="peft" in sys.modules,
         ),
     )
 

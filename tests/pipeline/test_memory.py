@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.measure import measure
+from bench.model import Adapter, Shape, make_inputs
 from packager.checkpoint import FolderCheckpoint
 from packager.gguf import write
 from packager.gguf.convert import Conversion, GgufTensor
 from packager.pipeline.build import build
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
+from tests.vocabularies import Kind
 
 
 @pytest.mark.slow
@@ -101,3 +107,45 @@ def test_every_tensor_is_read_once_for_several_quants(
         info.size_bytes for file in files for info in SafetensorsFile(file).tensors.values()
     )
     assert read == expected
+
+
+_MIXTURE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 768,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("qwen3moe", Adapter("lora", 64)),
+        ("qwen3", Adapter("lora", 64)),
+        ("qwen3", Adapter("loha", 16)),
+        ("qwen3", Adapter("dora", 16)),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_no_less_than_what_is_used(
+    kind: Kind, adapter: Adapter, llama_cpp_source: Path, tmp_path: Path
+) -> None:
+    moe = [key for key in _MIXTURE if "expert" in key or "moe" in key]
+    sizes = {key: n for key, n in _MIXTURE.items() if kind == "qwen3moe" or key not in moe}
+    shape = Shape(kind, "one with large modules", sizes)
+    base, tuned, _ = make_inputs(shape, tmp_path / "model", llama_cpp_source, adapter)
+    command = [sys.executable, "-m", "packager", "gguf", tuned, "--base", base, "--device", "cpu"]
+    command += ["--quant", "q8_0", "--name", "x", "--out", tmp_path / "out"]
+    shown = subprocess.run(
+        [*command, "--dry-run", "--json"], capture_output=True, text=True, check=True
+    )
+
+    cost = measure([*command, "--quiet"], tmp_path / "log")
+
+    assert cost.peak_tree_bytes <= json.loads(shown.stdout)["memory_bytes"]
