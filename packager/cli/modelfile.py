@@ -19,8 +19,9 @@ from packager.cli.options import (
 @click.command("modelfile")
 @source_options()
 @prompt_options()
-@click.option("--from", "from_", metavar="GGUF", default="./model.gguf", show_default=True,
-              help="What FROM names, for a SOURCE that is no bundle.")  # fmt: skip
+@click.option("--from", "from_", metavar="GGUF", default=["./model.gguf"], show_default=True,
+              multiple=True, help="What FROM names, for a SOURCE that is no bundle; a second one "
+              "for an mmproj.")  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
               help="Write it there; by default it is printed.")  # fmt: skip
 @output_options()

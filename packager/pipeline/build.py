@@ -96,9 +96,8 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
     projector = kept.pop(beside.file_name) if beside else None
     manifest = _manifest(package, tuple(kept.values()), projector)
     asked_for = tuple(kept[name] for name in files if name in kept)
-    modelfile = render_modelfile(
-        package.modelfile, asked_for[0].name, projector.name if projector else None
-    )
+    beside_names = [projector.name] if projector else []
+    modelfile = render_modelfile(package.modelfile, asked_for[0].name, *beside_names)
     write_bundle(folder, manifest, modelfile)
     (folder / _MARKER).unlink(missing_ok=True)
     reused = tuple(name for name in files if name not in missing)

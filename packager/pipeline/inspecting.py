@@ -113,7 +113,7 @@ def _where_is_base(source: Source, name: str | None, revision: str | None) -> st
 
 def _plan(source: Source) -> str:
     """What packaging will do, in one sentence."""
-    quantize = "and its weights are quantized as they are read; nothing but the GGUF is written"
+    quantize = "and its weights are quantized as they are read; nothing but the bundle is written"
     if source.adapter is None:
         return f"The model is taken as it is, {quantize}"
     adapter = source.adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from packager.bundle import read_bundle
@@ -12,7 +13,7 @@ from packager.progress import Progress
 from packager.prompt.modelfile import render_modelfile
 
 
-def modelfile_of(request: Request, gguf: str, progress: Progress) -> tuple[str, str]:
+def modelfile_of(request: Request, ggufs: Sequence[str], progress: Progress) -> tuple[str, str]:
     """The Modelfile's text, and why it is so."""
     folder = Path(request.source)
     if (folder / "manifest.json").is_file() and (folder / "Modelfile").is_file():
@@ -20,4 +21,4 @@ def modelfile_of(request: Request, gguf: str, progress: Progress) -> tuple[str, 
         return (folder / "Modelfile").read_text(encoding="utf-8"), manifest.prompt.reason
     found = find_inputs(request, progress)
     _, decision = decide_prompt(found, request, progress)
-    return render_modelfile(modelfile_spec(found, request, decision), gguf), decision.reason
+    return render_modelfile(modelfile_spec(found, request, decision), *ggufs), decision.reason

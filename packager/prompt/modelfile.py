@@ -82,13 +82,13 @@ def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
     return found
 
 
-def render_modelfile(spec: ModelfileSpec, gguf_file: str, projector: str | None = None) -> str:
+def render_modelfile(spec: ModelfileSpec, *gguf_files: str) -> str:
     """The Modelfile's text, which Ollama's parser reads back as `spec`.
 
     Args:
         spec: what to say.
-        gguf_file: the GGUF's name beside the Modelfile, or its path.
-        projector: the `mmproj` of a model that sees or hears, likewise.
+        gguf_files: the GGUF's name beside the Modelfile, or its path; and the `mmproj`'s, of a
+            model that sees or hears.
 
     Raises:
         ChatTemplateError: if a text cannot be written so that the parser reads it back.
@@ -100,9 +100,7 @@ def render_modelfile(spec: ModelfileSpec, gguf_file: str, projector: str | None 
     template, system = spec.template, spec.system
     return modelfile_template.render(
         from_values=[
-            _bare(name if "/" in name else f"./{name}", "The GGUF's name")
-            for name in (gguf_file, projector)
-            if name is not None
+            _bare(name if "/" in name else f"./{name}", "The GGUF's name") for name in gguf_files
         ],
         template=None if template is None else _block(template, "The TEMPLATE"),
         system=_block(system, "The SYSTEM text") if system else None,

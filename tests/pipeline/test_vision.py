@@ -127,6 +127,18 @@ def test_the_adapter_is_in_the_mmproj(
     assert any("ffn" in name for name in changed)
 
 
+def test_the_modelfile_of_a_source_names_both(
+    vision_model: Callable[[VisionKind], Path], tmp_path: Path
+) -> None:
+    done = ftpack(
+        "modelfile", vision_model("gemma3"), "--from", "./a.gguf", "--from", "./mmproj-a.gguf",
+        host="127.0.0.1:1", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    froms = [line for line in done.stdout.splitlines() if line.startswith("FROM")]
+    assert froms == ["FROM ./a.gguf", "FROM ./mmproj-a.gguf"]
+
+
 def test_text_only_is_said_and_makes_the_same_text_model(
     vision_model: Callable[[VisionKind], Path], tmp_path: Path
 ) -> None:
