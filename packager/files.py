@@ -18,6 +18,8 @@ from packager.errors import CorruptFileError, DiskSpaceError
 PARTIAL_SUFFIX = ".partial"
 _READ_BYTES = 1 << 20
 _AHEAD_BYTES = 16 << 20
+# transformers writes "no limit" as 10^30.
+_MAX_DIGITS = 300
 
 
 @contextmanager
@@ -61,6 +63,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; after an error, those of them that are empty go again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text without newline translation, whole or not at all."""
     with whole_file(path) as file:
@@ -79,8 +95,8 @@ def read_json(path: Path) -> dict[str, object]:
         CorruptFileError: if the file cannot be read, is no JSON, or no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    # ValueError: no UTF-8, no JSON, or a number of thousands of digits.
+        value = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole)
+    # ValueError: no UTF-8, no JSON, or a number that is too large.
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as JSON: {error}",
@@ -92,6 +108,13 @@ def read_json(path: Path) -> dict[str, object]:
             next_step="Restore the file from the training run, or download it again.",
         )
     return value
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float can hold: on others, `math.isfinite` and the like give up."""
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def require_inside(path: Path, folder: Path) -> Path:

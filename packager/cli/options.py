@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,9 +60,12 @@ class ParameterType(_PairType):
             return key, text.lower() == "true"
         for number in (int, float):
             try:
-                return key, number(text)
+                value = number(text)
             except ValueError:
                 continue
+            if not math.isfinite(value):
+                self.fail(f"{text} is no number that {key} could be.")
+            return key, value
         return key, text
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from packager.checkpoint import TensorFile
-from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
+from packager.errors import (
+    AdapterMismatchError,
+    BaseMismatchError,
+    FtpackError,
+    NonFiniteError,
+)
 from packager.merge.layout import Layout
 from packager.merge.skeleton import ADAPTER, Skeleton, first_line
 from packager.merge.targets import PREFIX, listed
@@ -69,7 +74,9 @@ def _load(skeleton: Skeleton, folder: Path, key_mapping: Mapping[str, str]) -> l
             result = peft_model.load_adapter(
                 str(folder), ADAPTER, torch_device="cpu", key_mapping=dict(key_mapping)
             )
-    except (KeyError, ValueError, RuntimeError) as error:
+    except FtpackError:
+        raise
+    except Exception as error:
         raise AdapterMismatchError(
             f"PEFT cannot put the tensors of {folder} into this base: {first_line(error)}",
             next_step=_SAVE_AGAIN,
@@ -88,6 +95,17 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> None:
             f"{len(left)} adapter tensors in {folder} belong to no tuned module of this base"
             f"{_cause(left)}: {listed(left)}.",
             next_step=_SAVE_AGAIN,
+        )
+    whole = [
+        f"{key} ({value.dtype})"
+        for key, value in state.items()
+        if key in known and known[key].is_floating_point() and not value.is_floating_point()
+    ]
+    if whole:
+        raise AdapterMismatchError(
+            f"{folder} holds {len(whole)} tensors of whole numbers, where training has others: "
+            f"{listed(whole)}.",
+            next_step="Save the adapter again with PEFT's save_pretrained.",
         )
     differing = []
     for key, value in state.items():
