@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ _READ_BYTES = 1 << 20
 _AHEAD_BYTES = 16 << 20
 # transformers writes "no limit" as 10^30.
 _MAX_DIGITS = 300
+# JSON can name half a character, which no file and no server takes.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -88,6 +91,20 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, next_step: str) -> str:
+    """Read UTF-8 text.
+
+    Raises:
+        CorruptFileError: with `next_step`, if the file cannot be read, or is no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read as text: {error}", next_step=next_step
+        ) from error
+
+
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object.
 
@@ -95,8 +112,11 @@ def read_json(path: Path) -> dict[str, object]:
         CorruptFileError: if the file cannot be read, is no JSON, or no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole)
-    # ValueError: no UTF-8, no JSON, or a number that is too large.
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_int=_whole)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    # ValueError: no UTF-8, no JSON, a number that is too large, or half a character.
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as JSON: {error}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from packager.bundle import read_bundle
+from packager.files import read_text, require_inside
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.prompting import decide_prompt, modelfile_spec
 from packager.plan import Request
@@ -17,7 +18,8 @@ def modelfile_of(request: Request, gguf: str, progress: Progress) -> tuple[str, 
     folder = Path(request.source)
     if (folder / "manifest.json").is_file() and (folder / "Modelfile").is_file():
         manifest = read_bundle(folder)
-        return (folder / "Modelfile").read_text(encoding="utf-8"), manifest.prompt.reason
+        path = require_inside(folder / "Modelfile", folder)
+        return read_text(path, "Make the bundle again with `ftpack gguf`."), manifest.prompt.reason
     found = find_inputs(request, progress)
     _, decision = decide_prompt(found, request, progress)
     return render_modelfile(modelfile_spec(found, request, decision), gguf), decision.reason

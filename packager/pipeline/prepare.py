@@ -18,7 +18,7 @@ from packager import __version__
 from packager.bundle import SCHEMA, AdapterIdentity
 from packager.checkpoint import Checkpoint, TensorFile
 from packager.dequantize.checkpoint import Dequantized
-from packager.dequantize.formats import quantization_settings
+from packager.dequantize.formats import quantization_settings, require_plain
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json, sha256_file
 from packager.gguf.convert import Conversion, convert, require_architecture
@@ -106,9 +106,12 @@ def _merged(
 
 def _plain(inputs: Inputs, progress: Progress) -> Checkpoint:
     """The model's weights, dequantized where they are quantized: no merge goes into packed ones."""
+    path = inputs.model.folder / "config.json"
     if quantization_settings(inputs.model.config) is None:
+        require_plain(inputs.model, path)
         return inputs.model
     dequantized = Dequantized(inputs.model)
+    require_plain(dequantized, path)
     progress.note(f"The {'base' if inputs.base else 'model'} is {dequantized.description}")
     return dequantized
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from packager.errors import (
     BaseNotFoundError,
-    CorruptFileError,
     NonFiniteError,
     OutputExistsError,
     UsageError,
@@ -18,6 +17,7 @@ from packager.errors import (
 from packager.files import (
     made_folder,
     read_json,
+    read_text,
     require_disk,
     whole_file,
     write_json,
@@ -168,21 +168,11 @@ def _copy(path: Path, target: Path) -> None:
         shutil.copyfileobj(source, copied)
 
 
-def _read_card(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(
-            f"{path} cannot be read as text: {error}",
-            next_step="Save it as UTF-8, or remove it: a short one is written then.",
-        ) from error
-
-
 def _card(source: Source, adapter: Adapter, base: str) -> str:
     """The user's own model card with the base's id in it; where there is none, a short one."""
     path = source.folder / _CARD
     if path.is_file():
-        text = _read_card(path)
+        text = read_text(path, "Save it as UTF-8, or remove it: a short one is written then.")
         if _PLACEHOLDER not in text:
             recorded = adapter.base_model_name_or_path
             is_local = recorded is not None and recorded != base and len(recorded) > 1

@@ -136,7 +136,8 @@ def test_a_bin_file_of_no_plain_tensors(value: torch.Tensor, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": ' + "9" * 400 + "}"]
+    "text",
+    ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": ' + "9" * 400 + "}", r'{"a": "\ud800"}'],
 )
 def test_json_made_to_break_its_reader(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
@@ -189,3 +190,9 @@ def test_placeholders_of_zero_3_are_called_what_they_are(
 
     with pytest.raises(MissingWeightsError, match="ZeRO-3"):
         open_source(str(tmp_path / "lora"), None, None, Silent())
+
+
+def test_a_character_in_two_halves_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(r'{"a": "\ud83d\ude00"}')
+
+    assert read_json(tmp_path / "config.json") == {"a": "\N{GRINNING FACE}"}
