@@ -128,7 +128,7 @@ def model_options() -> Callable[[Command], Command]:
         click.option("--name", help="The model's name; by default its folder's."),
         click.option("--out", type=click.Path(file_okay=False, path_type=Path),
                      help="The bundle's folder; by default NAME-gguf."),
-        click.option("--threads", type=click.IntRange(min=0), default=0,
+        click.option("--threads", type=click.IntRange(min=0, max=512), default=0,
                      help="Threads that quantize; by default one per core."),
         click.option("--text-only", is_flag=True,
                      help="Of a model that sees or hears, make the text model alone, without its "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from packager.bundle import read_bundle, write_bundle
+from packager.bundle import read_bundle, verify_bundle, write_bundle
 from packager.errors import CorruptFileError, UsageError
 from packager.pipeline.modelfile import modelfile_of
 from packager.pipeline.running import open_chat
@@ -47,3 +48,11 @@ def test_a_context_that_is_none(context: int | float | str, bundle: Path) -> Non
 
     with pytest.raises(UsageError, match="num_ctx"):
         open_chat(bundle, None, None, 1, 1, {"num_ctx": context})
+
+
+def test_checksums_that_are_no_file(bundle: Path) -> None:
+    (bundle / "SHA256SUMS").unlink()
+    os.mkfifo(bundle / "SHA256SUMS")
+
+    with pytest.raises(CorruptFileError, match="no plain file"):
+        verify_bundle(bundle)
