@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from packager.checkpoint import Checkpoint
-from packager.errors import FtpackError, UnsupportedError
+from packager.errors import FtpackError, MissingWeightsError, UnsupportedError
 from packager.files import read_json
 from packager.gguf.context import stretched_config
 from packager.gguf.lazy import is_beginning, pieces, sources
@@ -139,6 +139,11 @@ def convert(
     config = stretched_config(files["config.json"], context_length) if context_length else None
     float_type = _float_type(checkpoint)
     converted = _run_converter(toolchain, files, config, name, float_type, checkpoint, "TEXT")
+    if not converted.infos:
+        raise MissingWeightsError(
+            f"{files['config.json'].parent} holds no tensor of a text model.",
+            next_step="Download or save the model again, with all of its weights.",
+        )
     writer = converted.writer
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
