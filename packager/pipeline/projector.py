@@ -116,9 +116,9 @@ def _require_colours(key_values: Mapping[str, Any], files: Mapping[str, Path]) -
     for key in ("image_mean", "image_std"):
         item = key_values.get(f"clip.vision.{key}")
         value = [] if item is None else item.value  # an empty list is not even written
-        if isinstance(value, list) and len(value) == 3:
-            if all(isinstance(number, int | float) for number in value):
-                continue
+        is_list = isinstance(value, list) and len(value) == 3
+        if is_list and all(isinstance(number, int | float) for number in value):
+            continue
         path = next(files[name] for name in _PREPROCESSORS if name in files)
         raise CorruptFileError(
             f"{path}: `{key}` is {str(value)[:80]!r}, not three numbers.",
