@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from packager.errors import CorruptFileError, NotAModelError
-from packager.files import read_json, sha256_file, write_text
+from packager.files import read_json, read_text, sha256_file, write_text
 from packager.progress import Progress, Silent
 
 Scalar = int | float | str | bool
@@ -271,10 +271,9 @@ def verify_bundle(folder: Path, progress: Progress | None = None) -> Manifest:
 
 
 def _read_checksums(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{path} cannot be read: {error}", next_step=_RESTORE) from error
+    if path.exists() and not path.is_file():
+        raise CorruptFileError(f"{path} is no plain file.", next_step=_RESTORE)
+    lines = read_text(path, _RESTORE).splitlines()
     digests = {}
     for number, line in enumerate(lines, start=1):
         digest, separator, name = line.partition("  ")

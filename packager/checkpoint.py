@@ -58,6 +58,11 @@ class TensorInfo:
         return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
 
     @property
+    def is_floating_point(self) -> bool:
+        """Whether its elements are no whole numbers."""
+        return "F" in self.dtype
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The element type as torch names it."""
         import torch
@@ -372,7 +377,22 @@ def describing_files(folder: Path) -> dict[str, Path]:
     }
     for path in found.values():
         require_inside(path, folder)
+    _require_readable(folder)
     return found
+
+
+def _require_readable(folder: Path) -> None:
+    """Refuse what is there by name and cannot be read as a file: without it, others would be taken.
+
+    In the Hub cache that is a link to a file that was removed.
+    """
+    for path in sorted(folder.iterdir()):
+        is_described = path.suffix in (".json", ".jinja", ".model")
+        if is_described and not path.is_file() and not path.is_dir():
+            what = "a link to what is not there" if path.is_symlink() else "no plain file"
+            raise CorruptFileError(
+                f"{path} is {what}.", next_step="Download the file again, or remove it."
+            )
 
 
 def find_index(folder: Path) -> Path | None:

@@ -162,3 +162,8 @@ class RegistrationError(DaemonError):
     """The daemon answered, but what is registered is not what was built."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,10 @@ from packager.errors import CorruptFileError, DiskSpaceError
 PARTIAL_SUFFIX = ".partial"
 _READ_BYTES = 1 << 20
 _AHEAD_BYTES = 16 << 20
+# transformers writes "no limit" as 10^30.
+_MAX_DIGITS = 300
+# JSON can name half a character, which no file and no server takes.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -61,6 +66,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; after an error, those of them that are empty go again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text without newline translation, whole or not at all."""
     with whole_file(path) as file:
@@ -72,6 +91,20 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path, next_step: str) -> str:
+    """Read UTF-8 text.
+
+    Raises:
+        CorruptFileError: with `next_step`, if the file cannot be read, or is no such text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(
+            f"{path} cannot be read as text: {error}", next_step=next_step
+        ) from error
+
+
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object.
 
@@ -79,8 +112,11 @@ def read_json(path: Path) -> dict[str, object]:
         CorruptFileError: if the file cannot be read, is no JSON, or no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    # ValueError: no UTF-8, no JSON, or a number of thousands of digits.
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_int=_whole)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    # ValueError: no UTF-8, no JSON, a number that is too large, or half a character.
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as JSON: {error}",
@@ -92,6 +128,13 @@ def read_json(path: Path) -> dict[str, object]:
             next_step="Restore the file from the training run, or download it again.",
         )
     return value
+
+
+def _whole(digits: str) -> int:
+    """A whole number that a float can hold: on others, `math.isfinite` and the like give up."""
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def require_inside(path: Path, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import click
 
 from packager import __version__
 from packager.allocator import keep_freed_memory
-from packager.errors import FtpackError
+from packager.errors import FtpackError, InputRefusedError
 
 # The verb, in the order of `--help`, and its line there: help imports none of them.
 _VERBS = {
@@ -99,6 +99,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    # What the system refuses is a file's or a disk's matter, which only the user can mend.
+    except OSError as error:
+        if is_verbose:
+            traceback.print_exc()
+        _say(f"Error: {error}")
+        _say("Next: Check that these files can be read and written, and that there is room.")
+        code = InputRefusedError.exit_code
     except Exception as error:
         if is_verbose:
             traceback.print_exc()

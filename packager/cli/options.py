@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,9 +60,12 @@ class ParameterType(_PairType):
             return key, text.lower() == "true"
         for number in (int, float):
             try:
-                return key, number(text)
+                value = number(text)
             except ValueError:
                 continue
+            if not math.isfinite(value):
+                self.fail(f"{text} is no number that {key} could be.")
+            return key, value
         return key, text
 
 
@@ -127,7 +131,7 @@ def model_options() -> Callable[[Command], Command]:
         click.option("--name", help="The model's name; by default its folder's."),
         click.option("--out", type=click.Path(file_okay=False, path_type=Path),
                      help="The bundle's folder; by default NAME-gguf."),
-        click.option("--threads", type=click.IntRange(min=0), default=0,
+        click.option("--threads", type=click.IntRange(min=0, max=512), default=0,
                      help="Threads that quantize; by default one per core."),
         click.option("--text-only", is_flag=True,
                      help="Of a model that sees or hears, make the text model alone, without its "

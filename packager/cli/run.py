@@ -19,7 +19,7 @@ from packager.cli.options import ParameterType, QuantType, output_options, quiet
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True,
               help="The longest answer.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=0), default=0,
+@click.option("--threads", type=click.IntRange(min=0, max=512), default=0,
               help="Threads; by default one per core.")  # fmt: skip
 @click.option("--param", "parameters", multiple=True, type=ParameterType(), metavar="K=V",
               help="A sampling parameter, such as temperature=0.")  # fmt: skip

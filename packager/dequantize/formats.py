@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from packager.checkpoint import Checkpoint
 from packager.dequantize.bnb import find_bitsandbytes
 from packager.dequantize.compressed import find_compressed_tensors
 from packager.dequantize.fp8 import find_fp8
 from packager.dequantize.integers import find_awq, find_gptq
 from packager.dequantize.mxfp4 import find_mxfp4
 from packager.dequantize.packed import Quantization, QuantizedModel
-from packager.errors import UnsupportedError
+from packager.errors import CorruptFileError, UnsupportedError
 
 _KEY = "quantization_config"
+_PLAIN = ("BF16", "F16", "F32", "F64")
 # `quant_method` as transformers writes it, and what finds its weights.
 FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
     "awq": find_awq,
@@ -74,3 +76,24 @@ def require_known(config: Mapping[str, object], path: Path) -> None:
         f"ftpack does not dequantize; it does {', '.join(sorted(FORMATS))}.",
         next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
     )
+
+
+def require_plain(checkpoint: Checkpoint, config_path: Path) -> None:
+    """Check that weights are numbers by themselves: packed ones need what their config tells.
+
+    Buffers of older versions of transformers (masks, positions) may be of any type.
+
+    Raises:
+        CorruptFileError: listing weights of other types.
+    """
+    packed = [
+        f"{name} ({info.dtype})"
+        for name, info in checkpoint.tensors.items()
+        if "weight" in name.rpartition(".")[2] and info.dtype not in _PLAIN
+    ]
+    if packed:
+        raise CorruptFileError(
+            f"{config_path} describes no quantization of {len(packed)} weights that are packed or "
+            f"quantized, such as {packed[0]}.",
+            next_step=f"Restore the `{_KEY}` that belongs to them, or use the 16-bit model.",
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint
-from packager.errors import UnsupportedError
+from packager.errors import MissingWeightsError, UnsupportedError
 from packager.files import read_json
 from packager.gguf.context import stretched_config
 from packager.gguf.converter import Seen, architecture, architectures, run_converter
@@ -142,10 +142,15 @@ def convert(
     find = partial(find_pre_tokenizer, files.get("tokenizer.json"), toolchain.version)
     seen = Seen(checkpoint, find, is_content)
     writer = run_converter(toolchain, files, config, name, float_type, seen, "TEXT")
+    (infos,) = writer.tensors
+    if not infos:
+        raise MissingWeightsError(
+            f"{files['config.json'].parent} holds no tensor of a text model.",
+            next_step="Download or save the model again, with all of its weights.",
+        )
     _set_chat_templates(writer, chat_templates)
     writer.add_add_bos_token(begins_with_bos)
     _set_end_tokens(writer, end_token_ids)
-    (infos,) = writer.tensors
     return _conversion(writer, seen, float_type, sorted(infos, key=_quantizer_order))
 
 

@@ -96,7 +96,14 @@ def _writer_class() -> Any:
 
         def _pack_val(self, val: Any, vtype: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
             if not isinstance(val, list):
-                result: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+                try:
+                    result: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+                except (struct.error, ValueError) as error:
+                    raise UnsupportedError(
+                        f"The converter takes {val!r} from this model's configuration, which no "
+                        f"GGUF has room for: {error}.",
+                        next_step="Check the numbers in config.json and generation_config.json.",
+                    ) from error
                 return result
             # By identity: the conversion keeps the lists for as long as their bytes.
             if id(val) not in self.packed:

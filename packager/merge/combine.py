@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import Checkpoint, TensorFile, open_tensor_file
-from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
+from packager.errors import (
+    AdapterMismatchError,
+    FtpackError,
+    UnsupportedError,
+    UsageError,
+    first_line,
+)
 from packager.files import read_json
 from packager.merge.by_peft import PeftMerged
 from packager.merge.layout import Layout
 from packager.merge.lora import Merged, delta_of
 from packager.merge.merged import MergedCheckpoint
 from packager.merge.open import is_plain_lora, open_merged
+from packager.merge.peft_config import read_peft_config
 from packager.merge.peft_targets import NotLinearError
-from packager.merge.skeleton import empty_model, first_line
+from packager.merge.skeleton import empty_model
 from packager.merge.targets import LoraTarget, listed
 
 if TYPE_CHECKING:
@@ -257,7 +264,7 @@ def _combine(
 ) -> None:
     """Let PEFT load the adapters, combine them, and save the result as `scratch/combined`."""
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     layout = Layout(base.tensors, base.files["config.json"].parent)
     names = [f"adapter_{number}" for number in range(len(folders))]
@@ -265,9 +272,7 @@ def _combine(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         try:
-            model: Any = PeftModel(
-                empty_model(layout), PeftConfig.from_pretrained(str(folders[0])), names[0]
-            )
+            model: Any = PeftModel(empty_model(layout), read_peft_config(folders[0]), names[0])
             for name, folder in zip(names, folders, strict=True):
                 _require_loaded(
                     folder, model.load_adapter(str(folder), name, torch_device="cpu"), name
@@ -277,7 +282,9 @@ def _combine(
             model.add_weighted_adapter(
                 names, list(combination.weights), _NAME, **({} if is_ia3 else how)
             )
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        except FtpackError:
+            raise
+        except Exception as error:
             raise AdapterMismatchError(
                 f"PEFT does not combine {', '.join(map(str, folders))} by "
                 f"{combination.method!r}: {first_line(error)}",

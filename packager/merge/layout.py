@@ -203,14 +203,15 @@ def build_model(folder: Path) -> Any:
         model_class = _model_class(config)
         with torch.device("meta"):
             model: Any = model_class._from_config(config)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        model.tie_weights()
+    # Its model classes raise whatever comes up in a configuration that is not theirs.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnsupportedError(
             f"transformers cannot build the base of {folder / 'config.json'}: {reason}",
             next_step="Check `model_type` and `architectures` there; a newer transformers may "
             "know the model.",
         ) from error
-    model.tie_weights()
     return model.eval()
 
 

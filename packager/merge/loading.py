@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import TensorFile
-from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
+from packager.errors import (
+    AdapterMismatchError,
+    BaseMismatchError,
+    FtpackError,
+    NonFiniteError,
+    first_line,
+)
 from packager.files import read_json
 from packager.merge.experts import is_stacked, restacked
 from packager.merge.layout import Layout
 from packager.merge.placeholders import is_shaped_by_base, is_shared
-from packager.merge.skeleton import ADAPTER, Skeleton, first_line
+from packager.merge.skeleton import ADAPTER, Skeleton
 from packager.merge.stored import StoredTensor, loaded, stored
 from packager.merge.targets import PREFIX, listed
 
@@ -91,7 +97,9 @@ def _load(
             missing = _hand_over(peft_model, state)
             skeleton.tuner._cast_adapter_dtype(adapter_name=ADAPTER, autocast_adapter_dtype=True)
             peft_model.eval()
-    except (KeyError, ValueError, RuntimeError) as error:
+    except FtpackError:
+        raise
+    except Exception as error:
         raise AdapterMismatchError(
             f"PEFT cannot put the tensors of {folder} into this base: {first_line(error)}",
             next_step=_SAVE_AGAIN,
@@ -141,6 +149,17 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[st
             f"{len(left)} adapter tensors in {folder} belong to no tuned module of this base"
             f"{_cause(left)}: {listed(left)}.",
             next_step=_SAVE_AGAIN,
+        )
+    whole = [
+        f"{key} ({value.dtype})"
+        for key, value in state.items()
+        if key in known and known[key].is_floating_point() and not value.is_floating_point()
+    ]
+    if whole:
+        raise AdapterMismatchError(
+            f"{folder} holds {len(whole)} tensors of whole numbers, where training has others: "
+            f"{listed(whole)}.",
+            next_step="Save the adapter again with PEFT's save_pretrained.",
         )
     differing = []
     for key, value in state.items():

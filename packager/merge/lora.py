@@ -181,6 +181,13 @@ class Merged:
 
 
 def _find_targets(base: Checkpoint, folder: Path, weights: TensorFile) -> dict[str, LoraTarget]:
+    whole = [f"{n} ({i.dtype})" for n, i in weights.tensors.items() if not i.is_floating_point]
+    if whole:
+        raise AdapterMismatchError(
+            f"{weights.path} holds {len(whole)} matrices of whole numbers, which no training "
+            f"leaves: {listed(whole)}.",
+            next_step="Save the adapter again with PEFT's save_pretrained.",
+        )
     config = read_json(folder / "adapter_config.json")
     targets = targets_by_name(base, config, weights.tensors)
     if targets is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from packager.checkpoint import Checkpoint, TensorInfo
 from packager.errors import AdapterMismatchError, BaseMismatchError
 from packager.merge.layout import build_model
+from packager.merge.peft_config import read_peft_config
 from packager.merge.targets import PREFIX, LoraTarget, listed
 
 _ADAPTER = "default"
@@ -92,18 +93,19 @@ def _require_shapes(
 
 def _inject(model: Any, folder: Path) -> dict[str, Any]:
     """Put PEFT's layers into a model on the meta device: which modules they are is PEFT's word."""
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from peft.tuners.lora import Linear
 
-    config: Any = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
+    config = read_peft_config(folder)
     # The values come from the file, so that no initialisation needs to see the base.
     config.init_lora_weights = True
     try:
         peft_model = PeftModel(model, config, _ADAPTER)
-    except ValueError as error:
+    # Patterns and names of any kind are looked for in the base's.
+    except Exception as error:
         raise BaseMismatchError(
-            f"The adapter's targets do not fit the base: {str(error).strip().splitlines()[0]}",
+            f"The targets of {folder / 'adapter_config.json'} do not fit the base: "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
             next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
         ) from error
     _require_every_target(folder, config, peft_model)

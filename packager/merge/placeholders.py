@@ -115,11 +115,18 @@ def _emptying(
     again = is_made_again(config)
 
     def create_and_empty(
-        self: Any, peft_config: Any, adapter: str, target: Any, name: str, parent: Any, **rest: Any
+        self: Any,
+        peft_config: Any,
+        adapter: str,
+        target: Any,
+        name: str,
+        parent: Any,
+        current_key: str,
+        **rest: Any,
     ) -> None:
-        create(self, peft_config, adapter, target, name, parent, **rest)
+        create(self, peft_config, adapter, target, name, parent, current_key=current_key, **rest)
         layer = getattr(parent, name)
-        stem = f"{PREFIX}{rest['current_key']}."
+        stem = f"{PREFIX}{current_key}."
         # What tied layers share, PEFT writes into when it makes the second.
         is_tied = any(len(empties.get(id(tensor), ())) > 1 for tensor in layer.parameters())
         if casts_plainly and not is_tied:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import TensorFile
-from packager.errors import BaseMismatchError, UnsupportedError
+from packager.errors import BaseMismatchError, UnsupportedError, first_line
 from packager.files import read_json
-from packager.merge.experts import LAYOUT_KEYS, is_stacked, targeted_as_stacks
+from packager.merge.experts import is_stacked, targeted_as_stacks
 from packager.merge.layout import Layout, build_model, resize
+from packager.merge.peft_config import read_peft_config
 from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
 from packager.merge.stored import StoredTensor, loaded
@@ -112,7 +113,7 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
     with warnings.catch_warnings():
         # What PEFT only warns of is an error here, or is said by ftpack in its own words.
         warnings.simplefilter("ignore")
-        return _inject(model, _read_config(folder), empties, folder, weights, rows)
+        return _inject(model, read_peft_config(folder), empties, folder, weights, rows)
 
 
 def empty_model(layout: Layout) -> Any:
@@ -120,30 +121,6 @@ def empty_model(layout: Layout) -> Any:
     model = build_model(layout.folder)
     _empty(model, layout)
     return model
-
-
-def _read_config(folder: Path) -> Any:
-    """PEFT's own configuration object; a key that it would ignore is an error."""
-    from peft import PeftConfig
-
-    path = folder / "adapter_config.json"
-    try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
-    except ImportError as error:
-        raise UnsupportedError(
-            f"PEFT cannot load {path}: {first_line(error)}",
-            next_step="Install what it asks for (for AdaMSS: pip install scikit-learn).",
-        ) from error
-    known = {*type(config).__dataclass_fields__, *LAYOUT_KEYS}
-    unknown = sorted(key for key, value in read_json(path).items() if value and key not in known)
-    if unknown:
-        raise UnsupportedError(
-            f"{path} sets {listed(unknown)}, which the installed PEFT does not know for "
-            f"`peft_type` {config.peft_type.value!r}.",
-            next_step="Upgrade peft to the version that made the adapter (`peft_version` there).",
-        )
-    config.inference_mode = True
-    return config
 
 
 def _empty(model: Any, layout: Layout) -> dict[int, tuple[str, ...]]:
@@ -202,8 +179,8 @@ def _inject(
     try:
         with placeholders(config, empties, weights, unread), as_stacks:
             peft_model = model_class(model, neutral, ADAPTER)
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        # NoMatchingPeftModuleError is a ValueError.
+    # Each of its methods fails in its own way at what it does not take.
+    except Exception as error:
         kind = BaseMismatchError if "target" in str(error).lower() else UnsupportedError
         raise kind(
             f"PEFT does not take {folder / 'adapter_config.json'} on this base: "
@@ -247,8 +224,3 @@ def _require_biases(folder: Path, peft_model: Any) -> None:
                 next_step="Train without `lora_bias`, or on modules that have a bias: a merged "
                 "model has no place for it.",
             )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

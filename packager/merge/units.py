@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from packager.errors import AdapterMismatchError, UnsupportedError
+from packager.errors import AdapterMismatchError, UnsupportedError, first_line
 from packager.merge.layout import Layout
-from packager.merge.skeleton import ADAPTER, Skeleton, first_line
+from packager.merge.skeleton import ADAPTER, Skeleton
 from packager.merge.stored import loaded
 
 if TYPE_CHECKING:

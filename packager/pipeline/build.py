@@ -18,6 +18,7 @@ from packager.bundle import (
 )
 from packager.errors import CorruptFileError, OutputExistsError
 from packager.files import (
+    made_folder,
     partial_path,
     publish,
     read_json,
@@ -107,17 +108,14 @@ def build(package: Package, progress: Progress | None = None) -> Bundle:
 @contextmanager
 def _cleaned_up_on_error(folder: Path, names: Collection[str]) -> Iterator[None]:
     """Make the folder; after an error, leave nothing unfinished in it, nor an empty folder."""
-    was_there = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for name in names:
-            partial_path(folder / name).unlink(missing_ok=True)
-        (folder / _MARKER).unlink(missing_ok=True)
-        if not was_there and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+    with made_folder(folder):
+        try:
+            yield
+        except BaseException:
+            for name in names:
+                partial_path(folder / name).unlink(missing_ok=True)
+            (folder / _MARKER).unlink(missing_ok=True)
+            raise
 
 
 def _files(package: Package) -> dict[str, tuple[Conversion, TypedQuant]]:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import Checkpoint
 from packager.errors import OutputExistsError
-from packager.files import read_json, require_disk, whole_file, write_json
-from packager.merge.four_bit import plan_four_bit, require_bitsandbytes, save_four_bit
+from packager.files import (
+    made_folder,
+    read_json,
+    require_disk,
+    sync_folder,
+    whole_file,
+    write_json,
+)
+from packager.merge.four_bit import (
+    FourBitPlan,
+    plan_four_bit,
+    require_bitsandbytes,
+    save_four_bit,
+)
 from packager.merge.merged import MergedCheckpoint
 from packager.merge.save import save_safetensors
 from packager.pipeline.inputs import find_inputs
@@ -19,15 +33,9 @@ from packager.pipeline.prepare import choose_device, described, open_checkpoint
 from packager.plan import Request
 from packager.progress import Progress
 
+_CONFIG = "config.json"
+_STAGING = ".ftpack-merge.partial"
 _NOT_TO_COPY = ("README.md", "trainer_state.json")
-
-
-def _remove_stale_weights(folder: Path, written: list[Path]) -> None:
-    """Remove shards and indexes of what is being overwritten: loaders would prefer them."""
-    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
-        for path in folder.glob(pattern):
-            if path not in written:
-                path.unlink()
 
 
 @dataclass(frozen=True)
@@ -83,59 +91,92 @@ def merge(
     anything: dict[str, dict[str, str]] = {name: {} for name in checkpoint.tensors}
     nearness = measure_nearness(inputs, checkpoint, anything, device, progress)
     with described(inputs, checkpoint) as describing:
+        plan = None
         if form == "merged_4bit":
-            files = _write_four_bit(checkpoint, describing, folder, progress)
-        else:
-            files = _write(checkpoint, describing, folder, progress)
+            plan = plan_four_bit(checkpoint, describing["config.json"].parent)
+        size_bytes = plan.size_bytes if plan else _size_bytes(checkpoint)
+        require_disk(folder, size_bytes, "The merged model")
+        with _staged(folder) as staging:
+            if plan:
+                names = _write_four_bit(checkpoint, plan, describing, staging, progress)
+            else:
+                names = _write(checkpoint, describing, staging, progress)
+            _require_merged(checkpoint, progress)
+    files = [folder / name for name in names]
     size_bytes = sum(path.stat().st_size for path in files)
     return MergedFolder(folder, tuple(files), size_bytes, nearness)
 
 
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder whose files get their places in `folder` when all of them are there, and are right.
+
+    Until then, and after an error, a model that is being overwritten stays as it is.
+    """
+    staging = folder / _STAGING
+    with made_folder(folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+            _publish(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    # config.json goes first and comes last: a folder without it is no model, so that an
+    # interrupted run shows.
+    (folder / _CONFIG).unlink(missing_ok=True)
+    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
+        for stale in folder.glob(pattern):  # loaders would prefer them
+            stale.unlink()
+    paths = [path for path in staging.rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: (path.name == _CONFIG, path)):
+        place = folder / path.relative_to(staging)
+        place.parent.mkdir(exist_ok=True)
+        os.replace(path, place)
+    sync_folder(folder)
+
+
 def _write(
     checkpoint: Checkpoint, describing: Mapping[str, Path], folder: Path, progress: Progress
-) -> list[Path]:
-    size_bytes = sum(info.size_bytes for info in checkpoint.tensors.values())
-    _make_room(folder, size_bytes)
+) -> list[str]:
     files = save_safetensors(checkpoint, folder, progress)
-    _finish(checkpoint, folder, files)
-    return files + _copy(describing, folder)
+    return [path.name for path in files] + _copy(describing, folder)
 
 
 def _write_four_bit(
-    checkpoint: Checkpoint, describing: Mapping[str, Path], folder: Path, progress: Progress
-) -> list[Path]:
-    plan = plan_four_bit(checkpoint, describing["config.json"].parent)
-    _make_room(folder, plan.size_bytes)
+    checkpoint: Checkpoint,
+    plan: FourBitPlan,
+    describing: Mapping[str, Path],
+    folder: Path,
+    progress: Progress,
+) -> list[str]:
     files = save_four_bit(checkpoint, plan, folder, progress)
-    _finish(checkpoint, folder, files)
-    others = {name: path for name, path in describing.items() if name != "config.json"}
-    files += _copy(others, folder)
-    config = read_json(describing["config.json"]) | {"quantization_config": plan.config}
-    write_json(folder / "config.json", config)
-    return [*files, folder / "config.json"]
+    others = {name: path for name, path in describing.items() if name != _CONFIG}
+    config = read_json(describing[_CONFIG]) | {"quantization_config": plan.config}
+    write_json(folder / _CONFIG, config)
+    return [*(path.name for path in files), *_copy(others, folder), _CONFIG]
 
 
-def _make_room(folder: Path, size_bytes: int) -> None:
-    require_disk(folder, size_bytes, "The merged model")
-    folder.mkdir(parents=True, exist_ok=True)
-    # With --force: a model without its config.json is none, until the new one is whole.
-    (folder / "config.json").unlink(missing_ok=True)
+def _size_bytes(checkpoint: Checkpoint) -> int:
+    return sum(info.size_bytes for info in checkpoint.tensors.values())
 
 
-def _finish(checkpoint: Checkpoint, folder: Path, written: list[Path]) -> None:
-    _remove_stale_weights(folder, written)
-    if isinstance(checkpoint, MergedCheckpoint):
-        checkpoint.require_all_used()
+def _require_merged(checkpoint: Checkpoint, progress: Progress) -> None:
+    if not isinstance(checkpoint, MergedCheckpoint):
+        return
+    checkpoint.require_all_used()
+    if checkpoint.is_untrained:
+        progress.warn("The adapter changes nothing (it is untrained): the model is its base")
 
 
-def _copy(describing: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Copy the files that are no weights; gives where they are."""
-    written = []
-    # config.json comes last: a folder without it is no model, so that an interrupted run shows.
-    for name in sorted(describing, key=lambda name: (name == "config.json", name)):
-        if name not in _NOT_TO_COPY:
-            (folder / name).parent.mkdir(exist_ok=True)
-            with describing[name].open("rb") as source, whole_file(folder / name) as target:
-                shutil.copyfileobj(source, target)
-            written.append(folder / name)
-    return written
+def _copy(describing: Mapping[str, Path], folder: Path) -> list[str]:
+    """Copy the files that are no weights; gives their names, that of `config.json` last."""
+    names = [name for name in describing if name not in _NOT_TO_COPY]
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        with describing[name].open("rb") as source, whole_file(folder / name) as target:
+            shutil.copyfileobj(source, target)
+    return sorted(names, key=lambda name: (name == _CONFIG, name))

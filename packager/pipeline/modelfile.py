@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packager.bundle import read_bundle
+from packager.files import read_text, require_inside
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.prompting import decide_prompt, modelfile_spec
 from packager.plan import Request
@@ -18,7 +19,8 @@ def modelfile_of(request: Request, ggufs: Sequence[str], progress: Progress) -> 
     folder = Path(request.source)
     if (folder / "manifest.json").is_file() and (folder / "Modelfile").is_file():
         manifest = read_bundle(folder)
-        return (folder / "Modelfile").read_text(encoding="utf-8"), manifest.prompt.reason
+        path = require_inside(folder / "Modelfile", folder)
+        return read_text(path, "Make the bundle again with `ftpack gguf`."), manifest.prompt.reason
     found = find_inputs(request, progress)
     _, decision = decide_prompt(found, request, progress)
     return render_modelfile(modelfile_spec(found, request, decision), *ggufs), decision.reason

@@ -15,7 +15,7 @@ from pathlib import Path
 from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.dequantize.checkpoint import Dequantized
-from packager.dequantize.formats import quantization_settings
+from packager.dequantize.formats import quantization_settings, require_plain
 from packager.errors import UnsupportedError, UsageError
 from packager.files import format_bytes, read_ahead, read_json
 from packager.gguf.convert import Conversion, convert, require_architecture
@@ -102,9 +102,12 @@ def merge_adapters(plain: Checkpoint, inputs: Inputs, device: str) -> MergedChec
 
 def _plain(inputs: Inputs, progress: Progress) -> Checkpoint:
     """The model's weights, dequantized where they are quantized: no merge goes into packed ones."""
+    path = inputs.model.folder / "config.json"
     if quantization_settings(inputs.model.config) is None:
+        require_plain(inputs.model, path)
         return inputs.model
     dequantized = Dequantized(inputs.model)
+    require_plain(dequantized, path)
     progress.note(f"The {'base' if inputs.base else 'model'} is {dequantized.description}")
     return dequantized
 

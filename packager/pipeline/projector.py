@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packager.checkpoint import Checkpoint
-from packager.errors import AdapterMismatchError, MissingWeightsError
+from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError
 from packager.gguf.convert import Conversion, convert_projector, has_projector
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain
@@ -76,6 +77,7 @@ def find_projector(
         return None
     _require_preprocessor(files)
     conversion = convert_projector(toolchain, text.checkpoint, files, name)
+    _require_colours(conversion.key_values, files)
     if lost := [tensor for tensor in unread if tensor not in conversion.reads]:
         progress.warn(f"The converter has no place in either GGUF for {_counted(lost)}")
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
@@ -105,6 +107,23 @@ def _require_preprocessor(files: Mapping[str, Path]) -> None:
         next_step="Copy them from the base model (`AutoProcessor.from_pretrained(BASE)"
         ".save_pretrained(FOLDER)`), or take the text model alone with --text-only.",
     )
+
+
+def _require_colours(key_values: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Check what the converter copies as it is: how the three colours are normalized."""
+    if "clip.has_vision_encoder" not in key_values:
+        return
+    for key in ("image_mean", "image_std"):
+        item = key_values.get(f"clip.vision.{key}")
+        value = [] if item is None else item.value  # an empty list is not even written
+        is_list = isinstance(value, list) and len(value) == 3
+        if is_list and all(isinstance(number, int | float) for number in value):
+            continue
+        path = next(files[name] for name in _PREPROCESSORS if name in files)
+        raise CorruptFileError(
+            f"{path}: `{key}` is {str(value)[:80]!r}, not three numbers.",
+            next_step="Copy the file from the base model.",
+        )
 
 
 def require_targets_held(

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from packager.errors import BaseNotFoundError, NonFiniteError, OutputExistsError, UsageError
-from packager.files import read_json, require_disk, whole_file, write_json, write_text
+from packager.errors import (
+    BaseNotFoundError,
+    NonFiniteError,
+    OutputExistsError,
+    UsageError,
+)
+from packager.files import (
+    made_folder,
+    read_json,
+    read_text,
+    require_disk,
+    whole_file,
+    write_json,
+    write_text,
+)
 from packager.merge.save import write_tensors
 from packager.pipeline.inputs import TOKENIZER_FILES
 from packager.pipeline.merging import MergedFolder
@@ -16,6 +31,9 @@ from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.hub import is_hub_id
 from packager.source.open import Source, open_source
+
+if TYPE_CHECKING:
+    import torch
 
 _CARD = "README.md"
 _WEIGHTS = "adapter_model.safetensors"
@@ -104,7 +122,18 @@ def _write(
                 next_step="The training run diverged; use an earlier checkpoint.",
             )
     require_disk(folder, sum(tensor.nbytes for tensor in tensors.values()), "The adapter")
-    folder.mkdir(parents=True, exist_ok=True)
+    card = _card(source, adapter, base[0])
+    with made_folder(folder):
+        return _write_all(source, tensors, card, base, folder)
+
+
+def _write_all(
+    source: Source,
+    tensors: Mapping[str, torch.Tensor],
+    card: str,
+    base: tuple[str, str | None],
+    folder: Path,
+) -> list[Path]:
     # Without its configuration it is no adapter, until everything is whole.
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     write_tensors(tensors, folder / _WEIGHTS)
@@ -115,7 +144,7 @@ def _write(
             (folder / name).parent.mkdir(exist_ok=True)
             _copy(path, folder / name)
             written.append(folder / name)
-    write_text(folder / _CARD, _card(source, adapter, base[0]))
+    write_text(folder / _CARD, card)
     config = read_json(source.folder / CONFIG_NAME)
     config |= {"base_model_name_or_path": base[0], "revision": base[1], "inference_mode": True}
     write_json(folder / CONFIG_NAME, config)
@@ -143,7 +172,7 @@ def _card(source: Source, adapter: Adapter, base: str) -> str:
     """The user's own model card with the base's id in it; where there is none, a short one."""
     path = source.folder / _CARD
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, "Save it as UTF-8, or remove it: a short one is written then.")
         if _PLACEHOLDER not in text:
             recorded = adapter.base_model_name_or_path
             is_local = recorded is not None and recorded != base and len(recorded) > 1

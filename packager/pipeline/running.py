@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from packager.bundle import Manifest, read_bundle
-from packager.errors import NotAModelError, SourceNotFoundError
+from packager.errors import NotAModelError, SourceNotFoundError, UsageError
 from packager.runtime.embedded import EmbeddedModel
 
 # The context of a chat whose model asks for none, in tokens.
 _CONTEXT = 4096
+# llama.cpp counts in 32 bits; what is beyond would be taken for another number.
+_LONGEST_CONTEXT = (1 << 31) - 1
 
 
 class Chat:
@@ -73,7 +75,12 @@ def open_chat(
     settings |= parameters
     stops = manifest.prompt.stops if manifest else ()
     own_system = manifest.prompt.system if manifest else None
-    context = int(settings.get("num_ctx", _CONTEXT))
+    context = settings.get("num_ctx", _CONTEXT)
+    if type(context) is not int or not 0 < context <= _LONGEST_CONTEXT:
+        raise UsageError(
+            f"num_ctx is {context!r}, which is no number of tokens.",
+            next_step="Give one with --param num_ctx=4096.",
+        )
     model = EmbeddedModel(gguf, n_ctx=context, threads=threads or None)
     return Chat(model, system or own_system, stops, max_tokens, settings)
 

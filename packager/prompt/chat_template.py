@@ -17,7 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from packager.errors import ChatTemplateError, CorruptFileError
-from packager.files import read_json
+from packager.files import read_json, read_text
 from packager.prompt.conversation import REASONING_FIELDS, Conversation
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -149,7 +149,7 @@ def load_chat_template(
     """
     found: tuple[str, str, str | None] | None = None
     if override:
-        found = _read_text(override), str(override), None
+        found = _read_template(override), str(override), None
     for files, owner in ((adapter_files, "the fine-tune"), (base_files, "the base")):
         found = found or _find(files, owner)
     if found is None:
@@ -162,9 +162,9 @@ def load_chat_template(
 
 def _find(files: Mapping[str, Path], owner: str) -> tuple[str, str, str | None] | None:
     """The template, where it is from, and the one for tools beside it."""
-    if (path := files.get("chat_template.jinja")) and (source := _read_text(path)).strip():
+    if (path := files.get("chat_template.jinja")) and (source := _read_template(path)).strip():
         other = files.get(_TOOL_USE_FILE)
-        return source, f"chat_template.jinja of {owner}", _read_text(other) if other else None
+        return source, f"chat_template.jinja of {owner}", _read_template(other) if other else None
     for name in (_TOKENIZER_CONFIG, "chat_template.json"):
         if path := files.get(name):
             chosen, tool_use = _chosen(read_json(path).get("chat_template"), path)
@@ -220,14 +220,8 @@ def token_text(value: object) -> str | None:
     return None
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFileError(
-            f"The chat template {path} cannot be read: {error}",
-            next_step="Save it as UTF-8 text, or name another file with --template FILE.",
-        ) from error
+def _read_template(path: Path) -> str:
+    return read_text(path, "Save it as UTF-8 text, or name another file with --template FILE.")
 
 
 def parse_chat_template(source: str, origin: str) -> nodes.Template:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from packager.errors import CorruptFileError
 from packager.prompt.conversation import Conversation, Message
@@ -36,7 +37,8 @@ def read_conversations(path: Path) -> tuple[Conversation, ...]:
         CorruptFileError: naming the line that is none of these.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not by `splitlines`: a text may hold other line ends (U+2028) as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error}", next_step=_NEXT) from error
     found = tuple(
@@ -50,10 +52,7 @@ def read_conversations(path: Path) -> tuple[Conversation, ...]:
 
 
 def _conversation(line: str, where: str) -> Conversation:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise CorruptFileError(f"{where}: {error}", next_step=_NEXT) from error
+    record = _parse(line, where)
     if not isinstance(record, dict):
         raise CorruptFileError(f"{where}: the line is no object.", next_step=_NEXT)
     messages = tuple(_messages(record, where))
@@ -64,8 +63,17 @@ def _conversation(line: str, where: str) -> Conversation:
         raise CorruptFileError(f"{where}: there is no turn before an answer.", next_step=_NEXT)
     tools = record.get("tools") or ()
     if isinstance(tools, str):  # as datasets without a fixed schema keep them
-        tools = json.loads(tools)
+        tools = _parse(tools, f"{where}, `tools`")
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
+        raise CorruptFileError(f"{where}: `tools` is no list of objects.", next_step=_NEXT)
     return Conversation(where, messages, "own", tuple(tools))
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{where}: {error}", next_step=_NEXT) from error
 
 
 def _messages(record: Mapping[str, object], where: str) -> Iterator[Message]:

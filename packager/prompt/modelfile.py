@@ -25,6 +25,7 @@ _SAMPLING = {
     "repetition_penalty": "repeat_penalty",
 }
 _WHOLE = frozenset({"top_k"})
+_LARGEST = 1 << 31  # of the servers' whole numbers
 # These have no effect in transformers where `do_sample` is false; the penalty has.
 _ONLY_SAMPLED = frozenset({"temperature", "top_k", "top_p", "min_p"})
 
@@ -73,12 +74,14 @@ def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
             isinstance(value, bool)
             or not isinstance(value, int | float)
             or not math.isfinite(value)
+            or (key in _WHOLE and (type(value) is not int or abs(value) >= _LARGEST))
         ):
             raise CorruptFileError(
-                f"{path} has {value!r} under {key!r}, which has to be a number.",
+                f"{path} has {value!r} under {key!r}, which has to be a "
+                f"{'whole ' if key in _WHOLE else ''}number.",
                 next_step="Correct the value, or take the line out.",
             )
-        found[name] = int(value) if name in _WHOLE else value
+        found[name] = value
     return found
 
 

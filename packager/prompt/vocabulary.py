@@ -11,6 +11,7 @@ from packager.files import read_json
 from packager.prompt.chat_template import token_text
 
 _EOS = "eos_token_id"
+_MOST_TOKENS = 1 << 31  # llama.cpp counts them in 32 bits
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _eos_token_ids(files: Mapping[str, Path]) -> tuple[int, ...]:
 
 def _ids(value: object, path: Path) -> tuple[int, ...]:
     numbers = value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+    if not all(type(number) is int and 0 <= number < _MOST_TOKENS for number in numbers):
         raise _corrupt(path, _EOS, value)
     return tuple(dict.fromkeys(numbers))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packager.checkpoint import TensorFile, open_tensor_file
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
@@ -100,20 +102,24 @@ def _open_weights(folder: Path) -> TensorFile:
 
 
 def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, float | None]:
-    """The rank and alpha, which a LoRA must have and many another method has not."""
+    """The rank and alpha, which a LoRA must have and many another method has not.
+
+    Raises:
+        CorruptFileError: if one of them is no number that training can have had.
+    """
     is_lora = config.get("peft_type") == "LORA"
-    rank = config.get("target_r" if config.get("peft_type") == "ADALORA" else "r")
-    alpha = config.get("lora_alpha" if is_lora else "alpha")
-    has_both = isinstance(rank, int) and isinstance(alpha, int | float)
-    if is_lora and not has_both:
+    rank: Any = config.get("target_r" if config.get("peft_type") == "ADALORA" else "r")
+    alpha_key = "lora_alpha" if is_lora else "alpha"
+    alpha: Any = config.get(alpha_key)
+    has_rank = type(rank) is int and rank > 0
+    has_alpha = type(alpha) in (int, float) and math.isfinite(alpha) and alpha != 0
+    if (is_lora and not has_rank) or not (has_alpha or (alpha is None and not is_lora)):
         raise CorruptFileError(
-            f"{path}: `r` is {rank!r} and `lora_alpha` is {alpha!r}; both must be numbers.",
+            f"{path}: `r` is {rank!r} and `{alpha_key}` is {alpha!r}; the one must be a whole "
+            "number above 0, the other a number that is not 0.",
             next_step="Restore the configuration from the training run.",
         )
-    return (
-        rank if isinstance(rank, int) and rank > 0 else None,
-        alpha if isinstance(alpha, int | float) else None,
-    )
+    return rank if has_rank else None, alpha if has_alpha else None
 
 
 def _summary(targets: object) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint, describing_files
 from packager.errors import NotAModelError, SourceNotFoundError
+from packager.files import existing_folder
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
@@ -73,9 +74,9 @@ def _locate(
 ) -> tuple[Path, str | None, str | None]:
     if given.startswith(SCHEME):
         return download_from_modelscope(given, revision, progress), given, revision
-    path = Path(given).expanduser()
-    if path.is_dir():
-        return path, None, None
+    if (folder := existing_folder(given)) is not None:
+        return folder, None, None
+    path = Path(given)
     if path.exists():
         raise NotAModelError(
             f"{path} is a file, not a folder.",

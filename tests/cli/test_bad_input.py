@@ -191,6 +191,34 @@ def test_a_link_out_of_the_folder(broken: Callable[[str], Path], run: Run, tmp_p
     next_step(result)
 
 
+@pytest.mark.parametrize("verb", ["gguf", "merge"])
+def test_an_output_below_a_file(
+    verb: str, run: Run, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    result = run(verb, adapter("llama"), "--out", tmp_path / "file" / "out")
+
+    refused(result, 3, str(tmp_path / "file"), folder=tmp_path)
+    next_step(result)
+
+
+def test_the_home_of_nobody(run: Run, tmp_path: Path) -> None:
+    result = run("gguf", "~nobody-of-this-name/lora")
+
+    refused(result, 3, "~nobody-of-this-name/lora", folder=tmp_path)
+    next_step(result)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400"])
+def test_a_parameter_that_is_no_number(
+    value: str, run: Run, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = run("modelfile", adapter("llama"), "--param", f"temperature={value}")
+
+    refused(result, 2, "temperature", value, folder=tmp_path)
+
+
 def test_an_unknown_quant(run: Run, adapter: Callable[..., Path], tmp_path: Path) -> None:
     result = run("gguf", adapter("llama"), "--quant", "q5_k_x")
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from packager.checkpoint import FolderCheckpoint
+from packager.dequantize.formats import require_plain
 from packager.errors import CorruptFileError, UnsupportedError
 from tests.dequantize.quantized import dequantized, opened, same, write
 
@@ -103,3 +106,23 @@ def test_scales_of_activations_are_left_out_and_vectors_of_the_model_are_not(
     found = dequantized(tmp_path / "m", made, SETTINGS)
 
     assert set(found.tensors) == {NAME, "model.norm.weight", f"{attention}.q_scale"}
+
+
+@pytest.mark.parametrize("name", ["layer.weight", "layer.qweight", "layer.weight_packed"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_packed_weights_that_no_configuration_describes(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_file({name: torch.zeros(2, 2).to(dtype)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(CorruptFileError, match=name):
+        require_plain(FolderCheckpoint(tmp_path), tmp_path / "config.json")
+
+
+def test_masks_of_older_versions_of_transformers_are_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    mask, weight = torch.ones(1, 1, 4, 4, dtype=torch.bool), torch.ones(4, 4)
+    save_file({"h.0.attn.bias": mask, "h.0.weight": weight}, tmp_path / "model.safetensors")
+
+    require_plain(FolderCheckpoint(tmp_path), tmp_path / "config.json")

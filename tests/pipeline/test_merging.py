@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from packager.checkpoint import FolderCheckpoint
-from packager.errors import OutputExistsError
+from packager.errors import NonFiniteError, OutputExistsError
 from packager.merge import save
 from packager.pipeline.merging import merge
 from packager.plan import Request
@@ -70,6 +72,48 @@ def test_a_model_is_overwritten_only_with_force_and_then_leaves_no_shard_behind(
 
     assert sorted(path.name for path in out.glob("model*")) == ["model.safetensors"]
     assert FolderCheckpoint(out).tensors
+
+
+def test_a_refused_merge_leaves_everything_as_it_was(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    diverged, out = tmp_path / "diverged", tmp_path / "merged"
+    shutil.copytree(adapter("llama"), diverged)
+    weights = load_file(diverged / "adapter_model.safetensors")
+    weights[max(weights)][0, 0] = float("nan")
+    save_file(weights, diverged / "adapter_model.safetensors")
+
+    with pytest.raises(NonFiniteError):
+        merge(Request(str(diverged)), tmp_path / "new" / "below", Silent())
+    assert not (tmp_path / "new").exists()
+
+    merge(Request(str(adapter("llama"))), out, Silent())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(NonFiniteError):
+        merge(Request(str(diverged), force=True), out, Silent())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_untrained_adapter_is_said_to_change_nothing(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    class Listening(Silent):
+        told: ClassVar[list[str]] = []
+
+        def warn(self, message: str) -> None:
+            self.told.append(message)
+
+    untrained = tmp_path / "untrained"
+    shutil.copytree(adapter("llama"), untrained)
+    path = untrained / "adapter_model.safetensors"
+    weights = {
+        name: 0 * value if ".lora_B." in name else value for name, value in load_file(path).items()
+    }
+    save_file(weights, path)
+
+    merge(Request(str(untrained)), tmp_path / "merged", Listening())
+
+    assert any("untrained" in line for line in Listening.told)
 
 
 def test_what_is_no_longer_tied_is_told_and_written_into_the_configuration(

@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from packager.checkpoint import FolderCheckpoint
-from packager.errors import BaseNotFoundError, NonFiniteError, OutputExistsError, UsageError
+from packager.errors import (
+    BaseNotFoundError,
+    CorruptFileError,
+    NonFiniteError,
+    OutputExistsError,
+    UsageError,
+)
 from packager.pipeline.publishing import publish_adapter
 from packager.plan import Request
 from packager.progress import Silent
@@ -148,3 +154,14 @@ def test_an_adapter_is_overwritten_only_with_force_and_never_its_source(
         publish_adapter(request, tmp_path / "clean", Silent())
     with pytest.raises(OutputExistsError, match="read from"):
         publish_adapter(Request(str(run[1]), base=BASE_ID, force=True), run[1], Silent())
+
+
+def test_a_card_that_is_no_text_is_refused_before_anything_is_written(
+    run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (run[1] / "README.md").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(CorruptFileError, match=r"README\.md"):
+        publish_adapter(Request(str(run[1]), base=BASE_ID), tmp_path / "clean", Silent())
+
+    assert not (tmp_path / "clean").exists()

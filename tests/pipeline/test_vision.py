@@ -12,9 +12,10 @@ from typing import Any
 
 import ollama
 import pytest
+from safetensors.torch import load_file, save_file
 
 from packager.bundle import verify_bundle
-from packager.errors import AdapterMismatchError, MissingWeightsError
+from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError
 from packager.pipeline.build import Bundle, build
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
@@ -179,6 +180,30 @@ def test_without_the_preprocessor_nothing_is_begun(
     assert "--text-only" in caught.value.next_step
     assert not (tmp_path / "out").exists()
     assert package(model, tmp_path / "out", text_only=True)[0].manifest.projector is None
+
+
+@pytest.mark.parametrize("mean", [[], "x", {"a": 1}, [0.5]])
+def test_colours_that_are_no_numbers(
+    mean: object, vision_model: Callable[[VisionKind], Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(vision_model("smolvlm"), tmp_path / "model")
+    path = model / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": mean}))
+
+    with pytest.raises(CorruptFileError, match=r"preprocessor_config\.json: `image_mean`"):
+        prepare(Request(str(model)))
+
+
+def test_a_checkpoint_without_its_text_model(
+    vision_model: Callable[[VisionKind], Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(vision_model("smolvlm"), tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    seeing = {name: tensor for name, tensor in tensors.items() if "vision" in name}
+    save_file(seeing, model / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(MissingWeightsError, match="text model"):
+        prepare(Request(str(model)))
 
 
 def test_an_architecture_without_a_projector_is_packaged_as_text_and_that_is_said(

@@ -67,6 +67,30 @@ def test_what_is_no_conversation_is_named_by_its_line(
     assert "messages" in caught.value.next_step
 
 
+@pytest.mark.parametrize("tools", ["{", 5, {"a": 1}, ["x"]])
+def test_tools_that_are_none_are_named_by_their_line(tools: object, tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match=r"line 1.*tools"):
+        read_conversations(_write(tmp_path, {"messages": TURNS, "tools": tools}))
+
+
+def test_json_made_to_break_its_reader(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("[" * 100_000)
+
+    with pytest.raises(CorruptFileError, match="line 1"):
+        read_conversations(path)
+
+
+def test_a_line_ends_only_where_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    turn = {"role": "user", "content": "one\u2028two\u0085three"}
+    path.write_text(json.dumps({"messages": [turn]}, ensure_ascii=False), encoding="utf-8")
+
+    (read,) = read_conversations(path)
+
+    assert read.messages == (turn,)
+
+
 def test_an_empty_file_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="no conversation"):
         read_conversations(_write(tmp_path))

@@ -229,6 +229,15 @@ def test_the_vocabulary_is_read_from_the_tokenizer_and_the_generation_config(
     assert vocabulary.control_tokens == {"<end>"}
 
 
+@pytest.mark.parametrize("value", [-1, 10**30, True, "2", [[2]], {"a": 2}])
+def test_an_end_that_is_no_token_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": value}))
+
+    with pytest.raises(CorruptFileError, match="eos_token_id"):
+        load_vocabulary({path.name: path})
+
+
 @pytest.mark.parametrize(
     "config", [{"eos_token_id": 9}, {"eos_token_id": [9]}, {"text_config": {"eos_token_id": 9}}]
 )

@@ -152,6 +152,12 @@ def test_a_setting_that_is_no_number_is_a_corrupt_file(value: object, tmp_path: 
         sampling_parameters(_generation_config(tmp_path, temperature=value))
 
 
+@pytest.mark.parametrize("value", [1.5, 10**30, "20", [20]])
+def test_a_count_that_is_none_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match="top_k"):
+        sampling_parameters(_generation_config(tmp_path, top_k=value))
+
+
 def _generation_config(folder: Path, **values: object) -> dict[str, Path]:
     path = folder / "generation_config.json"
     path.write_text(json.dumps(values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,18 @@ def test_a_link_out_of_the_folder(name: str, tmp_path: Path) -> None:
         opened(folder)
 
 
+@pytest.mark.parametrize("target", ["gone.json", "tokenizer_config.json", "/dev/zero", None])
+def test_a_file_that_is_there_by_name_only(target: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+
+    with pytest.raises(CorruptFileError, match=r"tokenizer_config\.json"):
+        describing_files(tmp_path)
+
+
 def test_a_caches_own_links_are_followed(tmp_path: Path) -> None:
     repository = tmp_path / "models--someone--tiny"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -122,7 +135,10 @@ def test_a_bin_file_of_no_plain_tensors(value: torch.Tensor, tmp_path: Path) -> 
         PickleFile(tmp_path / "model.bin")
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": ' + "9" * 400 + "}", r'{"a": "\ud800"}'],
+)
 def test_json_made_to_break_its_reader(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
 
@@ -174,3 +190,9 @@ def test_placeholders_of_zero_3_are_called_what_they_are(
 
     with pytest.raises(MissingWeightsError, match="ZeRO-3"):
         open_source(str(tmp_path / "lora"), None, None, Silent())
+
+
+def test_a_character_in_two_halves_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(r'{"a": "\ud83d\ude00"}')
+
+    assert read_json(tmp_path / "config.json") == {"a": "\N{GRINNING FACE}"}

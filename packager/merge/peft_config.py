@@ -1,0 +1,110 @@
+"""An adapter's configuration as PEFT's own object, nothing of it ignored or of another type."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from packager.errors import CorruptFileError, UnsupportedError, first_line
+from packager.files import read_json
+from packager.merge.experts import LAYOUT_KEYS
+from packager.merge.targets import listed
+
+_NAME = "adapter_config.json"
+# What a JSON value may be where PEFT declares one of these; of other declarations PEFT decides.
+_JSON_TYPES: dict[object, tuple[type, ...]] = {
+    bool: (bool,),
+    # `lora_alpha` is declared whole, and often is not.
+    int: (int, float),
+    float: (float, int),
+    str: (str,),
+    dict: (dict,),
+    list: (list,),
+    set: (list,),
+    tuple: (list,),
+    type(None): (type(None),),
+}
+
+
+def read_peft_config(folder: Path) -> Any:
+    """PEFT's own configuration object, for inference.
+
+    Args:
+        folder: the adapter's.
+
+    Raises:
+        UnsupportedError: naming keys that PEFT would ignore.
+        CorruptFileError: naming the key whose value is of another type than PEFT declares, or with
+            PEFT's reason.
+    """
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    path = folder / _NAME
+    record = read_json(path)
+    method = str(record.get("peft_type"))
+    config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(method)
+    known = {*(config_class.__dataclass_fields__ if config_class else ()), *LAYOUT_KEYS}
+    unknown = sorted(key for key, value in record.items() if value and key not in known)
+    if unknown:
+        raise UnsupportedError(
+            f"{path} sets {listed(unknown)}, which the installed PEFT does not know for "
+            f"`peft_type` {method!r}.",
+            next_step="Upgrade peft to the version that made the adapter (`peft_version` there).",
+        )
+    _require_types(path, record, get_type_hints(config_class))
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except ImportError as error:
+        raise UnsupportedError(
+            f"PEFT cannot load {path}: {first_line(error)}",
+            next_step="Install what it asks for (for AdaMSS: pip install scikit-learn).",
+        ) from error
+    # Each of its classes looks into its values as it likes.
+    except Exception as error:
+        raise CorruptFileError(
+            f"PEFT does not read {path}: {type(error).__name__}: {' '.join(str(error).split())}",
+            next_step="Restore the configuration from the training run.",
+        ) from error
+    config.inference_mode = True
+    return config
+
+
+def _require_types(path: Path, record: Mapping[str, object], hints: Mapping[str, object]) -> None:
+    for key, value in record.items():
+        # Older versions of PEFT write null for what newer ones declare without it.
+        if value is not None and not _fits(value, hints.get(key, Any)):
+            raise CorruptFileError(
+                f"{path}: `{key}` is {str(value)[:80]!r}, which is no value that PEFT has there.",
+                next_step="Restore the configuration from the training run.",
+            )
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a JSON value can be what a type hint says; hints of other kinds take everything."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        # A method's variants carry their settings in their names (`pissa_niter_4`).
+        return type(value) in {type(part) for part in parts}
+    if isinstance(hint, type) and issubclass(hint, str):  # PEFT's enumerations
+        hint = str
+    elif dataclasses.is_dataclass(hint):
+        hint = dict
+    allowed = _JSON_TYPES.get(origin or hint)
+    if allowed is None:
+        return True
+    if type(value) not in allowed:
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if isinstance(value, list) and parts:
+        return all(_fits(item, parts[0]) for item in value)
+    if isinstance(value, dict) and len(parts) == 2:
+        return all(_fits(item, parts[1]) for item in value.values())
+    return True

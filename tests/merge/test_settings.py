@@ -1,0 +1,141 @@
+"""Configurations with values of the wrong kind: refused by name, whatever PEFT makes of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import InputRefusedError
+from packager.merge.open import open_merged
+from packager.progress import Silent
+from packager.source.open import open_source
+from tests.merge import tiny
+from tests.merge.methods import METHODS
+
+HUGE = 10**30
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_base("tied", tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(method: str) -> Path:
+        if method not in made:
+            folder = tmp_path_factory.mktemp("adapters") / method
+            made[method] = tiny.make_adapter(base, "tied", METHODS[method], folder)
+        return made[method]
+
+    return make
+
+
+def merge(base: Path, adapter: Path) -> None:
+    opened = open_source(str(adapter), None, None, Silent()).adapter
+    assert opened is not None
+    open_merged(FolderCheckpoint(base), adapter, opened.weights)
+
+
+def edited(folder: Path, name: str, key: str, value: object, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    (to / name).write_text(json.dumps(json.loads((to / name).read_text()) | {key: value}))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("lora", "r", 0),
+        ("lora", "r", True),
+        ("lora", "lora_alpha", float("nan")),
+        ("lora", "lora_alpha", 0),
+        ("lora", "lora_alpha", [16]),
+        ("lora", "alpha_pattern", "x"),
+        ("lora", "bias", ["all"]),
+        ("lora", "corda_config", True),
+        ("lora", "target_modules", {"q_proj": 1}),
+        ("loha", "alpha", float("inf")),
+        ("loha", "alpha", 0),
+        ("loha", "alpha_pattern", [[1]]),
+        ("loha", "exclude_modules", [[1]]),
+        ("loha", "r", "4"),
+    ],
+)
+def test_an_adapters_setting_of_the_wrong_kind(
+    method: str,
+    key: str,
+    value: object,
+    base: Path,
+    adapter: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    broken = edited(adapter(method), "adapter_config.json", key, value, tmp_path / "broken")
+
+    with pytest.raises(InputRefusedError) as refused:
+        merge(base, broken)
+
+    assert "adapter_config.json" in refused.value.message
+    assert f"`{key}`" in refused.value.message
+    assert refused.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "64"),
+        ("hidden_size", HUGE),
+        ("vocab_size", -1),
+        ("num_hidden_layers", None),
+        ("dtype", {"a": 1}),
+        ("architectures", 3),
+        ("rope_parameters", []),
+    ],
+)
+def test_a_bases_setting_of_the_wrong_kind(
+    key: str, value: object, base: Path, adapter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    broken = edited(base, "config.json", key, value, tmp_path / "broken")
+
+    with pytest.raises(InputRefusedError, match=r"config\.json") as refused:
+        merge(broken, adapter("loha"))
+
+    assert refused.value.next_step
+
+
+def test_a_pattern_that_is_no_expression(
+    base: Path, adapter: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = adapter("loha")
+    broken = edited(folder, "adapter_config.json", "exclude_modules", "(", tmp_path / "broken")
+
+    with pytest.raises(InputRefusedError, match=r"adapter_config\.json"):
+        merge(base, broken)
+
+
+@pytest.mark.parametrize("method", ["lora", "loha"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_matrices_of_whole_numbers_are_no_training(
+    method: str,
+    dtype: torch.dtype,
+    base: Path,
+    adapter: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "whole"
+    shutil.copytree(adapter(method), folder)
+    weights = folder / "adapter_model.safetensors"
+    tensors = {name: (10 * value).to(dtype) for name, value in load_file(weights).items()}
+    save_file(tensors, weights)
+
+    with pytest.raises(InputRefusedError, match=r"\((I8|BOOL|torch\.int8|torch\.bool)\)"):
+        merge(base, folder)
