@@ -96,7 +96,7 @@ def restacked(
     for stack in stacks:
         a, b, experts = stack.a, stack.b, int(stack.layer.num_experts)
         if _layout_of_b(config, stack.layer) == _GROUPED and b.shape[1] > experts:
-            b = StoredTensor(b.shape, partial(_interleaved, b, experts))
+            b = StoredTensor(b.shape, b.dtype, partial(_interleaved, b, experts))
             if not _is_declared(config):
                 notes[_REGROUPED] = None
         is_changed = _are_changed(stack)
@@ -105,8 +105,8 @@ def restacked(
             is_changed = told == {True} if len(told) == 1 else _is_changed_by_version(stack, config)
         if is_changed:
             a, b = (
-                StoredTensor((a.shape[0], b.shape[0]), partial(_a_of_b, b, experts)),
-                StoredTensor((a.shape[1], b.shape[1]), partial(_b_of_a, a, experts)),
+                StoredTensor((a.shape[0], b.shape[0]), b.dtype, partial(_a_of_b, b, experts)),
+                StoredTensor((a.shape[1], b.shape[1]), a.dtype, partial(_b_of_a, a, experts)),
             )
         result |= {stack.a_key: a, stack.b_key: b}
     return result, tuple(notes)

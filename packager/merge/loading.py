@@ -153,7 +153,7 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[st
     whole = [
         f"{key} ({value.dtype})"
         for key, value in state.items()
-        if key in known and known[key].is_floating_point() and not value.is_floating_point()
+        if key in known and known[key].is_floating_point() and not value.dtype.is_floating_point
     ]
     if whole:
         raise AdapterMismatchError(

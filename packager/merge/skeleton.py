@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import TensorFile
-from packager.errors import BaseMismatchError, UnsupportedError, first_line
+from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line
 from packager.files import read_json
 from packager.merge.experts import is_stacked, targeted_as_stacks
 from packager.merge.layout import Layout, build_model, resize
@@ -179,6 +179,8 @@ def _inject(
     try:
         with placeholders(config, empties, weights, unread), as_stacks:
             peft_model = model_class(model, neutral, ADAPTER)
+    except FtpackError:
+        raise
     # Each of its methods fails in its own way at what it does not take.
     except Exception as error:
         kind = BaseMismatchError if "target" in str(error).lower() else UnsupportedError

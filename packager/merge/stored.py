@@ -19,16 +19,19 @@ class StoredTensor:
 
     Attributes:
         shape: its dimensions.
+        dtype: its element type.
         load: its values, in memory of their own.
     """
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     load: Callable[[], torch.Tensor]
 
 
 def stored(file: TensorFile, name: str) -> StoredTensor:
     """A tensor as it is in a file."""
-    return StoredTensor(file.tensors[name].shape, partial(file.load, name))
+    info = file.tensors[name]
+    return StoredTensor(info.shape, info.torch_dtype, partial(file.load, name))
 
 
 def loaded(value: StoredTensor | torch.Tensor) -> torch.Tensor:
