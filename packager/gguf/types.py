@@ -150,22 +150,24 @@ def write_skeleton(path: Path, conversion: Conversion) -> None:
     os.truncate(path, offset + data_bytes)
 
 
-def type_quants(conversion: Conversion, quants: Iterable[Quant], scratch: Path) -> list[TypedQuant]:
+def type_quants(
+    conversion: Conversion, quants: Iterable[Quant], skeleton: Path
+) -> list[TypedQuant]:
     """Decide every tensor's type for each quant, reading no weight.
 
-    A sparse file with the real header and holes for data is handed to `llama_model_quantize` with
-    `dry_run`; what it says of each tensor is taken from its log.
+    A sparse file with the real header and holes for data (`write_skeleton`) is handed to
+    `llama_model_quantize` with `dry_run`; what it says of each tensor is taken from its log.
     """
-    skeleton = scratch / "skeleton.gguf"
-    write_skeleton(skeleton, conversion)
-    try:
-        return [_type_quant(conversion, quant, skeleton) for quant in quants]
-    finally:
-        skeleton.unlink()
+    return [_type_quant(conversion, quant, skeleton) for quant in quants]
 
 
-def _type_quant(conversion: Conversion, quant: Quant, skeleton: Path) -> TypedQuant:
-    if quant.is_float:
+def type_floats(conversion: Conversion, quant: Quant) -> TypedQuant:
+    """Every tensor's type where none is quantized: the converter's own word."""
+    return _type_quant(conversion, quant, None)
+
+
+def _type_quant(conversion: Conversion, quant: Quant, skeleton: Path | None) -> TypedQuant:
+    if quant.is_float or skeleton is None:
         log, types = "", _float_types(conversion, quant)
     else:
         log = _dry_run(skeleton, quant)

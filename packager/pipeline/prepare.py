@@ -16,16 +16,23 @@ from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.dequantize.checkpoint import Dequantized
 from packager.dequantize.formats import quantization_settings, require_plain
-from packager.errors import UnsupportedError, UsageError
-from packager.files import format_bytes, read_ahead, read_json
+from packager.errors import UsageError
+from packager.files import read_ahead, read_json
 from packager.gguf.convert import Conversion, convert, require_architecture
+from packager.gguf.loads import load_tried
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import find_toolchain
-from packager.gguf.types import TypedQuant, type_quants
+from packager.gguf.types import TypedQuant, type_quants, write_skeleton
 from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
+from packager.pipeline.checks import (
+    refuse_imatrix,
+    require_loaded,
+    require_rows,
+    warn_of_context,
+)
 from packager.pipeline.identity import adapter_identities, fingerprint
 from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.projector import Projector, find_projector, require_targets_held
@@ -201,6 +208,7 @@ def _prepare(
     device = choose_device(request.device)
     checkpoint = open_checkpoint(inputs, device, progress)
     with described(inputs, checkpoint) as files:
+        require_rows(files["config.json"], checkpoint)
         conversion = convert(
             toolchain,
             checkpoint,
@@ -219,11 +227,15 @@ def _prepare(
     require_targets_held(
         checkpoint, conversion, projector, progress, is_text_only=request.text_only
     )
-    _warn_of_context(request.context_length, conversion, progress)
+    warn_of_context(request.context_length, conversion, progress)
     looked_at = list(QUANTS.values()) if every_quant else wanted
     with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
-        typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), Path(scratch)))
-    _refuse_imatrix(typed, wanted)
+        skeleton = Path(scratch) / "skeleton.gguf"
+        write_skeleton(skeleton, conversion)
+        with load_tried(skeleton) as reason:
+            typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), skeleton))
+            require_loaded(reason(), toolchain, request, progress)
+    refuse_imatrix(typed, wanted)
     adapters = adapter_identities(inputs)
     return Package(
         request=request,
@@ -262,32 +274,6 @@ def model_name(source: Source) -> str:
     if source.model_id:
         stem = source.model_id.rpartition("/")[2]
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"
-
-
-def _warn_of_context(
-    context_length: int | None, conversion: Conversion, progress: Progress
-) -> None:
-    """Say what a context that was asked for costs."""
-    if not context_length:
-        return
-    key_values = {key: item.value for key, item in conversion.key_values.items()}
-    cache = format_bytes(estimate_run_memory(0, key_values, context_length))
-    progress.note(f"Context: {context_length} tokens, whose keys and values take {cache}")
-    factor = conversion.value("rope.scaling.factor")
-    if conversion.value("rope.scaling.type") == "yarn":
-        progress.warn(
-            f"YaRN stretches every position by {factor:.3g}, in short texts too: the model was not "
-            "trained so, and may answer worse everywhere. Take the shortest context that does"
-        )
-
-
-def _refuse_imatrix(typed: tuple[TypedQuant, ...], wanted: list[Quant]) -> None:
-    needing = [item.quant.name for item in typed if item.needs_imatrix and item.quant in wanted]
-    if needing:
-        raise UnsupportedError(
-            f"llama.cpp makes {', '.join(needing)} only with an importance matrix.",
-            next_step="Choose a larger quant: `ftpack gguf SOURCE --dry-run` lists them.",
-        )
 
 
 def _plan(

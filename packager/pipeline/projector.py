@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeigh
 from packager.gguf.convert import Conversion, convert_projector, has_projector
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain
-from packager.gguf.types import TypedQuant, type_quants
+from packager.gguf.types import TypedQuant, type_floats
 from packager.merge.merged import MergedCheckpoint
 from packager.merge.targets import listed
 from packager.progress import Progress
@@ -80,9 +79,7 @@ def find_projector(
     _require_colours(conversion.key_values, files)
     if lost := [tensor for tensor in unread if tensor not in conversion.reads]:
         progress.warn(f"The converter has no place in either GGUF for {_counted(lost)}")
-    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
-        (typed,) = type_quants(conversion, [QUANTS["F16"]], Path(scratch))
-    return Projector(conversion, typed)
+    return Projector(conversion, type_floats(conversion, QUANTS["F16"]))
 
 
 def _unread(text: Conversion) -> list[str]:

@@ -24,6 +24,8 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 # Where transformers 5 writes a template named `tool_use`.
 _TOOL_USE_FILE = "additional_chat_templates/tool_use.jinja"
 _SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# Of all loops over a `range` in one rendering; real templates have none, or as many as messages.
+_MAX_STEPS = 1_000_000
 # Put after the text that the model is to continue, to find its end in the prompt; white space that
 # a template takes off at the end is known by the last one's absence.
 _CONTINUED = "4f1c-continued-9d27 "
@@ -105,6 +107,7 @@ class ChatTemplate:
                 tools=copy.deepcopy(list(tools)) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                range=_Ranges(),
                 **{name: token for name, token in tokens.items() if token is not None},
                 **(self.variables if variables is None else variables),
             )
@@ -117,6 +120,20 @@ class ChatTemplate:
             f"The chat template ({self.origin}) does not render: {why}",
             next_step="Mend the template, or name another file with --template FILE.",
         )
+
+
+class _Ranges:
+    """Jinja's `range`, with an end: nested, a few lines of a stranger's template run for years."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_STEPS
+
+    def __call__(self, *bounds: int) -> range:
+        made = range(*bounds)
+        self._left -= len(made)
+        if self._left < 0:
+            raise ValueError(f"its loops take more than {_MAX_STEPS:,} steps")
+        return made
 
 
 def _with_reasoning(message: Mapping[str, object]) -> dict[str, object]:

@@ -15,7 +15,7 @@ import pytest
 from packager.gguf.convert import convert
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain, find_toolchain
-from packager.gguf.types import type_quants
+from packager.gguf.types import type_quants, write_skeleton
 from packager.gguf.write import write_ggufs
 from packager.merge.merged import MergedCheckpoint
 from packager.progress import Silent
@@ -45,7 +45,8 @@ def gguf_differences(
     (folder / "config.json").write_text(json.dumps(config_of(found)))
     files = {"config.json": folder / "config.json", "tokenizer.json": wanted / "tokenizer.json"}
     conversion = convert(toolchain, found, files, "model", {}, [], begins_with_bos=False)
-    (typed,) = type_quants(conversion, [QUANTS["Q8_0"]], folder)
+    write_skeleton(folder / "skeleton.gguf", conversion)
+    (typed,) = type_quants(conversion, [QUANTS["Q8_0"]], folder / "skeleton.gguf")
     (ours,) = write_ggufs(conversion, [(folder / "ours.gguf", typed)], 1, Silent())
     (values, tensors), (wanted_values, wanted_tensors) = (
         read_gguf(path, toolchain.folder)

@@ -1,0 +1,96 @@
+"""A model that llama.cpp would not load, or a template that does not end, is refused beforehand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from packager.errors import ChatTemplateError, InputRefusedError
+from packager.pipeline.prepare import prepare
+from packager.plan import Request
+from packager.progress import Silent
+from packager.prompt.chat_template import ChatTemplate
+
+Edit = Callable[[dict[str, torch.Tensor]], object]
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def without(part: str) -> Edit:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if part in name]:
+            del tensors[name]
+
+    return edit
+
+
+def shorten(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.embed_tokens.weight"
+    tensors[name] = tensors[name][:1000].clone()
+
+
+@pytest.fixture
+def broken(small_model: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a whole model, changed."""
+
+    def make(edit: Edit = dict, **config: Any) -> Path:
+        model = shutil.copytree(small_model("phi3"), tmp_path / "model")
+        tensors = load_file(model / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, model / "model.safetensors", {"format": "pt"})
+        path = model / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("edit", "config", "message"),
+    [
+        (without("layers.1."), {}, r"blk\.1\.attn_norm\.weight"),
+        (dict, {"num_hidden_layers": 3}, r"blk\.2\.attn_norm\.weight"),
+        (without("model.norm"), {}, r"output_norm\.weight"),
+        (without("layers.0.self_attn.o_proj"), {}, r"blk\.0\.attn_output\.weight"),
+        (shorten, {}, r"token_embd\.weight.* wrong shape"),
+        (dict, {"hidden_size": 512}, r"wrong shape"),
+        (dict, {"vocab_size": 10_000_000}, r"config\.json says `vocab_size` 10,000,000"),
+    ],
+    ids=["layer", "layers", "norm", "projection", "rows", "width", "vocabulary"],
+)
+def test_weights_that_config_does_not_describe_are_refused(
+    edit: Edit, config: dict[str, Any], message: str, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    request = Request(str(broken(edit, **config)), quants=("Q8_0",), out=tmp_path / "out")
+    with pytest.raises(InputRefusedError, match=message) as caught:
+        prepare(request)
+    assert caught.value.exit_code == 3
+    assert caught.value.next_step
+    assert not (tmp_path / "out").exists()
+
+
+def test_force_makes_it_all_the_same(broken: Callable[..., Path]) -> None:
+    told = Told()
+    model = broken(without("model.norm"))
+    prepare(Request(str(model), quants=("Q8_0",), force=True), told)
+    assert any("would not load" in warning for warning in told.warnings)
+
+
+def test_a_template_that_does_not_end_is_refused() -> None:
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    template = ChatTemplate(loops, "chat_template.jinja", None, None)
+    with pytest.raises(ChatTemplateError, match="steps"):
+        template.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
