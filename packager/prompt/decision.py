@@ -78,10 +78,10 @@ def decide(
         ollama_version: the server's.
 
     Raises:
-        ChatTemplateError: if the chat template does not render a single user turn, or nothing that
+        ChatTemplateError: if the chat template does not render what a user says, or nothing that
             the server knows makes the same prompts.
     """
-    chat_template.prompt(CORE[0])  # raises, and says why, where it does not
+    _require_said(chat_template)
     native = make_native(chat_template)
     bos_token = chat_template.bos_token
     prompts = [prompt_or_none(chat_template, tried) for tried in CORE]
@@ -111,6 +111,15 @@ def decide(
         pins=native.pins,
         end_token_ids=_end_token_ids(end_id, vocabulary),
     )
+
+
+def _require_said(chat_template: ChatTemplate) -> None:
+    prompt = chat_template.prompt(CORE[0])  # raises, and says why, where it does not
+    if str(CORE[0].messages[-1]["content"]).strip() not in prompt:
+        raise ChatTemplateError(
+            f"The chat template ({chat_template.origin}) leaves out what the user says.",
+            next_step="Name the Jinja file of training with --template FILE.",
+        )
 
 
 def _end_token_ids(end_id: int | None, vocabulary: Vocabulary) -> tuple[int, ...]:

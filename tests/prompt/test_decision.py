@@ -145,6 +145,11 @@ def test_a_bos_for_some_conversations_is_left_to_the_chat_template() -> None:
     assert decision.begins_with_bos is False
 
 
+def test_a_chat_template_without_what_the_user_says_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="leaves out what the user says"):
+        make_example("<|im_start|>hello<|im_end|>", TURNS, [1]).decide()
+
+
 def test_a_chat_template_that_does_not_render_is_refused() -> None:
     with pytest.raises(ChatTemplateError, match="does not render"):
         make_example("{{ raise_exception('no') }}", TURNS, [1]).decide()
