@@ -115,7 +115,7 @@ def decide(
 
 def _require_said(chat_template: ChatTemplate) -> None:
     prompt = chat_template.prompt(CORE[0])  # raises, and says why, where it does not
-    if str(CORE[0].messages[-1]["content"]).strip() not in prompt:
+    if prompt == prompt_or_none(chat_template, CORE[1]):  # which differs in that alone
         raise ChatTemplateError(
             f"The chat template ({chat_template.origin}) leaves out what the user says.",
             next_step="Name the Jinja file of training with --template FILE.",
