@@ -77,8 +77,7 @@ def sweep_one(path: Path, daemon: Daemon, folder: Path) -> Swept:
     model = "sweep-" + name.lower()
     daemon.create(
         model,
-        daemon.upload(gguf),
-        gguf.name,
+        {gguf.name: daemon.upload(gguf)},
         template=decision.ollama_template,
         system=None,
         stops=(),
