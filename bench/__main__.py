@@ -187,7 +187,7 @@ def _make_inputs(shape: str, adapter: Adapter, folder: Path, llama_cpp: Path) ->
         if done.returncode:
             sys.exit(f"bench: no model could be made:\n{done.stderr[-2000:]}")
     made = json.loads(marker.read_text("utf-8"))
-    if (made["shape"], made["adapter"]) != (shape, str(adapter)):
+    if (made.get("shape"), made.get("adapter")) != (shape, str(adapter)):
         sys.exit(f"bench: {folder} holds {made['shape']} with {made['adapter']}, which is another")
     return int(made["parameters"])
 

@@ -234,9 +234,12 @@ def _prepare(
         write_skeleton(skeleton, conversion)
         with load_tried(skeleton) as reason:
             typed = tuple(type_quants(conversion, dict.fromkeys(looked_at), skeleton))
+            refuse_imatrix(typed, wanted)
+            adapters = adapter_identities(inputs)
+            digest = fingerprint(
+                inputs, adapters, device, conversion, projector, decision, spec, name
+            )
             require_loaded(reason(), toolchain, request, progress)
-    refuse_imatrix(typed, wanted)
-    adapters = adapter_identities(inputs)
     return Package(
         request=request,
         name=name,
@@ -249,9 +252,7 @@ def _prepare(
         decision=decision,
         modelfile=spec,
         adapters=adapters,
-        fingerprint=fingerprint(
-            inputs, adapters, device, conversion, projector, decision, spec, name
-        ),
+        fingerprint=digest,
         plan=_plan(
             request,
             name,
