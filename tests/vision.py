@@ -11,14 +11,15 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tests.vocabularies import Kind, write_tokenizer
 
-VisionKind = Literal["gemma3", "qwen2_5_vl", "qwen3_vl", "smolvlm"]
-VISION_KINDS: tuple[VisionKind, ...] = ("gemma3", "qwen2_5_vl", "qwen3_vl", "smolvlm")
+VisionKind = Literal["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm"]
+VISION_KINDS: tuple[VisionKind, ...] = get_args(VisionKind)
 _TOKENIZERS: dict[VisionKind, Kind] = {
     "gemma3": "gemma3",
+    "mistral3": "llama",
     "qwen2_5_vl": "qwen3",
     "qwen3_vl": "qwen3",
     "smolvlm": "llama",
@@ -28,6 +29,7 @@ _QWEN_PROCESSOR = {"temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136
                    "max_pixels": 1 << 20}  # fmt: skip
 _PREPROCESSORS: dict[VisionKind, dict[str, Any]] = {
     "gemma3": {"image_seq_length": 4, "size": {"height": 56, "width": 56}},
+    "mistral3": {"patch_size": 14, "size": {"longest_edge": 56}},
     "qwen2_5_vl": {"patch_size": 14, **_QWEN_PROCESSOR},
     "qwen3_vl": {"patch_size": 16, **_QWEN_PROCESSOR,
                  "size": {"shortest_edge": 65536, "longest_edge": 1 << 20}},
@@ -41,6 +43,12 @@ def make_vision_model(kind: VisionKind, folder: Path, llama_cpp: Path) -> Path:
 
     folder.mkdir(parents=True)
     vocab_size = write_tokenizer(_TOKENIZERS[kind], folder, llama_cpp)
+    if kind == "mistral3":  # its converter asks for the tokens between rows of an image
+        for path in folder.glob("tokenizer*.json"):
+            text = path.read_text(encoding="utf-8")
+            for number, token in enumerate(("[IMG_BREAK]", "[IMG_END]")):
+                text = text.replace(f"<|reserved_special_token_{number}|>", token)
+            path.write_text(text, encoding="utf-8")
     torch.manual_seed(0)
     model = _random_model(kind, vocab_size).to(torch.bfloat16)
     with torch.no_grad():
@@ -78,6 +86,17 @@ def _random_model(kind: VisionKind, vocab_size: int) -> Any:
                     **siglip, "image_size": 56, "patch_size": 14, "vision_use_head": False
                 },
                 mm_tokens_per_image=4,
+            )
+        )  # fmt: skip
+    if kind == "mistral3":
+        return transformers.Mistral3ForConditionalGeneration(
+            transformers.Mistral3Config(
+                text_config={**text, "model_type": "mistral"},
+                vision_config={
+                    **siglip, "num_hidden_layers": 3, "head_dim": 32, "image_size": 56,
+                    "patch_size": 14,
+                },
+                spatial_merge_size=2,
             )
         )  # fmt: skip
     if kind == "smolvlm":

@@ -106,12 +106,19 @@ def run_converter(
             architecture = base.get_model_architecture(hparams, base.ModelType[part])
             model_class = conversion.get_model_class(architecture, mmproj=part == "MMPROJ")
             with torch.inference_mode():
-                model = _over_checkpoint(model_class, base.LazyTorchTensor, seen)(
-                    folder,
+                ftype, path = (
                     gguf.LlamaFileType[_FTYPE_OF[float_type]],
                     folder.parent / "model.gguf",
-                    model_name=name,
                 )
+
+                def over_checkpoint(model_class: Any) -> Any:
+                    reading = _over_checkpoint(model_class, base.LazyTorchTensor, seen)
+                    return reading(folder, ftype, path, model_name=name)
+
+                model = over_checkpoint(model_class)
+                # Mistral 3's only chooses another class, by the configuration, which does it all.
+                if (chosen := getattr(model, "impl", None)) is not None:
+                    model = over_checkpoint(type(chosen))
                 model.prepare_tensors()
                 model.prepare_metadata(vocab_only=False)
         except FtpackError:
