@@ -15,7 +15,7 @@ from typing import Any
 
 from packager.errors import UnsupportedError
 from packager.gguf.convert import Conversion
-from packager.gguf.quants import Quant
+from packager.gguf.quants import QUANTS, Quant
 
 _TENSOR_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
@@ -62,11 +62,12 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
     for key, value in (("quantization_version", gguf.GGML_QUANT_VERSION), ("file_type", ftype)):
         writer.remove_key(f"general.{key}")
         writer.add_uint32(f"general.{key}", value)
+    is_quantized = all(quant.ftype != ftype for quant in QUANTS.values() if quant.is_float)
     for tensor in conversion.tensors:
         ggml_type = gguf.GGMLQuantizationType[types[tensor.name]]
         writer.add_tensor_info(
             tensor.name,
-            tensor.shape,
+            _trimmed(tensor.shape) if is_quantized else tensor.shape,
             np.dtype(np.float32),  # not looked at where raw_dtype is given
             tensor_bytes(tensor.elements, types[tensor.name]),
             raw_dtype=ggml_type,
@@ -80,6 +81,13 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
     offset: int = file.tell()
     writer.close()
     return offset
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as llama.cpp's quantizer writes it (`ggml_n_dims`): a row alone is a vector."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 @cache

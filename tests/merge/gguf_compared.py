@@ -1,4 +1,4 @@
-"""A merged checkpoint's GGUF, held against what llama.cpp makes of the model that PEFT has saved.
+"""A checkpoint's GGUF, held against what llama.cpp makes of the model that was saved.
 
 These models have no vocabulary: neither side writes one. All else of the converter runs.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from packager.checkpoint import Checkpoint
 from packager.gguf.convert import convert
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain, find_toolchain
@@ -25,13 +27,13 @@ from tests.usual_route import quantize_with_llama_cpp, read_gguf
 
 
 def gguf_differences(
-    found: MergedCheckpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    found: Checkpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """Tensors and key-values that are not the same in the Q8_0 of both.
 
     Args:
         found: the checkpoint under test.
-        wanted: the folder that PEFT and transformers have saved.
+        wanted: the folder that transformers have saved, after PEFT's merge where there is one.
         folder: an empty folder for the files of both sides.
     """
     toolchain = find_toolchain()
@@ -42,7 +44,10 @@ def gguf_differences(
     )
     (wanted / "tokenizer.json").write_text(tokenizer)
     theirs = _by_llama_cpp(wanted, folder, toolchain, monkeypatch)
-    (folder / "config.json").write_text(json.dumps(config_of(found)))
+    if isinstance(found, MergedCheckpoint):
+        (folder / "config.json").write_text(json.dumps(config_of(found)))
+    else:
+        shutil.copyfile(found.files["config.json"], folder / "config.json")
     files = {"config.json": folder / "config.json", "tokenizer.json": wanted / "tokenizer.json"}
     conversion = convert(toolchain, found, files, "model", {}, [], begins_with_bos=False)
     write_skeleton(folder / "skeleton.gguf", conversion)
