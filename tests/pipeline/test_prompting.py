@@ -93,7 +93,7 @@ def test_an_older_server_gets_a_template_or_a_refusal(model: Path) -> None:
     decision = prepare(Request(str(model), ("Q8_0",), ollama_version="0.20.1")).decision
     assert decision.renderer == "TEMPLATE"
     (model / "chat_template.jinja").unlink()
-    (model / "chat_template.jinja").write_text("{{ messages | length }}")
+    (model / "chat_template.jinja").write_text("{{ messages[-1].content | upper }}")
     with pytest.raises(ChatTemplateError, match=r"0\.20\.1"):
         prepare(Request(str(model), ("Q8_0",), ollama_version="0.20.1"))
 
