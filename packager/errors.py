@@ -53,6 +53,8 @@ __all__ = [
     "UsageError",
 ]
 
+_SHOWN = 6
+
 
 class FtpackError(Exception):
     """Something went wrong; `next_step` says what the user can do about it.
@@ -167,3 +169,9 @@ class RegistrationError(DaemonError):
 def first_line(error: BaseException) -> str:
     """What an error says, in short."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(names: list[str], separator: str = ", ") -> str:
+    """The first of some names, and how many more there are."""
+    more = f"{separator}... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
+    return separator.join(names[:_SHOWN]) + more

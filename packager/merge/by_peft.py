@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from packager.allocator import give_back_large_blocks
 from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
-from packager.errors import AdapterMismatchError, UnsupportedError
+from packager.errors import AdapterMismatchError, UnsupportedError, listed
 from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
 from packager.merge.loading import load_adapter
 from packager.merge.skeleton import build_skeleton
-from packager.merge.targets import listed
 from packager.merge.units import find_units, has_zero_part, merge_unit
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from packager.errors import (
     UnsupportedError,
     UsageError,
     first_line,
+    listed,
 )
 from packager.files import read_json
 from packager.merge.by_peft import PeftMerged
@@ -27,7 +28,7 @@ from packager.merge.open import is_plain_lora, open_merged
 from packager.merge.peft_config import read_peft_config
 from packager.merge.peft_targets import NotLinearError
 from packager.merge.skeleton import empty_model
-from packager.merge.targets import LoraTarget, listed
+from packager.merge.targets import LoraTarget
 
 if TYPE_CHECKING:
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,9 +123,7 @@ def _bound(info: TensorInfo, quantized: Mapping[str, bool]) -> int:
     """The bytes that a tensor takes at most."""
     if info.name not in quantized:
         return info.size_bytes
-    elements = 1
-    for size in info.shape:
-        elements *= size
+    elements = math.prod(info.shape)
     blocks = -(-elements // _BLOCK)
     return -(-elements // 2) + blocks + 4 * -(-blocks // _NESTED_BLOCK) + _STATE_BYTES
 

@@ -15,19 +15,19 @@ from packager.errors import (
     FtpackError,
     NonFiniteError,
     first_line,
+    listed,
 )
 from packager.files import read_json
 from packager.merge.experts import is_stacked, restacked
 from packager.merge.layout import Layout
 from packager.merge.placeholders import is_shaped_by_base, is_shared
-from packager.merge.skeleton import ADAPTER, Skeleton
+from packager.merge.skeleton import ADAPTER, CHECK_BASE, Skeleton
 from packager.merge.stored import StoredTensor, loaded, stored
-from packager.merge.targets import PREFIX, listed
+from packager.merge.targets import PREFIX
 
 if TYPE_CHECKING:
     import torch
 
-_CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
 _SAVE_AGAIN = "Check --base; or save the adapter again with PEFT's save_pretrained."
 
 
@@ -183,7 +183,7 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[st
         raise BaseMismatchError(
             f"Adapter and base do not fit: {len(differing)} shapes differ: "
             f"{listed(differing, '; ')}.",
-            next_step=_CHECK_BASE,
+            next_step=CHECK_BASE,
         )
     return held
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
-from packager.errors import AdapterMismatchError, NonFiniteError
+from packager.errors import AdapterMismatchError, NonFiniteError, listed
 from packager.files import read_json
-from packager.merge.targets import LoraTarget, listed, targets_by_name
+from packager.merge.targets import LoraTarget, targets_by_name
 
 if TYPE_CHECKING:
     import torch

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from packager.errors import CorruptFileError, UnsupportedError, first_line
+from packager.errors import CorruptFileError, UnsupportedError, first_line, listed
 from packager.files import read_json
 from packager.merge.experts import LAYOUT_KEYS
-from packager.merge.targets import listed
 
 _NAME = "adapter_config.json"
 # What a JSON value may be where PEFT declares one of these; of other declarations PEFT decides.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from packager.checkpoint import Checkpoint, TensorInfo
-from packager.errors import AdapterMismatchError, BaseMismatchError
+from packager.errors import AdapterMismatchError, BaseMismatchError, listed
 from packager.merge.layout import build_model
 from packager.merge.peft_config import read_peft_config
-from packager.merge.targets import PREFIX, LoraTarget, listed
+from packager.merge.targets import PREFIX, LoraTarget
 
 _ADAPTER = "default"
 

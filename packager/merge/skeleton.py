@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.checkpoint import TensorFile
-from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line
+from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line, listed
 from packager.files import read_json
 from packager.merge.experts import is_stacked, targeted_as_stacks
 from packager.merge.layout import Layout, build_model, resize
@@ -19,13 +19,13 @@ from packager.merge.peft_config import read_peft_config
 from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
 from packager.merge.stored import StoredTensor, loaded
-from packager.merge.targets import PREFIX, listed
+from packager.merge.targets import PREFIX
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER = "default"
-_CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
+CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
 
 
 @dataclass
@@ -187,7 +187,7 @@ def _inject(
         raise kind(
             f"PEFT does not take {folder / 'adapter_config.json'} on this base: "
             f"{first_line(error)}",
-            next_step=_CHECK_BASE,
+            next_step=CHECK_BASE,
         ) from error
     if config.peft_type.value == "LORA":
         neutral.init_lora_weights = config.init_lora_weights
@@ -211,7 +211,7 @@ def _require_every_target(folder: Path, config: Any, peft_model: Any) -> None:
         raise BaseMismatchError(
             f"{folder / 'adapter_config.json'} targets modules that the base does not have: "
             f"{listed(missing)}.",
-            next_step=_CHECK_BASE,
+            next_step=CHECK_BASE,
         )
 
 

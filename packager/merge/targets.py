@@ -15,7 +15,6 @@ from packager.checkpoint import Checkpoint, TensorInfo
 
 PREFIX = "base_model.model."
 _KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
-_SHOWN = 6
 # Settings that may be anything without changing what a plain merge does, and those that it reads.
 # A setting that is on and not listed here is PEFT's to interpret.
 _UNDERSTOOD = frozenset({
@@ -106,9 +105,3 @@ def _wanted_modules(base: Checkpoint, wanted: list[object]) -> set[str] | None:
             modules.add(module)
             used |= matching
     return modules if used == ends else None
-
-
-def listed(names: list[str], separator: str = ", ") -> str:
-    """The first of some names, and how many more there are."""
-    more = f"{separator}... ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
-    return separator.join(names[:_SHOWN]) + more

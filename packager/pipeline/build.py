@@ -29,7 +29,7 @@ from packager.files import (
 from packager.gguf.convert import Conversion
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
-from packager.merge.merged import MergedCheckpoint
+from packager.pipeline.checks import require_merged
 from packager.pipeline.identity import base_identity, tool_versions
 from packager.pipeline.nearness import Nearness, measure_nearness, quant_types
 from packager.pipeline.prepare import Package
@@ -138,11 +138,8 @@ def _write(
     written = []
     for conversion, paths in targets.items():
         written += write_ggufs(conversion, paths, threads, progress)
-    checkpoint = package.checkpoint
-    if isinstance(checkpoint, MergedCheckpoint):
-        checkpoint.require_all_used(frozenset().union(*(found.reads for found in targets)))
-        if checkpoint.is_untrained:
-            progress.warn("The adapter changes nothing (it is untrained): the model is its base")
+    read = frozenset().union(*(found.reads for found in targets))
+    require_merged(package.checkpoint, progress, read)
     for item in written:
         publish(item.path)
     return written

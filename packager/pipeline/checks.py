@@ -1,7 +1,8 @@
-"""What is wrong with a model, or costs more than it seems to, told before any weight is read."""
+"""What is wrong with a model or its merge, or costs more than it seems to."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from packager.checkpoint import Checkpoint
@@ -11,6 +12,7 @@ from packager.gguf.convert import Conversion
 from packager.gguf.quants import Quant
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import TypedQuant
+from packager.merge.merged import MergedCheckpoint
 from packager.plan import Request, estimate_run_memory
 from packager.progress import Progress
 
@@ -48,6 +50,26 @@ def require_loaded(
         next_step="Compare config.json with the weights, or download or save the model again; "
         "with --force the files are made all the same.",
     )
+
+
+def require_merged(
+    checkpoint: Checkpoint, progress: Progress, read: Collection[str] | None = None
+) -> None:
+    """See, after everything was read, that the adapters are in the result; say if they are nothing.
+
+    Args:
+        checkpoint: what was read.
+        progress: told where an adapter is untrained.
+        read: the tensors that were to be read; None for all.
+
+    Raises:
+        AdapterMismatchError: if something of an adapter was left out.
+    """
+    if not isinstance(checkpoint, MergedCheckpoint):
+        return
+    checkpoint.require_all_used(read)
+    if checkpoint.is_untrained:
+        progress.warn("The adapter changes nothing (it is untrained): the model is its base")
 
 
 def warn_of_context(context_length: int | None, conversion: Conversion, progress: Progress) -> None:

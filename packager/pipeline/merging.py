@@ -25,8 +25,8 @@ from packager.merge.four_bit import (
     require_bitsandbytes,
     save_four_bit,
 )
-from packager.merge.merged import MergedCheckpoint
 from packager.merge.save import save_safetensors
+from packager.pipeline.checks import require_merged
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.nearness import Nearness, measure_nearness
 from packager.pipeline.prepare import choose_device, described, open_checkpoint
@@ -101,7 +101,7 @@ def merge(
                 names = _write_four_bit(checkpoint, plan, describing, staging, progress)
             else:
                 names = _write(checkpoint, describing, staging, progress)
-            _require_merged(checkpoint, progress)
+            require_merged(checkpoint, progress)
     files = [folder / name for name in names]
     size_bytes = sum(path.stat().st_size for path in files)
     return MergedFolder(folder, tuple(files), size_bytes, nearness)
@@ -162,14 +162,6 @@ def _write_four_bit(
 
 def _size_bytes(checkpoint: Checkpoint) -> int:
     return sum(info.size_bytes for info in checkpoint.tensors.values())
-
-
-def _require_merged(checkpoint: Checkpoint, progress: Progress) -> None:
-    if not isinstance(checkpoint, MergedCheckpoint):
-        return
-    checkpoint.require_all_used()
-    if checkpoint.is_untrained:
-        progress.warn("The adapter changes nothing (it is untrained): the model is its base")
 
 
 def _copy(describing: Mapping[str, Path], folder: Path) -> list[str]:

@@ -52,8 +52,8 @@ from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile import ModelfileSpec
 from packager.source.open import Source
+from packager.source.trainer import CHECKPOINT_PREFIXES
 
-_CHECKPOINTS = ("checkpoint-", "epoch_", "step_")
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30
 
@@ -271,7 +271,7 @@ def _prepare(
 def model_name(source: Source) -> str:
     """A name for a model that was given none: its folder's, in the characters that Ollama takes."""
     folder = source.folder.absolute()
-    stem = folder.parent.name if folder.name.startswith(_CHECKPOINTS) else folder.name
+    stem = folder.parent.name if folder.name.startswith(CHECKPOINT_PREFIXES) else folder.name
     if source.model_id:
         stem = source.model_id.rpartition("/")[2]
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "model"

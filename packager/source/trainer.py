@@ -12,8 +12,9 @@ from pathlib import Path
 from packager.errors import SourceNotFoundError
 from packager.files import read_json
 
-# As the Trainer of transformers names them, and torchtune.
-_CHECKPOINT = re.compile(r"(?:checkpoint-|epoch_|step_)(\d{1,12})")
+# As the Trainer of transformers names a checkpoint's folder, and torchtune.
+CHECKPOINT_PREFIXES = ("checkpoint-", "epoch_", "step_")
+_CHECKPOINT = re.compile(rf"(?:{'|'.join(CHECKPOINT_PREFIXES)})(\d{{1,12}})")
 _LOG = "trainer_log.jsonl"
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from packager.errors import CorruptFileError
 from packager.files import read_json
+from packager.source.trainer import CHECKPOINT_PREFIXES
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LLAMAFACTORY = "training_args.yaml"
 # A run's configuration is some kilobytes; nothing larger is read for one.
 _MAX_YAML_BYTES = 1 << 20
-_CHECKPOINTS = ("checkpoint-", "epoch_", "step_")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_training(folder: Path) -> Training | None:
         CorruptFileError: if the run's configuration cannot be read.
     """
     folder = folder.absolute()
-    is_checkpoint = folder.name.startswith(_CHECKPOINTS)
+    is_checkpoint = folder.name.startswith(CHECKPOINT_PREFIXES)
     for place in (folder, folder.parent) if is_checkpoint else (folder,):
         if found := _from_yaml(place) or _from_marks(place):
             return found
