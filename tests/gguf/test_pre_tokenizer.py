@@ -31,20 +31,11 @@ from tests.published_tokenizers import (
     sequence,
     split,
 )
+from tests.told import Told
 from tests.vocabularies import import_gguf
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
-
-
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def added_token(number: int, text: str, *, special: bool) -> dict[str, Any]:

@@ -15,18 +15,10 @@ from safetensors.torch import load_file, save_file
 from packager.errors import ChatTemplateError, InputRefusedError
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
-from packager.progress import Silent
 from packager.prompt.chat_template import ChatTemplate
+from tests.told import Told
 
 Edit = Callable[[dict[str, torch.Tensor]], object]
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 def without(part: str) -> Edit:

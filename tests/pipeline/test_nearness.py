@@ -25,6 +25,7 @@ from packager.pipeline.prepare import Package, prepare
 from packager.plan import Request
 from packager.progress import Silent
 from tests.command import ftpack
+from tests.told import Told
 from tests.usual_route import (
     convert_with_llama_cpp,
     merge_with_peft,
@@ -42,13 +43,7 @@ GGUF_NAMES = {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
 SKIPPED = "model.layers.1.self_attn.v_proj"
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
+class Notes(Told):
     def about(self, text: str) -> str:
         (found,) = [note for note in self.notes if text in note]
         return found

@@ -14,14 +14,7 @@ from packager.pipeline.inspecting import inspect
 from packager.pipeline.prepare import Package, prepare
 from packager.plan import Request
 from packager.progress import Silent
-
-
-class _Told(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+from tests.told import Told
 
 
 def key_values(package: Package) -> dict[str, object]:
@@ -38,7 +31,7 @@ def test_published_sampling_is_offered_with_its_source_and_written_when_asked_fo
     model: Path,
 ) -> None:
     (model / "generation_config.json").unlink()
-    told = _Told()
+    told = Told()
     package = prepare(Request(str(model), ("Q8_0",)), told)
     offered = [said for said in told.notes if "--preset qwen3-thinking" in said]
     assert len(offered) == 1

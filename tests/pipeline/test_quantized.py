@@ -14,17 +14,9 @@ from packager.pipeline.build import build
 from packager.pipeline.merging import merge
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
-from packager.progress import Silent
+from tests.told import Told
 
 FORMAT = {"quant_method": "fp8", "weight_block_size": [64, 64], "activation_scheme": "dynamic"}
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def quantize(base: Path, folder: Path, plain: Path) -> None:
@@ -73,7 +65,7 @@ def test_an_adapter_is_merged_into_the_dequantized_base(
     from transformers import AutoModelForCausalLM
 
     base, plain = folders
-    progress = Notes()
+    progress = Told()
 
     merge(Request(str(adapter("llama")), base=str(base)), tmp_path / "merged", progress)
 

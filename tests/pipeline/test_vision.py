@@ -19,9 +19,9 @@ from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeigh
 from packager.pipeline.build import Bundle, build
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
-from packager.progress import Silent
 from tests.command import ftpack
 from tests.daemon import OllamaDaemon, find_ollama
+from tests.told import Told
 from tests.usual_route import convert_with_llama_cpp, read_gguf
 from tests.vision import (
     VISION_KINDS,
@@ -36,14 +36,6 @@ pytestmark = pytest.mark.slow
 
 # The name, and what ftpack says of the prompt: the same exceptions as for text.
 _OUR_OWN = ("general.", "tokenizer.chat_template", "tokenizer.ggml.e", "tokenizer.ggml.add_bos")
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 @pytest.fixture(scope="module")
