@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import AdapterMismatchError, UnsupportedError, first_line
 from packager.merge.layout import Layout
 from packager.merge.skeleton import ADAPTER, Skeleton
+from packager.merge.stacks import is_on_stack, merge_stacks
 from packager.merge.stored import loaded
 
 if TYPE_CHECKING:
@@ -132,11 +133,13 @@ def merge_unit(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            if skeleton.again and unit.is_additive and not _is_stacked(unit.layer):
-                layer = _make_again(skeleton, unit, memo, device)
+            if is_on_stack(unit.layer):
+                module = merge_stacks(unit.layer, memo)
+            elif skeleton.again and unit.is_additive:
+                module = _merge(_make_again(skeleton, unit, memo, device))
             else:
-                layer = copy.deepcopy(unit.layer, memo).to(device)
-            results = _results(unit, _merge(layer))
+                module = _merge(copy.deepcopy(unit.layer, memo).to(device))
+            results = _results(unit, module)
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:
@@ -197,11 +200,6 @@ def _digest(tensor: torch.Tensor) -> bytes:
 def _own_name(unit: Unit, names: tuple[str, ...]) -> str:
     """Of a tied parameter's names the one that it has in this module."""
     return next((name for name in names if name.startswith(f"{unit.key}.")), names[0])
-
-
-def _is_stacked(layer: Any) -> bool:
-    """Whether a layer is on a parameter, as on stacked experts; it has no init that reads it."""
-    return hasattr(layer, "parameter_name")
 
 
 def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: str) -> Any:
