@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 # Parameters of mallopt as malloc.h has them, the largest threshold it takes, and its own default.
@@ -29,6 +30,16 @@ def give_back_large_blocks() -> None:
     """
     if _is_kept:
         _set({_M_MMAP_THRESHOLD: _LARGEST_THRESHOLD_BYTES, _M_MMAP_MAX: _DEFAULT_MMAP_MAX})
+
+
+def give_back_free_pages() -> None:
+    """Let go of what is free in the heap now, holes included, where `keep_freed_memory` was called.
+
+    Before work that takes several large blocks, none of which would fit into those holes.
+    """
+    if _is_kept:
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set(parameters: dict[int, int]) -> bool:

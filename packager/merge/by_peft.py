@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.allocator import give_back_large_blocks
+from packager.allocator import give_back_free_pages, give_back_large_blocks
 from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
 from packager.errors import AdapterMismatchError, UnsupportedError, listed
 from packager.merge.batches import Batch, find_batches
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 
+# A module of so much, as a layer's experts, is more than what was read for it leaves in the heap.
+_LARGE_BYTES = 64 << 20
 # Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
 _MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")
 
@@ -136,7 +138,8 @@ class PeftMerged:
                 self._made = {}
                 self._made = self._make(batch)
             self._loaded.add(name)
-            return self._made.pop(name)
+            # In memory of its own: one expert would keep all of its layer's.
+            return _alone(self._made.pop(name))
 
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
         """One tensor in pieces; one that the adapter changes is merged as a whole, once."""
@@ -159,13 +162,16 @@ class PeftMerged:
                 )
                 self._changed[unit.key] = merged.has_changed
                 parameters |= {n: t for n, t in merged.results.items() if n in batch.written}
+                del merged
             others = [name for name in batch.written if name not in parameters]
             parameters |= self._layout.read(others, self._base.load)
-            # Each in memory of its own: one expert would keep all of its layer's.
-            made = {
-                name: tensor.contiguous() if _is_whole(tensor) else tensor.clone()
-                for name, tensor in self._layout.write(parameters).items()
-            }
+            if sum(self._tensors[name].size_bytes for name in batch.outputs) >= _LARGE_BYTES:
+                give_back_free_pages()
+            made: dict[str, torch.Tensor] = {}
+            while parameters:
+                # What is not written together is let go in between: a layer's experts are large.
+                together = self._layout.siblings([next(iter(parameters))])
+                made |= self._layout.write({name: parameters.pop(name) for name in together})
         for name in batch.outputs:
             info = self._tensors[name]
             if made[name].shape != info.shape or made[name].dtype != info.torch_dtype:
@@ -219,6 +225,7 @@ class PeftMerged:
         return bool(self._changed) and not any(self._changed.values())
 
 
-def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is all that is in its memory."""
-    return tensor.untyped_storage().nbytes() == tensor.nbytes
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is all that is in its memory."""
+    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.contiguous() if is_alone else tensor.clone()
