@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# A module of so much, as a layer's experts, is more than what was read for it leaves in the heap.
+# A module of so much, as a layer's experts, gets none of it from what smaller ones left in the heap.
 _LARGE_BYTES = 64 << 20
 # Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
 _MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")
@@ -153,6 +153,7 @@ class PeftMerged:
     def _make(self, batch: Batch) -> dict[str, torch.Tensor]:
         import torch
 
+        self._make_room(batch)
         # The converter reads in inference mode, where PEFT's layers cannot be built.
         with torch.inference_mode(False), torch.no_grad():
             parameters: dict[str, Any] = {}
@@ -165,8 +166,7 @@ class PeftMerged:
                 del merged
             others = [name for name in batch.written if name not in parameters]
             parameters |= self._layout.read(others, self._base.load)
-            if sum(self._tensors[name].size_bytes for name in batch.outputs) >= _LARGE_BYTES:
-                give_back_free_pages()
+            self._make_room(batch)
             made: dict[str, torch.Tensor] = {}
             while parameters:
                 # What is not written together is let go in between: a layer's experts are large.
@@ -182,6 +182,10 @@ class PeftMerged:
                     "the merged folder.",
                 )
         return made
+
+    def _make_room(self, batch: Batch) -> None:
+        if sum(self._tensors[name].size_bytes for name in batch.outputs) >= _LARGE_BYTES:
+            give_back_free_pages()
 
     def require_all_used(self, read: Collection[str] | None = None) -> None:
         """Check, after everything was loaded, that the adapter is in the result.
