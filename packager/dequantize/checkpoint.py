@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import FolderCheckpoint, TensorInfo
+from packager.checkpoint import FolderCheckpoint
 from packager.dequantize.formats import (
     FORMATS,
     plain_config,
@@ -22,6 +22,7 @@ from packager.dequantize.formats import (
 from packager.dequantize.packed import PackedWeight, QuantizedModel, is_of_activations
 from packager.errors import CorruptFileError
 from packager.files import write_json
+from packager.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from packager.checkpoint import TensorInfo
 from packager.errors import UnsupportedError
 from packager.merge.layout import Layout
 from packager.merge.units import Unit
+from packager.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.allocator import give_back_free_pages, give_back_large_blocks
-from packager.checkpoint import Checkpoint, TensorFile, TensorInfo
+from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, UnsupportedError, listed
 from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
 from packager.merge.loading import load_adapter
 from packager.merge.skeleton import build_skeleton
 from packager.merge.units import find_units, has_zero_part, merge_unit
+from packager.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
 
-# A module of so much, as a layer's experts, gets none of it from what smaller ones left in the heap.
+# A module of so much, as a layer's experts, does not fit into what smaller ones left in the heap.
 _LARGE_BYTES = 64 << 20
 # Methods that multiply: in 16 bits a weak training can round to no change of a module at all.
 _MULTIPLYING = ("BOFT", "HRA", "IA3", "LN_TUNING", "OFT", "ROAD")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import TensorInfo
 from packager.errors import BaseMismatchError, UnsupportedError
+from packager.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

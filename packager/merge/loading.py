@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import TensorFile
 from packager.errors import (
     AdapterMismatchError,
     BaseMismatchError,
@@ -24,6 +23,7 @@ from packager.merge.placeholders import is_shaped_by_base, is_shared
 from packager.merge.skeleton import ADAPTER, CHECK_BASE, Skeleton
 from packager.merge.stored import StoredTensor, loaded, stored
 from packager.merge.targets import PREFIX
+from packager.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint import Checkpoint, TensorInfo
+from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, BaseMismatchError, listed
 from packager.merge.layout import build_model
 from packager.merge.peft_config import read_peft_config
 from packager.merge.targets import PREFIX, LoraTarget
+from packager.tensor_file import TensorInfo
 
 _ADAPTER = "default"
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from packager.checkpoint import TensorFile
 from packager.errors import AdapterMismatchError
 from packager.merge.targets import PREFIX
+from packager.tensor_file import TensorFile
 
 # Initialisations of LoRA that compute from the base's weights what no file holds.
 _FROM_BASE = ("pissa", "olora", "mica")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from packager.checkpoint import TensorFile
 from packager.errors import BaseMismatchError
 from packager.merge.targets import PREFIX
+from packager.tensor_file import TensorFile
 
 
 def resized_rows(model: Any, weights: TensorFile) -> int | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import TensorFile
 from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line, listed
 from packager.files import read_json
 from packager.merge.experts import is_stacked, targeted_as_stacks
@@ -20,6 +19,7 @@ from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
 from packager.merge.stored import StoredTensor, loaded
 from packager.merge.targets import PREFIX
+from packager.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import TensorFile
+from packager.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packager.checkpoint import Checkpoint, TensorInfo
+from packager.checkpoint import Checkpoint
+from packager.tensor_file import TensorInfo
 
 PREFIX = "base_model.model."
 _KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")

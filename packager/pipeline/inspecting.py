@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from packager.checkpoint import TensorInfo, describing_files
+from packager.checkpoint import describing_files
 from packager.errors import FtpackError
 from packager.files import existing_folder, format_bytes
 from packager.progress import Progress
@@ -20,6 +20,7 @@ from packager.source.modelscope import SCHEME
 from packager.source.open import Source, list_adapters, open_source
 from packager.source.trainer import list_checkpoints
 from packager.source.training import Training, read_training
+from packager.tensor_file import TensorInfo
 
 
 def inspect(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import Checkpoint, TensorInfo
+from packager.checkpoint import Checkpoint
 from packager.dequantize.checkpoint import Dequantized
 from packager.dequantize.rounded import RoundedByBitsandbytes
 from packager.errors import FtpackError, UnsupportedError
@@ -27,6 +27,7 @@ from packager.pipeline.inputs import Inputs
 from packager.pipeline.prepare import merge_adapters
 from packager.progress import Progress
 from packager.source.pair import Pair, find_pair
+from packager.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

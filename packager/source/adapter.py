@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint import TensorFile, open_tensor_file
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
 from packager.files import read_json, require_inside
 from packager.source.methods import find_refusal, method_name
+from packager.tensor_file import TensorFile, open_tensor_file
 
 CONFIG_NAME = "adapter_config.json"
 _WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

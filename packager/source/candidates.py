@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint, TensorFile
+from packager.checkpoint import FolderCheckpoint
 from packager.errors import FtpackError
 from packager.source.identity import cached_identity
 from packager.source.training import read_training
+from packager.tensor_file import TensorFile
 
 _MOST_LOOKED_AT, _MOST_OFFERED = 200, 4
 _LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from packager.checkpoint import FolderCheckpoint, TensorInfo, open_tensor_file
+from packager.checkpoint import FolderCheckpoint
 from packager.merge.peft_targets import targets_by_peft
 from packager.merge.targets import targets_by_name
+from packager.tensor_file import TensorInfo, open_tensor_file
 
 
 def config_of(lora: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_every_tensor_is_read_once_for_several_quants(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from packager.checkpoint import SafetensorsFile
+    from packager.tensor_file import SafetensorsFile
 
     read = 0
     original = SafetensorsFile._read
