@@ -8,14 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle import (
-    SCHEMA,
-    GgufFile,
-    Manifest,
-    PromptRecord,
-    read_bundle,
-    write_bundle,
-)
+from packager.bundle import read_bundle, write_bundle
 from packager.errors import CorruptFileError, OutputExistsError
 from packager.files import (
     made_folder,
@@ -29,6 +22,7 @@ from packager.files import (
 from packager.gguf.convert import Conversion
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
+from packager.manifest import SCHEMA, GgufFile, Manifest, PromptRecord
 from packager.pipeline.checks import require_merged
 from packager.pipeline.identity import base_identity, tool_versions
 from packager.pipeline.nearness import Nearness, measure_nearness, quant_types

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle import AdapterIdentity
 from packager.checkpoint import Checkpoint
 from packager.dequantize.checkpoint import Dequantized
 from packager.dequantize.formats import quantization_settings, require_plain
@@ -23,6 +22,7 @@ from packager.gguf.loads import load_tried
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import TypedQuant, type_quants, write_skeleton
+from packager.manifest import AdapterIdentity
 from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
