@@ -17,6 +17,7 @@ Scalar = int | float | str | bool
 
 SCHEMA = 4
 MANIFEST = "manifest.json"
+_ABSENT = object()
 RESTORE = "Take the whole folder again from where it was built, or package the model again."
 
 
@@ -173,26 +174,18 @@ class Manifest:
         Raises:
             CorruptFileError: naming the key that is missing or of another type.
         """
-        reader = _Reader(record, where)
-        schema = reader.whole("schema")
-        if schema != SCHEMA:
+        import pydantic
+
+        if (schema := record.get("schema")) != SCHEMA and isinstance(schema, int):
             raise CorruptFileError(
                 f"{where}: schema is {schema}; this version of ftpack reads {SCHEMA}.",
                 next_step="Install a newer ftpack, or package the model again.",
             )
-        beside = reader.optional_record("projector")
-        manifest = cls(
-            schema=schema,
-            name=reader.text("name"),
-            fingerprint=reader.text("fingerprint"),
-            base=_read_base(reader.record("base")),
-            adapters=tuple(_read_adapter(adapter) for adapter in reader.records("adapters")),
-            combination=reader.optional_text("combination"),
-            tools=reader.text_by_name("tools"),
-            ggufs=tuple(_read_gguf(gguf) for gguf in reader.records("ggufs")),
-            projector=_read_gguf(beside) if beside else None,
-            prompt=_read_prompt(reader.record("prompt")),
-        )
+        text = json.dumps(record)
+        try:
+            manifest = pydantic.TypeAdapter(cls).validate_json(text, strict=True)
+        except pydantic.ValidationError as error:
+            raise _wrong(record, error.errors()[0], where) from None
         for gguf in manifest.files:
             require_plain_name(gguf.name, where)
         return manifest
@@ -206,147 +199,18 @@ def require_plain_name(name: str, where: str) -> None:
         )
 
 
-class _Reader:
-    """Typed values of a JSON object, or an error that names the key.
-
-    Args:
-        record: the object.
-        where: the file, for messages.
-        path: the key of the object itself, followed by a dot; empty for the whole file.
-    """
-
-    def __init__(self, record: object, where: str, path: str = "") -> None:
-        self._where, self._path = where, path
-        if not isinstance(record, Mapping):
-            raise self._wrong(path.rstrip("."), record, "an object")
-        self._record = record
-
-    def text(self, key: str) -> str:
-        value = self._get(key)
-        if not isinstance(value, str):
-            raise self._wrong(self._path + key, value, "a text")
-        return value
-
-    def optional_text(self, key: str) -> str | None:
-        return None if self._get(key) is None else self.text(key)
-
-    def later_text(self, key: str) -> str | None:
-        """A text that earlier versions did not write."""
-        return self.optional_text(key) if key in self._record else None
-
-    def whole(self, key: str) -> int:
-        value = self._get(key)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong(self._path + key, value, "a whole number")
-        return value
-
-    def optional_whole(self, key: str) -> int | None:
-        return None if self._get(key) is None else self.whole(key)
-
-    def number(self, key: str) -> float:
-        value = self._get(key)
-        return float(value) if isinstance(value, float) else float(self.whole(key))
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._list(key)
-        if not all(isinstance(item, str) for item in value):
-            raise self._wrong(self._path + key, value, "a list of texts")
-        return tuple(value)
-
-    def text_by_name(self, key: str) -> dict[str, str]:
-        inner = self.record(key)
-        return {name: inner.text(name) for name in inner._record}
-
-    def scalar_by_name(self, key: str) -> dict[str, Scalar]:
-        inner = self.record(key)
-        return {name: inner._scalar(name) for name in inner._record}
-
-    def record(self, key: str) -> _Reader:
-        return _Reader(self._get(key), self._where, f"{self._path}{key}.")
-
-    def optional_record(self, key: str) -> _Reader | None:
-        return None if self._get(key) is None else self.record(key)
-
-    def records(self, key: str) -> list[_Reader]:
-        return [
-            _Reader(item, self._where, f"{self._path}{key}[{index}].")
-            for index, item in enumerate(self._list(key))
-        ]
-
-    def _scalar(self, key: str) -> Scalar:
-        value = self._get(key)
-        if not isinstance(value, int | float | str | bool):
-            raise self._wrong(self._path + key, value, "a number, a text, true or false")
-        return value
-
-    def _list(self, key: str) -> list[Any]:
-        value = self._get(key)
-        if not isinstance(value, list):
-            raise self._wrong(self._path + key, value, "a list")
-        return value
-
-    def _get(self, key: str) -> object:
-        if key not in self._record:
-            raise CorruptFileError(
-                f"{self._where}: the key {self._path}{key} is missing.", next_step=RESTORE
-            )
-        return self._record[key]
-
-    def _wrong(self, key: str, value: object, wanted: str) -> CorruptFileError:
-        found = json.dumps(value, ensure_ascii=False, default=str)[:80]
-        return CorruptFileError(
-            f"{self._where}: {key or 'the file'} is {found}, not {wanted}.", next_step=RESTORE
-        )
-
-
-def _read_gguf(reader: _Reader) -> GgufFile:
-    return GgufFile(
-        name=reader.text("name"),
-        quant=reader.text("quant"),
-        size_bytes=reader.whole("size_bytes"),
-        sha256=reader.text("sha256"),
-        bits_per_weight=reader.number("bits_per_weight"),
-        fallbacks=reader.texts("fallbacks"),
-    )
-
-
-def _read_base(reader: _Reader) -> BaseIdentity:
-    return BaseIdentity(
-        id=reader.text("id"),
-        revision=reader.optional_text("revision"),
-        config_sha256=reader.text("config_sha256"),
-        index_sha256=reader.later_text("index_sha256"),
-    )
-
-
-def _read_adapter(reader: _Reader) -> AdapterIdentity:
-    return AdapterIdentity(
-        name=reader.text("name"),
-        sha256=reader.text("sha256"),
-        method=reader.text("method"),
-        rank=reader.optional_whole("rank"),
-    )
-
-
-def _read_prompt(reader: _Reader) -> PromptRecord:
-    return PromptRecord(
-        renderer=reader.text("renderer"),
-        family=reader.optional_text("family"),
-        reason=reader.text("reason"),
-        template_origin=reader.optional_text("template_origin"),
-        template=reader.optional_text("template"),
-        system=reader.optional_text("system"),
-        stops=reader.texts("stops"),
-        parameters=reader.scalar_by_name("parameters"),
-        pins=reader.text_by_name("pins"),
-        trained=_read_trained(reader.record("trained")),
-    )
-
-
-def _read_trained(reader: _Reader) -> TrainedTemplate:
-    return TrainedTemplate(
-        source=reader.text("source"),
-        tool_use=reader.optional_text("tool_use"),
-        tokens=reader.text_by_name("tokens"),
-        variables=reader.scalar_by_name("variables"),
-    )
+def _wrong(record: object, found: Mapping[str, Any], where: str) -> CorruptFileError:
+    """What pydantic says of a value, with the value and the key that has it."""
+    path, value = "", record
+    for key in found["loc"]:
+        inner = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if isinstance(value, list) and isinstance(key, int):
+            inner = value[key]
+        if inner is _ABSENT and found["type"] != "missing":
+            break  # the rest names a type that the value might have had
+        path, value = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}", inner
+    path = path.removeprefix(".")
+    said = f"{path} is {json.dumps(value, ensure_ascii=False, default=str)[:80]}: {found['msg']}"
+    if value is _ABSENT:
+        said = f"the key {path} is missing"
+    return CorruptFileError(f"{where}: {said}.", next_step=RESTORE)

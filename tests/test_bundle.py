@@ -154,17 +154,26 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "named"),
     [
-        (("name",), 3, "name is 3, not a text"),
+        (("name",), 3, "name is 3: Input should be a valid string"),
         (("schema",), 1, "schema is 1"),
-        (("base",), None, "base is null, not an object"),
-        (("base", "id"), [], r"base\.id is \[\], not a text"),
-        (("adapters", 0, "rank"), True, r"adapters\[0\]\.rank is true, not a whole number"),
-        (("ggufs",), {}, "ggufs is {}, not a list"),
+        (("schema",), "4", 'schema is "4": Input should be a valid integer'),
+        (("base",), None, "base is null: Input should be an object"),
+        (("base", "id"), [], r"base\.id is \[\]: Input should be a valid string"),
+        (
+            ("adapters", 0, "rank"),
+            True,
+            r"adapters\[0\]\.rank is true: Input should be a valid integer",
+        ),
+        (("ggufs",), {}, "ggufs is {}: Input should be a valid array"),
         (("ggufs", 1, "size_bytes"), "1", r"ggufs\[1\]\.size_bytes"),
         (("ggufs", 0, "bits_per_weight"), None, r"ggufs\[0\]\.bits_per_weight"),
         (("prompt", "trained", "source"), None, r"prompt\.trained\.source"),
         (("prompt", "stops"), ["a", 1], r"prompt\.stops"),
-        (("prompt", "parameters", "top_k"), [], r"prompt\.parameters\.top_k"),
+        (
+            ("prompt", "parameters", "top_k"),
+            [],
+            r"prompt\.parameters\.top_k is \[\]: Input should be",
+        ),
         (("tools", "torch"), None, r"tools\.torch"),
     ],
 )
