@@ -13,21 +13,8 @@ from packager.errors import UnsupportedError
 from packager.gguf.context import stretched_config
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
+from tests.told import Told
 from tests.usual_route import convert_with_llama_cpp, read_gguf
-
-
-class _Told:
-    """A `Progress` that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 def test_the_gguf_says_what_the_converter_says_of_a_model_with_yarn(
@@ -52,8 +39,8 @@ def test_the_gguf_says_what_the_converter_says_of_a_model_with_yarn(
     }
     assert expected["qwen3.rope.scaling.type"] == "yarn"
 
-    told = _Told()
-    package = prepare(Request(str(model), ("Q8_0",), context_length=4 * own), told)  # type: ignore[arg-type]
+    told = Told()
+    package = prepare(Request(str(model), ("Q8_0",), context_length=4 * own), told)
 
     made = {key: item.value for key, item in package.conversion.key_values.items()}
     assert {key: made.get(key) for key in expected} == expected

@@ -13,17 +13,7 @@ from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter
 from packager.source.base import find_base
 from packager.source.twin import twin_name
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
-
-    def warn(self, message: str) -> None:
-        self.lines.append(f"Warning: {message}")
+from tests.told import Told
 
 
 def quantized_copy(model: Path, folder: Path, **changes: object) -> Path:
@@ -80,8 +70,8 @@ def test_a_twin_beside_the_base_is_used_and_that_is_said(
     assert base.checkpoint.folder == twin
     assert str(twin) in base.reason
     assert str(quantized) in base.reason
-    assert any("16-bit twin is used" in line for line in told.lines)
-    assert any("--keep-base-quantized" in line for line in told.lines)
+    assert any("16-bit twin is used" in line for line in told.notes)
+    assert any("--keep-base-quantized" in line for line in told.notes)
 
 
 @pytest.mark.parametrize("is_named", [True, False], ids=["--base", "--keep-base-quantized"])
@@ -107,7 +97,7 @@ def test_a_twin_of_another_shape_is_not_used_and_that_is_said(
     base = find_base(lora, None, None, told)
 
     assert base.checkpoint.folder == quantized
-    assert any("vocab_size" in line and "4242" in line for line in told.lines)
+    assert any("vocab_size" in line and "4242" in line for line in told.warnings)
 
 
 @pytest.mark.parametrize("has_twin", [True, False])
@@ -141,4 +131,4 @@ def test_a_twin_is_found_in_the_hugging_face_cache(
         assert (base.model_id, base.revision) == ("someone/tiny", "1" * 40)
     else:
         assert (base.model_id, base.revision) == ("someone/tiny-bnb-4bit", "0" * 40)
-        assert any("someone/tiny is not in the cache" in line for line in told.lines)
+        assert any("someone/tiny is not in the cache" in line for line in told.notes)
