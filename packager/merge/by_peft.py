@@ -14,6 +14,7 @@ from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
 from packager.merge.loading import load_adapter
 from packager.merge.skeleton import build_skeleton
+from packager.merge.stacks import is_on_stack
 from packager.merge.units import find_units, has_zero_part, merge_unit
 from packager.tensor_file import TensorFile, TensorInfo
 
@@ -113,9 +114,13 @@ class PeftMerged:
 
     @property
     def largest_bytes(self) -> int:
-        """Twice the largest module: its weights, and what PEFT computes of them in fp32."""
-        return 2 * max(
+        """The largest module with what PEFT computes of it in fp32, which is once more its size.
+
+        Of stacked experts it computes a few at a time.
+        """
+        return max(
             sum(self._tensors[name].size_bytes for name in batch.outputs)
+            * (1 if all(is_on_stack(unit.layer) for unit in batch.units) else 2)
             for batch in self._batch_of.values()
         )
 

@@ -33,7 +33,7 @@ def merge_stacks(layer: Any, real: Mapping[int, torch.Tensor]) -> Any:
             stacks are changed.
     """
     layers = _chain(layer)
-    pieces = _pieces(layers)
+    pieces = _pieces(layers, real)
     for piece in pieces:
         part = copy.deepcopy(layer, _values(layers, real, piece))
         for item in _chain(part):
@@ -58,19 +58,20 @@ def _chain(layer: Any) -> list[Any]:
     return layers
 
 
-def _pieces(layers: list[Any]) -> list[range]:
+def _pieces(layers: list[Any], real: Mapping[int, torch.Tensor]) -> list[range]:
     """Ranges of experts, about equally many; none where all have to be merged at once.
 
-    Never one of several, whose update PEFT would compute as that of a plain matrix, and at least as
-    many as there are threads, so that each product is computed by one of them, as in the whole.
+    Never one of several, whose update PEFT would compute as that of a plain matrix. All on a GPU,
+    whose library picks its kernel by the number of products; on the CPU bytes were the same for
+    any number of experts and threads.
     """
-    import torch
-
     counts = {layer.num_experts for layer in layers}
+    on_cpu = all(real[id(layer.get_param())].device.type == "cpu" for layer in layers)
+    if len(counts) > 1 or not on_cpu:
+        return []
+    (count,) = counts
     expert_bytes = max(4 * layer.in_features * layer.out_features for layer in layers)
-    least = max(2, torch.get_num_threads(), PIECE_BYTES // expert_bytes)
-    count = min(counts)
-    number = count // least if len(counts) == 1 else 0
+    number = count // max(2, PIECE_BYTES // expert_bytes)
     if number < 2:
         return []
     return [range(i * count // number, (i + 1) * count // number) for i in range(number)]

@@ -23,8 +23,8 @@ HIDDEN, WIDTH, RANK = 96, 40, 3
 
 
 @pytest.fixture(autouse=True)
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many experts PEFT computes updates of, in turn; as few as it may be, on two threads."""
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many experts PEFT computes updates of, in turn; as few as it may be at a time."""
     experts: list[int] = []
     computed = ParamWrapper.get_delta_weight
 
@@ -34,10 +34,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(ParamWrapper, "get_delta_weight", counting)
     monkeypatch.setattr(stacks, "PIECE_BYTES", 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield experts
-    torch.set_num_threads(threads)
+    return experts
+
+
+@pytest.fixture(params=[1, 16], ids=lambda count: f"{count} threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def experts_of(count: int, dtype: torch.dtype, is_transposed: bool) -> torch.nn.Module:
@@ -67,7 +72,8 @@ def tuned(module: torch.nn.Module, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("is_transposed", [False, True], ids=["plain", "transposed"])
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("count", [2, 3, 4, 17, 32])
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [2, 3, 4, 17])
 def test_a_few_at_a_time_are_what_peft_makes_of_all(
     count: int,
     dtype: torch.dtype,
