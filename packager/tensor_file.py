@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.errors import CorruptFileError
+from packager.errors import CorruptFileError, MissingWeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -262,3 +262,20 @@ TensorFile = SafetensorsFile | PickleFile
 def open_tensor_file(path: Path) -> TensorFile:
     """Open a `.safetensors` or `.bin` file by its suffix."""
     return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+
+
+def require_filled(file: TensorFile) -> TensorFile:
+    """The file itself, if its tensors are not the empties that sharded training leaves.
+
+    Raises:
+        MissingWeightsError: naming one of them.
+    """
+    empty = [info.name for info in file.tensors.values() if info.shape == (0,)]
+    if empty:
+        raise MissingWeightsError(
+            f"{file.path} holds {len(empty)} tensors without any element, such as {empty[0]!r}: "
+            "DeepSpeed ZeRO-3 has saved its placeholders.",
+            next_step="Set stage3_gather_16bit_weights_on_model_save in DeepSpeed's configuration "
+            "and save again, or join the shards of a checkpoint with its zero_to_fp32.py.",
+        )
+    return file

@@ -130,3 +130,37 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(MissingWeightsError, match="model-00001-of-00002"):
         FolderCheckpoint(tmp_path)
+
+
+def test_of_a_single_file_and_shards_the_one_is_read_that_transformers_reads(
+    tmp_path: Path,
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, vocab_size=16, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    older = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    save_file(older, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(older, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    checkpoint = FolderCheckpoint(tmp_path)
+
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert loaded["lm_head.weight"].any()
+    for name, value in loaded.items():
+        assert torch.equal(checkpoint.load(name), value)
+    (tmp_path / "model-00001-of-00001.safetensors").unlink()
+    assert FolderCheckpoint(tmp_path).index_sha256() == checkpoint.index_sha256()
+
+
+def test_the_placeholders_of_zero_3_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.empty(0), "b": torch.empty(0)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(MissingWeightsError, match="2 tensors without any element, such as 'a'"):
+        FolderCheckpoint(tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
 from packager.files import read_json, require_inside
 from packager.source.methods import find_refusal, method_name
-from packager.tensor_file import TensorFile, open_tensor_file
+from packager.tensor_file import TensorFile, open_tensor_file, require_filled
 
 CONFIG_NAME = "adapter_config.json"
 _WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -89,16 +89,7 @@ def _open_weights(folder: Path) -> TensorFile:
             next_step="Save the adapter again with save_pretrained, or name the folder that has "
             "its weights.",
         )
-    weights = open_tensor_file(require_inside(folder / names[0], folder))
-    empty = [info.name for info in weights.tensors.values() if info.shape == (0,)]
-    if empty:
-        raise MissingWeightsError(
-            f"{weights.path} holds {len(empty)} tensors without any element, such as "
-            f"{empty[0]!r}: DeepSpeed ZeRO-3 has saved its placeholders.",
-            next_step="Set stage3_gather_16bit_weights_on_model_save in DeepSpeed's configuration "
-            "and save again, or join the shards of a checkpoint with its zero_to_fp32.py.",
-        )
-    return weights
+    return require_filled(open_tensor_file(require_inside(folder / names[0], folder)))
 
 
 def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, float | None]:
