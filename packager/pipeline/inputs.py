@@ -12,6 +12,7 @@ from packager.errors import NotAModelError, UsageError
 from packager.merge.combine import Combination, parse_combination
 from packager.plan import Request
 from packager.progress import Progress
+from packager.prompt.chat_template import has_chat_template
 from packager.source.adapter import Adapter
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
@@ -83,7 +84,23 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
     _warn_of_other_bases((source, *more), progress)
     own_files = _own_files([s for s in (source, *more) if s.adapter], combination, progress)
     own = {name: path for name, path in own_files.items() if TOKENIZER_FILES.fullmatch(name)}
-    return Inputs(source, more, base, combination, {**base.checkpoint.files, **own}, own_files)
+    files = {**_beside(base.checkpoint.files, own), **own}
+    return Inputs(source, more, base, combination, files, own_files)
+
+
+def _beside(base_files: Mapping[str, Path], own: Mapping[str, Path]) -> Mapping[str, Path]:
+    """The base's files, less those by which transformers would overrule the adapter's own.
+
+    Of transformers 4 there are files that version 5 no longer writes, and still reads last.
+    """
+    overruling = set()
+    if "tokenizer_config.json" in own:
+        overruling.add("special_tokens_map.json")
+    if own.keys() & {"tokenizer.json", "tokenizer_config.json"}:
+        overruling.add("added_tokens.json")
+    if has_chat_template(own):
+        overruling |= {name for name in base_files if "chat_template" in name}
+    return {name: path for name, path in base_files.items() if name not in overruling}
 
 
 def _open_adapter(given: str, progress: Progress) -> Source:
