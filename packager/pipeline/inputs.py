@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,7 @@ from packager.progress import Progress
 from packager.source.adapter import Adapter
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
-
-# Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
-TOKENIZER_FILES = re.compile(
-    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
-    r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken|additional_chat_templates/.*"
-)
+from packager.source.run import TOKENIZER_FILES
 
 
 @dataclass(frozen=True)

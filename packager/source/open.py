@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint, describing_files
+from packager.checkpoint import FolderCheckpoint
 from packager.errors import NotAModelError, SourceNotFoundError
 from packager.files import existing_folder
 from packager.progress import Progress
@@ -13,6 +14,7 @@ from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
 from packager.source.hub import download, find_cached, is_hub_id
 from packager.source.modelscope import SCHEME, download_from_modelscope
+from packager.source.run import find_describing_files, run_folders
 from packager.source.shards import refuse_shards
 from packager.source.trainer import choose_checkpoint, list_checkpoints
 
@@ -31,6 +33,7 @@ class Source:
         model_id: the Hub id, or ModelScope's with its scheme, if it came from there.
         revision: the commit of the snapshot, if it came from the Hub; of ModelScope as asked for.
         reason: what was chosen and why, in words.
+        files: the files beside the weights, by name; the run's tokenizer, where it is above them.
     """
 
     given: str
@@ -40,11 +43,7 @@ class Source:
     model_id: str | None
     revision: str | None
     reason: str
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The files beside the weights, by name."""
-        return describing_files(self.folder)
+    files: Mapping[str, Path]
 
 
 def open_source(
@@ -58,15 +57,22 @@ def open_source(
         NotAModelError: if the folder holds neither an adapter nor a model.
         UnsupportedError: if its weights are a parallel run's shards.
     """
-    folder, model_id, commit = _locate(given, revision, progress)
-    folder, reason = _choose(folder, checkpoint)
+    located, model_id, commit = _locate(given, revision, progress)
+    folder, reason = _choose(located, checkpoint)
     refuse_shards(folder)
-    if (folder / CONFIG_NAME).is_file():
-        adapter = open_adapter(folder)
-        what = f"{adapter.method} adapter in {folder}{reason}"
-        return Source(given, folder, adapter, None, model_id, commit, what)
-    what = f"full model in {folder}{reason}"
-    return Source(given, folder, None, open_model(folder), model_id, commit, what)
+    is_adapter = (folder / CONFIG_NAME).is_file()
+    adapter = open_adapter(folder) if is_adapter else None
+    model = None if is_adapter else open_model(folder)
+    files = find_describing_files(run_folders(folder, located))
+    what = f"{adapter.method} adapter" if adapter is not None else "full model"
+    reason = f"{what} in {folder}{reason}{_from_above(folder, files)}"
+    return Source(given, folder, adapter, model, model_id, commit, reason, files)
+
+
+def _from_above(folder: Path, files: Mapping[str, Path]) -> str:
+    """What is to be said of files that lie above the folder that has the weights."""
+    names = sorted(path.name for path in files.values() if not path.is_relative_to(folder))
+    return f"; from the run's folder above it: {', '.join(names)}" if names else ""
 
 
 def _locate(

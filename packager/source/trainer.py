@@ -37,6 +37,11 @@ class TrainerCheckpoint:
     is_best: bool
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder's name is that of a checkpoint within a run's folder."""
+    return _CHECKPOINT.fullmatch(name) is not None
+
+
 def list_checkpoints(folder: Path) -> list[TrainerCheckpoint]:
     """The checkpoints in a Trainer's output folder, by step; empty where there are none."""
     found = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packager.errors import CorruptFileError
 from packager.files import read_json
-from packager.source.trainer import CHECKPOINT_PREFIXES
+from packager.source.run import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LLAMAFACTORY = "training_args.yaml"
@@ -43,9 +43,7 @@ def read_training(folder: Path) -> Training | None:
     Raises:
         CorruptFileError: if the run's configuration cannot be read.
     """
-    folder = folder.absolute()
-    is_checkpoint = folder.name.startswith(CHECKPOINT_PREFIXES)
-    for place in (folder, folder.parent) if is_checkpoint else (folder,):
+    for place in run_folders(folder.absolute()):
         if found := _from_yaml(place) or _from_marks(place):
             return found
     return None
