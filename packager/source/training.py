@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import CorruptFileError
-from packager.files import read_json
+from packager.files import read_json, require_inside
 from packager.source.run import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -26,6 +26,7 @@ class Training:
         base: the base that its configuration names, if any.
         template: LLaMA-Factory's name of the template, or axolotl's, if any.
         length: the sequence length in tokens, if any.
+        problem: why that file tells no more, in words, if it cannot be read.
     """
 
     trainer: str
@@ -33,15 +34,14 @@ class Training:
     base: str | None = None
     template: str | None = None
     length: int | None = None
+    problem: str | None = None
 
 
 def read_training(folder: Path) -> Training | None:
     """What is known of the run that has left a folder, or the folder that a checkpoint is in.
 
     `training_args.bin` would tell more, but is a pickle: it is not opened.
-
-    Raises:
-        CorruptFileError: if the run's configuration cannot be read.
+    Nothing needs it: what cannot be read is told, and stops nothing.
     """
     for place in run_folders(folder.absolute()):
         if found := _from_yaml(place) or _from_marks(place):
@@ -52,13 +52,19 @@ def read_training(folder: Path) -> Training | None:
 def _from_yaml(folder: Path) -> Training | None:
     own = folder / _LLAMAFACTORY
     if own.is_file():
-        config = _read_yaml(own)
+        try:
+            config = _read_yaml(own, folder)
+        except CorruptFileError as error:
+            return Training("LLaMA-Factory", own, problem=error.message)
         return Training(
             "LLaMA-Factory", own, _text(config.get("model_name_or_path")),
             _text(config.get("template")), _count(config.get("cutoff_len")),
         )  # fmt: skip
     for path in sorted((*folder.glob("*.yml"), *folder.glob("*.yaml"))):
-        config = _read_yaml(path)
+        try:
+            config = _read_yaml(path, folder)
+        except CorruptFileError:
+            continue
         if "base_model" in config and {"datasets", "sequence_len", "adapter"} & set(config):
             return Training(
                 "axolotl", path, _text(config.get("base_model")),
@@ -74,7 +80,7 @@ def _from_marks(folder: Path) -> Training | None:
     if folder.name.startswith("epoch_") and (native := sorted(folder.glob("adapter*.pt"))):
         return Training("torchtune", native[0])
     config = folder / "config.json"
-    if config.is_file() and (version := read_json(config).get("unsloth_version")):
+    if config.is_file() and (version := _unsloth_version(config)):
         return Training(f"Unsloth {version}", config)
     card = folder / "README.md"
     if card.is_file():
@@ -87,16 +93,21 @@ def _from_marks(folder: Path) -> Training | None:
     return Training("a Trainer of transformers", state) if state.is_file() else None
 
 
-def _read_yaml(path: Path) -> dict[str, object]:
+def _unsloth_version(config: Path) -> object:
+    try:
+        return read_json(config).get("unsloth_version")
+    except CorruptFileError:
+        return None
+
+
+def _read_yaml(path: Path, folder: Path) -> dict[str, object]:
     import yaml
 
-    if path.stat().st_size > _MAX_YAML_BYTES:
+    if require_inside(path, folder).stat().st_size > _MAX_YAML_BYTES:
         return {}
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        if path.name != _LLAMAFACTORY:
-            return {}
         reason = " ".join(str(error).split())[:200]
         raise CorruptFileError(
             f"{path} cannot be read as YAML: {reason}",

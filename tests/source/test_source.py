@@ -316,3 +316,80 @@ def test_adapters_beside_the_default_one_are_told(
     assert inspect(str(source.folder), None, None, Silent())[
         "adapters in folders of their own"
     ] == ["style"]
+
+
+@pytest.mark.parametrize("left", ["adapter_config.json", "config.json"])
+def test_a_run_that_was_broken_off_names_its_checkpoints(
+    left: str, trainer_output: Path, adapter: Callable[..., Path], small_model: Callable[..., Path]
+) -> None:
+    """axolotl writes the configuration before the first step."""
+    made = adapter("llama") if left == "adapter_config.json" else small_model("llama")
+    shutil.copy(made / left, trainer_output)
+
+    with pytest.raises(
+        MissingWeightsError, match="checkpoint-10, checkpoint-20, checkpoint-30"
+    ) as (error):
+        open_(trainer_output)
+    assert "--checkpoint last" in error.value.next_step
+    assert "--checkpoint best" in error.value.next_step
+
+    listed = inspect(str(trainer_output), None, None, Silent())["checkpoints"]
+    assert isinstance(listed, list)
+    assert [item["step"] for item in listed] == [10, 20, 30]
+    assert open_(trainer_output, "last").folder.name == "checkpoint-30"
+
+
+def test_a_checkpoint_whose_saving_was_broken_off_names_the_others(trainer_output: Path) -> None:
+    (trainer_output / "checkpoint-30" / "adapter_model.safetensors").unlink()
+
+    with pytest.raises(MissingWeightsError, match="checkpoint-10, checkpoint-20") as error:
+        open_(trainer_output)
+
+    assert "--checkpoint 20" in error.value.next_step
+
+
+def write_state(folder: Path, **state: object) -> None:
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [], **state}))
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(
+    trainer_output: Path, adapter: Callable[..., Path]
+) -> None:
+    shutil.rmtree(trainer_output / "checkpoint-20")
+
+    with pytest.raises(SourceNotFoundError, match=r"checkpoint-20 as the best.*10 .*2\.1.*30 ") as (
+        error
+    ):
+        open_(trainer_output, "best")
+    assert "--checkpoint N" in error.value.next_step
+
+    shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
+    assert "checkpoint-20, the best by trainer_state.json, is not there" in (
+        open_(trainer_output).reason
+    )
+
+
+@pytest.mark.parametrize("path", [None, "/mnt/run7/renamed"])
+def test_the_best_step_tells_where_the_path_does_not(
+    path: str | None, trainer_output: Path
+) -> None:
+    write_state(trainer_output, best_model_checkpoint=path, best_global_step=10)
+
+    assert open_(trainer_output, "best").folder.name == "checkpoint-10"
+
+
+def test_a_record_that_cannot_be_read_stops_nothing_but_the_choice_of_the_best(
+    trainer_output: Path, adapter: Callable[..., Path]
+) -> None:
+    (trainer_output / "checkpoint-30" / "trainer_state.json").write_text('{"best')
+    shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
+
+    reason = open_(trainer_output).reason
+
+    assert "checkpoint-30/trainer_state.json cannot be read" in reason
+    assert open_(trainer_output, "last").folder.name == "checkpoint-30"
+    # An older record calls another one the best, which was the best by then.
+    assert not any(item.is_best for item in list_checkpoints(trainer_output))
+    with pytest.raises(CorruptFileError, match=r"checkpoint-30/trainer_state\.json") as error:
+        open_(trainer_output, "best")
+    assert "--checkpoint N" in error.value.next_step
