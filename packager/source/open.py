@@ -75,10 +75,7 @@ def open_source(
 def _with_checkpoints(error: MissingWeightsError, run: Path, folder: Path) -> MissingWeightsError:
     """The error, with the run's checkpoints that are there: its last save was never written."""
     others = [
-        item
-        for item in list_checkpoints(run)
-        if item.folder not in (folder, *folder.parents)
-        and (_is_packageable(item.folder) or list_adapters(item.folder))
+        item for item in list_checkpoints(run) if item.folder not in (folder, *folder.parents)
     ]
     if not others:
         return error
