@@ -8,6 +8,7 @@ from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import NotAModelError, UsageError
+from packager.files import have_same_bytes
 from packager.merge.combine import Combination, parse_combination
 from packager.plan import Request
 from packager.progress import Progress
@@ -75,6 +76,7 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
         return Inputs(source, (), None, None, source.files, source.files)
     base = _base(source, request, progress)
     _warn_of_other_bases((source, *more), progress)
+    _warn_of_one_twice((source, *more), progress)
     own_files = _own_files([s for s in (source, *more) if s.adapter], combination, progress)
     own = {name: path for name, path in own_files.items() if TOKENIZER_FILES.fullmatch(name)}
     return Inputs(source, more, base, combination, {**base.checkpoint.files, **own}, own_files)
@@ -131,6 +133,18 @@ def _warn_of_other_bases(sources: Sequence[Source], progress: Progress) -> None:
         if first and other and first != other:
             progress.warn(f"{adapter.folder} was trained on {other}, {adapters[0].folder} on "
                           f"{first}")  # fmt: skip
+
+
+def _warn_of_one_twice(sources: Sequence[Source], progress: Progress) -> None:
+    """Say where two adapters have the same weights, which may be meant, and seldom is."""
+    folders = [source.folder for source in sources if source.adapter is not None]
+    paths = [source.adapter.weights.path for source in sources if source.adapter is not None]
+    for index, path in enumerate(paths):
+        for other in range(index):
+            if have_same_bytes(path, paths[other]):
+                progress.warn(f"{folders[index]} has the very weights of {folders[other]}: they "
+                              "change the model twice")  # fmt: skip
+                break
 
 
 def _own_files(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from packager.errors import (
     BaseNotFoundError,
@@ -393,3 +397,40 @@ def test_a_record_that_cannot_be_read_stops_nothing_but_the_choice_of_the_best(
     with pytest.raises(CorruptFileError, match=r"checkpoint-30/trainer_state\.json") as error:
         open_(trainer_output, "best")
     assert "--checkpoint N" in error.value.next_step
+
+
+def test_an_adapter_in_pieces_is_refused_with_what_joins_them(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers writes pieces of an adapter, which PEFT does not read."""
+    model = AutoModelForCausalLM.from_pretrained(small_model("llama"), dtype="auto")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "pieces", max_shard_size="2KB")
+
+    with pytest.raises(UnsupportedError, match="pieces") as error:
+        open_(tmp_path / "pieces")
+    _, _, code = shlex.split(error.value.next_step.split("`")[1])
+    exec(code, {})
+
+    joined, whole = (open_(tmp_path / name).adapter for name in ("pieces", "whole"))
+    assert joined is not None
+    assert whole is not None
+    assert joined.weights.tensors.keys() == whole.weights.tensors.keys()
+    for name in whole.weights.tensors:
+        assert torch.equal(joined.weights.load(name), whole.weights.load(name))
+
+
+def test_an_adapter_of_mlx_lm_is_refused_with_what_fuses_it(tmp_path: Path) -> None:
+    config = {"fine_tune_type": "lora", "model": "mlx-community/Llama-3.2-1B-Instruct-4bit",
+              "lora_parameters": {"rank": 8, "scale": 20.0}}  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapters.safetensors").touch()
+
+    with pytest.raises(UnsupportedError, match="mlx-lm") as error:
+        open_(tmp_path)
+
+    assert (
+        "mlx_lm.fuse --model mlx-community/Llama-3.2-1B-Instruct-4bit "
+        f"--adapter-path {tmp_path} --save-path {tmp_path}-fused"
+    ) in error.value.next_step
