@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import MissingWeightsError, NotAModelError, SourceNotFoundError
-from packager.files import existing_folder
+from packager.files import existing_folder, require_inside
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
@@ -56,9 +56,11 @@ def open_source(
         ToolchainError: if an id is of ModelScope, and its client is not installed.
         NotAModelError: if the folder holds neither an adapter nor a model.
         UnsupportedError: if its weights are a parallel run's shards.
+        CorruptFileError: if a file cannot be read, or leads out of what was given.
     """
     located, model_id, commit = _locate(given, revision, progress)
     folder, reason = _choose(located, checkpoint)
+    require_inside(folder, located)
     refuse_shards(folder)
     is_adapter = (folder / CONFIG_NAME).is_file()
     try:

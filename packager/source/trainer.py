@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import CorruptFileError, SourceNotFoundError
-from packager.files import read_json, require_inside
+from packager.files import is_inside, read_json, require_inside
 
 # As the Trainer of transformers names a checkpoint's folder, and torchtune.
 CHECKPOINT_PREFIXES = ("checkpoint-", "epoch_", "step_")
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> TrainerRun:
     there = {path.name for path in newest_first}
     best = next((name for name in names if name in there), names[0] if names else None)
     history = state.get("log_history")
-    logged = _logged(history if isinstance(history, list) else _read_log(folder / _LOG))
+    logged = _logged(history if isinstance(history, list) else _read_log(folder))
     checkpoints = tuple(
         TrainerCheckpoint(
             folder=path,
@@ -114,9 +114,10 @@ def _recorded_best(state: Mapping[str, object]) -> list[str]:
     return [name for name in (by_path, by_step) if name]
 
 
-def _read_log(path: Path) -> list[object]:
+def _read_log(folder: Path) -> list[object]:
     """LLaMA-Factory's log, a JSON object a line; a line that was cut off is passed over."""
-    if not path.is_file():
+    path = folder / _LOG
+    if not (path.is_file() and is_inside(path, folder)):
         return []
     found: list[object] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

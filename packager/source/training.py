@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import CorruptFileError
-from packager.files import read_json, require_inside
+from packager.files import is_inside, read_json, require_inside
 from packager.source.run import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -83,7 +83,7 @@ def _from_marks(folder: Path) -> Training | None:
     if config.is_file() and (version := _unsloth_version(config)):
         return Training(f"Unsloth {version}", config)
     card = folder / "README.md"
-    if card.is_file():
+    if card.is_file() and is_inside(card, folder):
         head = card.read_text(encoding="utf-8", errors="replace")[:4096]
         for mark, name in (("llama-factory", "LLaMA-Factory"), ("axolotl", "axolotl"),
                            ("unsloth", "Unsloth"), ("trl", "TRL")):  # fmt: skip
@@ -95,7 +95,7 @@ def _from_marks(folder: Path) -> Training | None:
 
 def _unsloth_version(config: Path) -> object:
     try:
-        return read_json(config).get("unsloth_version")
+        return read_json(require_inside(config, config.parent)).get("unsloth_version")
     except CorruptFileError:
         return None
 
