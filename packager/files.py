@@ -182,14 +182,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def have_same_bytes(one: Path, other: Path) -> bool:
-    """Whether two files hold the same; they are read only if their sizes are equal."""
-    if os.path.samefile(one, other):
-        return True
-    same_size = one.stat().st_size == other.stat().st_size
-    return same_size and sha256_file(one) == sha256_file(other)
-
-
 def existing_parent(path: Path) -> Path:
     """The nearest folder at or above `path` that exists."""
     path = path.absolute()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import NotAModelError, UsageError
-from packager.files import have_same_bytes
 from packager.merge.combine import Combination, parse_combination
 from packager.plan import Request
 from packager.progress import Progress
@@ -141,7 +141,7 @@ def _warn_of_one_twice(sources: Sequence[Source], progress: Progress) -> None:
     paths = [source.adapter.weights.path for source in sources if source.adapter is not None]
     for index, path in enumerate(paths):
         for other in range(index):
-            if have_same_bytes(path, paths[other]):
+            if filecmp.cmp(path, paths[other], shallow=False):
                 progress.warn(f"{folders[index]} has the very weights of {folders[other]}: they "
                               "change the model twice")  # fmt: skip
                 break

@@ -164,7 +164,8 @@ def choose_checkpoint(folder: Path, wanted: str) -> tuple[TrainerCheckpoint, str
     if wanted == "best":
         return _best(folder, run), f"the best by {_STATE}"
     if wanted == "last" and run.checkpoints:
-        return run.checkpoints[-1], f"the last of {len(run.checkpoints)} checkpoints"
+        note = f"; {run.unreadable.message.rstrip('.')}" if run.unreadable is not None else ""
+        return run.checkpoints[-1], f"the last of {len(run.checkpoints)} checkpoints{note}"
     chosen = next((item for item in run.checkpoints if str(item.step) == wanted), None)
     if chosen is None:
         names = ", ".join(str(item.step) for item in run.checkpoints) or "none"

@@ -388,10 +388,11 @@ def test_a_record_that_cannot_be_read_stops_nothing_but_the_choice_of_the_best(
     (trainer_output / "checkpoint-30" / "trainer_state.json").write_text('{"best')
     shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
 
-    reason = open_(trainer_output).reason
+    final, last = open_(trainer_output), open_(trainer_output, "last")
 
-    assert "checkpoint-30/trainer_state.json cannot be read" in reason
-    assert open_(trainer_output, "last").folder.name == "checkpoint-30"
+    assert (final.folder, last.folder) == (trainer_output, trainer_output / "checkpoint-30")
+    for source in (final, last):
+        assert "checkpoint-30/trainer_state.json cannot be read" in source.reason
     # An older record calls another one the best, which was the best by then.
     assert not any(item.is_best for item in list_checkpoints(trainer_output))
     with pytest.raises(CorruptFileError, match=r"checkpoint-30/trainer_state\.json") as error:
