@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from packager.errors import CorruptFileError, MissingWeightsError
-from packager.files import read_json, require_inside, sha256_file
+from packager.files import is_inside, read_json, require_inside, sha256_file
 from packager.tensor_file import (
     SafetensorsFile,
     TensorFile,
@@ -21,6 +21,10 @@ from packager.tensor_file import (
 if TYPE_CHECKING:
     import torch
 
+# What a model or its bundle would be another without: never left out in silence.
+_NEEDED = re.compile(
+    r".*\.(json|jinja|model|tiktoken)|(vocab|merges)[\w.-]*\.txt|(LICEN[CS]E|NOTICE).*"
+)
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -120,6 +124,9 @@ def describing_files(folder: Path) -> dict[str, Path]:
     """The plain files of a folder that are no weights, by name; further chat templates too.
 
     transformers keeps those in a folder inside: their names begin with it.
+
+    Raises:
+        CorruptFileError: if one that may be needed cannot be read, or leads out of the folder.
     """
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
     found = {
@@ -131,10 +138,11 @@ def describing_files(folder: Path) -> dict[str, Path]:
         and path.suffix not in (*_WEIGHT_SUFFIXES, ".py")
         and not path.name.endswith((".index.json", ".partial"))
     }
-    for path in found.values():
-        require_inside(path, folder)
     _require_readable(folder)
-    return found
+    for name, path in found.items():
+        if _NEEDED.fullmatch(name):
+            require_inside(path, folder)
+    return {name: path for name, path in found.items() if is_inside(path, folder)}
 
 
 def _require_readable(folder: Path) -> None:

@@ -24,13 +24,13 @@ from packager.files import (
     write_text,
 )
 from packager.merge.save import write_tensors
-from packager.pipeline.inputs import TOKENIZER_FILES
 from packager.pipeline.merging import MergedFolder
 from packager.plan import Request
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.hub import is_hub_id
 from packager.source.open import Source, open_source
+from packager.source.run import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch
