@@ -13,7 +13,7 @@ from packager.source.methods import find_refusal, method_name
 from packager.tensor_file import TensorFile, open_tensor_file
 
 CONFIG_NAME = "adapter_config.json"
-_WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_adapter(folder: Path) -> Adapter:
 
 
 def _open_weights(folder: Path) -> TensorFile:
-    names = [name for name in _WEIGHT_NAMES if (folder / name).is_file()]
+    names = [name for name in WEIGHT_NAMES if (folder / name).is_file()]
     if not names:
         native = sorted(folder.glob("adapter*.pt"))
         if native:
@@ -85,7 +85,7 @@ def _open_weights(folder: Path) -> TensorFile:
                 "adapter_model.safetensors in PEFT's form, or package the merged model.",
             )
         raise MissingWeightsError(
-            f"{folder} has {CONFIG_NAME}, but no {_WEIGHT_NAMES[0]}.",
+            f"{folder} has {CONFIG_NAME}, but no {WEIGHT_NAMES[0]}.",
             next_step="Save the adapter again with save_pretrained, or name the folder that has "
             "its weights.",
         )

@@ -19,10 +19,11 @@ from packager.files import existing_folder, read_json
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.candidates import find_candidates
-from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.hub import is_hub_id, obtain
 from packager.source.identity import folder_identity
 from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.twin import twin_beside, twin_name, twin_on_hub
+from packager.source.whole import is_whole_model
 
 _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
 
@@ -153,25 +154,15 @@ def local_folder(name: str, adapter_folder: Path | None) -> Path | None:
 
 
 def _from_hub(name: str, revision: str | None, why: str, progress: Progress) -> Base:
-    cached = find_cached(name, revision)
-    if cached is not None:
-        try:
-            checkpoint = open_model(cached.folder)
-        except (MissingWeightsError, NotAModelError):
-            progress.note(f"{name} is only partly in the Hugging Face cache")
-        else:
-            reason = f"{why}: {name} in the Hugging Face cache"
-            return Base(checkpoint, name, cached.revision, reason)
     try:
-        found = download(name, revision, progress)
+        found = obtain(name, revision, is_whole_model, progress)
     except SourceNotFoundError as error:
         raise BaseNotFoundError(
-            f"The base {name!r} ({why}) is no folder here and not in the Hugging Face cache. "
-            f"{error.message}",
+            f"The base {name!r} ({why}) is no folder here. {error.message}",
             next_step=_with_twin_hint(name, error),
         ) from error
-    reason = f"{why}: {name}, downloaded from the Hub"
-    return Base(open_model(found.folder), name, found.revision, reason)
+    where = "in the Hugging Face cache" if found.was_cached else "downloaded from the Hub"
+    return Base(open_model(found.folder), name, found.revision, f"{why}: {name}, {where}")
 
 
 def _with_twin_hint(name: str, error: FtpackError) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from packager.errors import SourceNotFoundError, ToolchainError
 from packager.progress import Progress
-from packager.source.hub import ALLOWED, IGNORED, is_hub_id
+from packager.source.hub import IGNORED, allowed_patterns, is_hub_id
 
 SCHEME = "modelscope://"
 
@@ -39,8 +39,12 @@ def download_from_modelscope(name: str, revision: str | None, progress: Progress
         ) from error
     progress.note(f"Asking ModelScope for {model_id}{f' at {revision}' if revision else ''}")
     try:
+        files = client.HubApi().get_model_files(model_id, revision=revision, recursive=True)
         folder = client.snapshot_download(
-            model_id, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=list(IGNORED)
+            model_id,
+            revision=revision,
+            allow_patterns=allowed_patterns(file["Path"] for file in files),
+            ignore_patterns=list(IGNORED),
         )
     # The client raises what requests, its own hub and the file system raise.
     except Exception as error:

@@ -11,10 +11,11 @@ from packager.files import existing_folder
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
-from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.hub import is_hub_id, obtain
 from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.shards import refuse_shards
 from packager.source.trainer import choose_checkpoint, list_checkpoints
+from packager.source.whole import is_whole_source
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -88,14 +89,12 @@ def _locate(
             next_step="Name the folder that the training run has written, a Hub id, or "
             f"{SCHEME}ORG/NAME.",
         )
-    found = find_cached(given, revision)
-    if found is None or not _is_packageable(found.folder):
-        try:
-            found = download(given, revision, progress)
-        except SourceNotFoundError as error:
-            raise SourceNotFoundError(
-                f"There is no folder {path}, and {error.message}", next_step=error.next_step
-            ) from error
+    try:
+        found = obtain(given, revision, is_whole_source, progress)
+    except SourceNotFoundError as error:
+        raise SourceNotFoundError(
+            f"There is no folder {path}, and {error.message}", next_step=error.next_step
+        ) from error
     return found.folder, found.model_id, found.revision
 
 

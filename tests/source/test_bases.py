@@ -21,6 +21,7 @@ from packager.source.adapter import Adapter, open_adapter
 from packager.source.base import find_base
 from packager.source.identity import cached_identity
 from packager.source.open import open_source
+from tests.source.test_modelscope import Files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Lora = Callable[[str], Path]
@@ -173,7 +174,7 @@ def test_modelscope_is_asked_by_its_client(
         asked.append((model_id, revision))
         return str(small_model("llama"))
 
-    client = SimpleNamespace(snapshot_download=snapshot_download)
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files())
     monkeypatch.setitem(sys.modules, "modelscope", client)
 
     base = find_base(open_adapter(lora("/gone")), "modelscope://someone/tiny", "v1", Silent())
@@ -197,7 +198,7 @@ def test_what_modelscope_answers_is_told(lora: Lora, monkeypatch: pytest.MonkeyP
     def snapshot_download(*_: object, **__: object) -> str:
         raise RuntimeError("404 not found")
 
-    client = SimpleNamespace(snapshot_download=snapshot_download)
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files())
     monkeypatch.setitem(sys.modules, "modelscope", client)
 
     with pytest.raises(SourceNotFoundError, match="404 not found"):

@@ -22,6 +22,19 @@ from packager.source.open import open_source
 Asked = list[tuple[str, str | None]]
 
 
+class Files:
+    """The part of a client that lists a repository's files."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __call__(self) -> Files:
+        return self
+
+    def get_model_files(self, model_id: str, **_: object) -> list[dict[str, object]]:
+        return [{"Path": name} for name in self.names]
+
+
 @pytest.fixture
 def asked(
     small_model: Callable[..., Path],
@@ -38,7 +51,7 @@ def asked(
             raise RuntimeError(f"404 {model_id} not found")
         return str(folders[model_id])
 
-    client = SimpleNamespace(snapshot_download=snapshot_download)
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files())
     monkeypatch.setitem(sys.modules, "modelscope", client)
     return asked
 
@@ -104,3 +117,31 @@ def test_inspect_knows_a_base_that_is_recorded_by_it(
     found = inspect(str(tmp_path), None, None, Silent())
 
     assert "ModelScope" in str(found["base found"])
+
+
+def test_the_list_of_files_decides_on_pickled_weights(
+    adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    class HubApi(Files):
+        def get_model_files(self, model_id: str, **options: object) -> list[dict[str, object]]:
+            asked.append((model_id, options))
+            return super().get_model_files(model_id)
+
+    def snapshot_download(model_id: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append([name for name in allow_patterns if name.endswith(".bin")])
+        return str(adapter("llama"))
+
+    client = SimpleNamespace(
+        snapshot_download=snapshot_download,
+        HubApi=HubApi("adapter_config.json", "adapter_model.bin", "training_args.bin"),
+    )
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+
+    open_source("modelscope://Org/lora", None, "v2", Silent())
+
+    assert asked == [
+        ("Org/lora", {"revision": "v2", "recursive": True}),
+        ["adapter_model.bin"],
+    ]
