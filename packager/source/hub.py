@@ -18,8 +18,7 @@ _ALLOWED = (
     "*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*",
     "*.md",
 )  # fmt: skip
-_CHECKPOINTS = "checkpoint-*/*"
-IGNORED = ("original/*", "consolidated*", "onnx/*", "runs/*", _CHECKPOINTS)
+IGNORED = ("original/*", "consolidated*", "onnx/*", "runs/*", "checkpoint-*/*")
 # Weights as pickles, and what stands in their place where there are safetensors.
 _PICKLED = re.compile(r"(adapter|pytorch)_model(-\d+-of-\d+)?\.bin")
 _UNPICKLED = {

@@ -12,6 +12,7 @@ from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
 from packager.source.hub import is_hub_id, obtain
+from packager.source.hub_checkpoint import obtain_checkpoint
 from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.shards import refuse_shards
 from packager.source.trainer import choose_checkpoint, list_checkpoints
@@ -59,7 +60,7 @@ def open_source(
         NotAModelError: if the folder holds neither an adapter nor a model.
         UnsupportedError: if its weights are a parallel run's shards.
     """
-    folder, model_id, commit = _locate(given, revision, progress)
+    folder, model_id, commit = _locate(given, checkpoint, revision, progress)
     folder, reason = _choose(folder, checkpoint)
     refuse_shards(folder)
     if (folder / CONFIG_NAME).is_file():
@@ -71,10 +72,10 @@ def open_source(
 
 
 def _locate(
-    given: str, revision: str | None, progress: Progress
+    given: str, checkpoint: str | None, revision: str | None, progress: Progress
 ) -> tuple[Path, str | None, str | None]:
     if given.startswith(SCHEME):
-        return download_from_modelscope(given, revision, progress), given, revision
+        return download_from_modelscope(given, revision, progress, checkpoint), given, revision
     if (folder := existing_folder(given)) is not None:
         return folder, None, None
     path = Path(given)
@@ -90,7 +91,10 @@ def _locate(
             f"{SCHEME}ORG/NAME.",
         )
     try:
-        found = obtain(given, revision, is_whole_source, progress)
+        if checkpoint is not None:
+            found = obtain_checkpoint(given, revision, checkpoint, progress)
+        else:
+            found = obtain(given, revision, is_whole_source, progress)
     except SourceNotFoundError as error:
         raise SourceNotFoundError(
             f"There is no folder {path}, and {error.message}", next_step=error.next_step

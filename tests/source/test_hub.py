@@ -230,3 +230,66 @@ def test_an_interrupted_download_of_a_twin_goes_on_in_the_next_run(
     assert find_file("un/m", "config.json", None) is not None
 
     assert find_base(lora, None, None, Silent()).model_id == "un/m"
+
+
+@pytest.fixture
+def run(hub: Hub, adapter: Callable[..., Path], tmp_path: Path) -> Hub:
+    """`me/run`: a repository with a last save and three checkpoints, of which 10 is the best."""
+    top = tmp_path / "run"
+    shutil.copytree(adapter("llama"), top)
+    for step in (5, 10, 20):
+        shutil.copytree(adapter("llama"), top / f"checkpoint-{step}")
+        state = {"best_model_checkpoint": "/there/run/checkpoint-10", "log_history": []}
+        (top / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        (top / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
+    hub.put_folder("me/run", top)
+    return hub
+
+
+@pytest.mark.parametrize(("wanted", "step"), [("5", 5), ("best", 10), ("last", 20)])
+def test_of_a_repositorys_checkpoints_the_one_that_is_asked_for_is_downloaded(
+    wanted: str, step: int, run: Hub
+) -> None:
+    source = open_source("me/run", wanted, None, Silent())
+
+    assert source.folder == run.snapshot("me/run") / f"checkpoint-{step}"
+    assert source.adapter is not None
+    assert "tokenizer.json" in source.files
+    weights = [name for name in came(run) if name.endswith((".safetensors", ".pt"))]
+    assert weights == [f"checkpoint-{step}/adapter_model.safetensors"]
+
+
+def test_without_checkpoint_the_last_save_is_downloaded_and_no_checkpoint(run: Hub) -> None:
+    assert open_source("me/run", None, None, Silent()).folder == run.snapshot("me/run")
+    assert not [name for name in came(run) if name.startswith("checkpoint-")]
+
+
+def test_a_checkpoint_that_is_in_the_cache_is_taken_without_the_network(run: Hub) -> None:
+    open_source("me/run", "5", None, Silent())
+    run.failure = AssertionError("the network was asked")
+
+    again = open_source("me/run", "5", None, Silent())
+
+    assert again.folder == run.snapshot("me/run") / "checkpoint-5"
+
+
+def test_a_checkpoint_that_came_in_part_is_completed(run: Hub) -> None:
+    run.keep("me/run", "checkpoint-5/adapter_config.json")
+
+    open_source("me/run", "5", None, Silent())
+
+    assert "me/run/checkpoint-5/adapter_model.safetensors" in run.downloaded
+
+
+def test_a_checkpoint_that_the_repository_lacks_lists_those_that_it_has(run: Hub) -> None:
+    with pytest.raises(SourceNotFoundError, match="checkpoints there: 5, 10, 20"):
+        open_source("me/run", "7", None, Silent())
+
+
+def test_a_repository_without_checkpoints_says_so(hub: Hub) -> None:
+    hub.repositories["a/b"] = files(*LORA)
+
+    with pytest.raises(SourceNotFoundError, match="no folder checkpoint-N") as error:
+        open_source("a/b", "7", None, Silent())
+
+    assert "Leave --checkpoint away" in error.value.next_step
