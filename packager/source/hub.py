@@ -76,7 +76,7 @@ def obtain(
     """
     cached = find_cached(model_id, revision)
     if cached is not None and is_whole(cached.folder):
-        return cached
+        return _with_tokenizer(cached, progress)
     state = "not" if cached is None else "only partly"
     if cached is not None:
         progress.note(f"{model_id} is {state} in the Hugging Face cache")
@@ -87,6 +87,24 @@ def obtain(
             f"{model_id} is {state} in the Hugging Face cache. {error.message}",
             next_step=error.next_step,
         ) from error
+
+
+def _with_tokenizer(cached: HubFolder, progress: Progress) -> HubFolder:
+    """A snapshot with its tokenizer and chat template, if the Hub has them at that commit.
+
+    Who loads an adapter by PEFT, or a model's weights alone, has in the cache no more than those;
+    packaged as they are, they would get the base's chat template, or none.
+    """
+    if next(cached.folder.rglob("tokenizer*"), None) is not None:
+        return cached
+    try:
+        return download(cached.model_id, cached.revision, progress)
+    except SourceNotFoundError as error:
+        progress.warn(
+            f"{cached.model_id} is in the Hugging Face cache without a tokenizer, and whether it "
+            f"has one is not known. {error.message}"
+        )
+        return cached
 
 
 def find_cached(model_id: str, revision: str | None) -> HubFolder | None:

@@ -165,6 +165,33 @@ def test_an_interrupted_download_of_an_adapter_goes_on(
     assert "me/lora is only partly in the Hugging Face cache" in told.notes
 
 
+def test_what_peft_has_left_in_the_cache_gets_its_tokenizer(
+    hub: Hub, adapter: Callable[..., Path]
+) -> None:
+    hub.put_folder("me/lora", adapter("llama"))
+    hub.keep("me/lora", "adapter_config.json", "adapter_model.safetensors")
+
+    source = open_source("me/lora", None, None, Silent())
+
+    assert "tokenizer_config.json" in source.files
+    # Of the commit that the cache has: the weights stay those that were loaded.
+    assert hub.revisions == [COMMIT, COMMIT]
+
+
+def test_without_the_network_it_is_told_that_a_tokenizer_may_be_missing(
+    hub: Hub, adapter: Callable[..., Path]
+) -> None:
+    hub.put_folder("me/lora", adapter("llama"))
+    hub.keep("me/lora", "adapter_config.json", "adapter_model.safetensors")
+    hub.failure = errors.OfflineModeIsEnabled("offline")
+    told = Told()
+
+    source = open_source("me/lora", None, None, told)
+
+    assert source.adapter is not None
+    assert any("cache without a tokenizer" in line for line in told.warnings)
+
+
 def sharded(small_model: Callable[..., Path], folder: Path) -> Path:
     """A model whose one weight file is called a shard, with its index."""
     shutil.copytree(small_model("llama"), folder)
