@@ -8,15 +8,13 @@ from pathlib import Path
 
 from packager.checkpoint import describing_files
 from packager.errors import FtpackError, MissingWeightsError
-from packager.files import existing_folder, format_bytes
+from packager.files import format_bytes
 from packager.progress import Progress
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.lint import lint
 from packager.prompt.llamafactory import compare_with_name
 from packager.prompt.vocabulary import load_vocabulary
-from packager.source.candidates import find_candidates
-from packager.source.hub import find_cached, is_hub_id
-from packager.source.modelscope import SCHEME
+from packager.source.foreseen import foresee_base
 from packager.source.open import Source, list_adapters, open_source
 from packager.source.trainer import list_checkpoints
 from packager.source.training import Training, read_training
@@ -43,8 +41,10 @@ def inspect(
             "training length": training.length,
             "training, not readable": training.problem,
         }
+    base_folder: Path | None = None
     if source.adapter is not None:
         adapter = source.adapter
+        base_folder, where = foresee_base(adapter)
         found |= {
             "method": adapter.method,
             "rank": adapter.rank,
@@ -52,7 +52,7 @@ def inspect(
             "targets": adapter.target_modules,
             "adapter tensors": _summary(adapter.weights.tensors.values()),
             "base": adapter.base_model_name_or_path or "not recorded: name it with --base",
-            "base found": _where_is_base(source, adapter.base_model_name_or_path, adapter.revision),
+            "base found": where,
         }
     if source.model is not None:
         config = source.model.config
@@ -60,7 +60,7 @@ def inspect(
             "architecture": ", ".join(map(str, _list(config.get("architectures")))),
             "weights": _summary(source.model.tensors.values()),
         }
-    found["chat template"], findings = _template(source, training)
+    found["chat template"], findings = _template(source, base_folder, training)
     if findings:
         found["chat template, found"] = findings
     if Path(given).is_dir() and (named := list_adapters(Path(given))):
@@ -92,32 +92,6 @@ def _summary(tensors: Iterable[TensorInfo]) -> str:
     return f"{len(infos)}, {elements / 1e6:,.2f} M parameters, {'/'.join(dtypes)}, {size}"
 
 
-def _gone(source: Source) -> str:
-    """What may be the base whose recorded path is not here."""
-    adapter = source.adapter
-    assert adapter is not None
-    recorded = adapter.base_model_name_or_path or ""
-    candidates = find_candidates(adapter.folder, adapter.weights, recorded)
-    offered = "; ".join(f"{item.name} ({item.reason})" for item in candidates)
-    hint = f" if it is one of: {offered}" if offered else ""
-    return f"no: neither a folder here nor a Hub id; name it with --base{hint}"
-
-
-def _where_is_base(source: Source, name: str | None, revision: str | None) -> str | None:
-    """Where the recorded base would be taken from; the network is not asked."""
-    if name is None:
-        return None
-    if existing_folder(name) is not None:
-        return f"the folder {name}"
-    if name.startswith(SCHEME):
-        return "by ModelScope's client: from its cache, or downloaded"
-    if not is_hub_id(name):
-        return _gone(source)
-    if (cached := find_cached(name, revision)) is not None:
-        return f"in the Hugging Face cache, {cached.folder}"
-    return "not here; it will be downloaded from the Hub"
-
-
 def _plan(source: Source) -> str:
     """What packaging will do, in one sentence."""
     quantize = "and its weights are quantized as they are read; nothing but the bundle is written"
@@ -130,17 +104,12 @@ def _plan(source: Source) -> str:
     )
 
 
-def _template(source: Source, training: Training | None) -> tuple[str, list[str]]:
+def _template(
+    source: Source, base_folder: Path | None, training: Training | None
+) -> tuple[str, list[str]]:
     """Where the chat template is, and what is wrong with it."""
-    base_files: dict[str, Path] = {}
-    adapter = source.adapter
-    if adapter is not None and adapter.base_model_name_or_path:
-        name = adapter.base_model_name_or_path
-        folder = existing_folder(name)
-        if folder is None and is_hub_id(name) and (cached := find_cached(name, adapter.revision)):
-            folder = cached.folder
-        base_files = describing_files(folder) if folder is not None else {}
     try:
+        base_files = describing_files(base_folder) if base_folder is not None else {}
         template = load_chat_template(source.files, base_files, None)
         if template is not None:
             vocabulary = load_vocabulary({**base_files, **source.files})
@@ -151,4 +120,6 @@ def _template(source: Source, training: Training | None) -> tuple[str, list[str]
             return template.origin, findings
     except FtpackError as error:
         return error.message, []
-    return "none beside it" + ("; the base's will be used" if adapter is not None else ""), []
+    return "none beside it" + (
+        "; the base's will be used" if source.adapter is not None else ""
+    ), []

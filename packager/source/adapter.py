@@ -16,7 +16,7 @@ from packager.source.methods import find_refusal, method_name
 from packager.tensor_file import TensorFile, open_tensor_file, require_filled
 
 CONFIG_NAME = "adapter_config.json"
-_WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def open_adapter(folder: Path) -> Adapter:
 
 
 def _open_weights(folder: Path) -> TensorFile:
-    names = [name for name in _WEIGHT_NAMES if (folder / name).is_file()]
+    names = [name for name in WEIGHT_NAMES if (folder / name).is_file()]
     if not names:
         native = sorted(folder.glob("adapter*.pt"))
         if native:
@@ -91,7 +91,7 @@ def _open_weights(folder: Path) -> TensorFile:
         if pieces := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
             raise _in_pieces(folder, pieces)
         raise MissingWeightsError(
-            f"{folder} has {CONFIG_NAME}, but no {_WEIGHT_NAMES[0]}.",
+            f"{folder} has {CONFIG_NAME}, but no {WEIGHT_NAMES[0]}.",
             next_step="Save the adapter again with save_pretrained, or name the folder that has "
             "its weights.",
         )
@@ -107,11 +107,11 @@ def _in_pieces(folder: Path, pieces: Sequence[Path]) -> UnsupportedError:
     code = (
         "from safetensors.torch import load_file, save_file; save_file({name: tensor for piece in "
         f"{json.dumps([str(path) for path in pieces])} for name, tensor in load_file(piece).items()"
-        f'}}, {json.dumps(str(folder / _WEIGHT_NAMES[0]))}, metadata={{"format": "pt"}})'
+        f'}}, {json.dumps(str(folder / WEIGHT_NAMES[0]))}, metadata={{"format": "pt"}})'
     )
     return UnsupportedError(
         f"{folder} has the adapter in {len(pieces)} pieces ({pieces[0].name}, ...), which PEFT "
-        f"does not read, and no {_WEIGHT_NAMES[0]}.",
+        f"does not read, and no {WEIGHT_NAMES[0]}.",
         next_step=f"Join them with `python -c {shlex.quote(code)}`, or save again with a larger "
         "max_shard_size.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from packager.errors import (
 from packager.files import existing_folder, read_json
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
-from packager.source.candidates import find_candidates
-from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.candidates import find_candidates, find_namesakes, offered
+from packager.source.hub import find_cached, is_hub_id, obtain
 from packager.source.identity import folder_identity
 from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.twin import twin_beside, twin_name, twin_on_hub
+from packager.source.whole import is_whole_model
 
 _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
 
@@ -66,11 +68,13 @@ def find_base(
         name, why = adapter.base_model_name_or_path, f"recorded in {CONFIG_NAME}"
         revision = revision or adapter.revision
     if name is None:
-        raise BaseNotFoundError(
-            f"{adapter.folder / CONFIG_NAME} records no base (`base_model_name_or_path` is empty).",
-            next_step="Name the model that was fine-tuned with --base PATH_OR_ID.",
-        )
+        raise _unrecorded(adapter)
     folder = local_folder(name, adapter.folder if wanted is None else None)
+    if folder is None and not name.startswith(SCHEME):
+        if not is_hub_id(name):
+            raise _gone(adapter, name, why)
+        if wanted is None and may_be_a_path(adapter, name, revision):
+            raise _gone(adapter, name, why)
     if wanted is None and not keep_quantized:
         twin = _find_twin(name, folder, revision, why, progress)
         if twin is not None:
@@ -80,9 +84,7 @@ def find_base(
     if name.startswith(SCHEME):
         folder = download_from_modelscope(name, revision, progress)
         return Base(open_model(folder), name, revision, f"{why}: {name}, in {folder}")
-    if not is_hub_id(name):
-        raise _gone(adapter, name, why)
-    return _from_hub(name, revision, why, progress)
+    return _from_hub(adapter, name, revision, why, progress)
 
 
 def _find_twin(
@@ -128,20 +130,48 @@ def _from_folder(folder: Path, why: str) -> Base:
     return Base(checkpoint, model_id, commit, f"{reason}, which is {model_id} by what it says")
 
 
+def _unrecorded(adapter: Adapter) -> BaseNotFoundError:
+    """The error for an adapter that names no base, with what fits."""
+    path = adapter.folder / CONFIG_NAME
+    config = read_json(path)
+    key = "base_model_name_or_path"
+    value = json.dumps(config[key])[:100] if key in config else "missing"
+    return _not_found(adapter, "", f"{path} records no base (`{key}` is {value}).")
+
+
+def may_be_a_path(adapter: Adapter, name: str, revision: str | None) -> bool:
+    """Whether a recorded id without an owner is rather a path that training had.
+
+    It is one where a folder of that name fits, and no such id is in the cache: nobody's repository
+    is downloaded in its place.
+    """
+    if "/" in name or not is_hub_id(name):
+        return False
+    cached = find_cached(name, revision)
+    if cached is not None and is_whole_model(cached.folder):
+        return False
+    return bool(find_namesakes(adapter.folder, adapter.weights, name))
+
+
 def _gone(adapter: Adapter, name: str, why: str) -> BaseNotFoundError:
     """The error for a path that is not here, as a rule the training machine's, with what fits."""
     shown = name if len(name) <= 300 else f"{name[:300]}..."
-    message = f"The base {shown!r} ({why}) is no folder on this machine, and no Hub id."
-    next_step = "Name the base's folder or Hub id with --base PATH_OR_ID."
+    what = "a Hub id without an owner" if is_hub_id(name) else "no Hub id"
+    message = f"The base {shown!r} ({why}) is no folder on this machine, and {what}."
+    return _not_found(adapter, name, message)
+
+
+def _not_found(adapter: Adapter, name: str, message: str, next_step: str = "") -> BaseNotFoundError:
+    """The error for a base that cannot be had, with what fits in its place."""
     candidates = find_candidates(adapter.folder, adapter.weights, name)
     if candidates:
-        offered = "; ".join(f"{item.name} ({item.reason})" for item in candidates)
-        message += f" It may be one of these: {offered}."
-        next_step = (
-            f"If the adapter was trained on it: --base {candidates[0].name}. None is taken "
+        message += f" It may be one of these: {offered(candidates)}."
+        next_step += (
+            f" If the adapter was trained on it: --base {candidates[0].name}. None is taken "
             "unasked, since shapes do not tell a base from its variants."
         )
-    return BaseNotFoundError(message, next_step=next_step)
+    step = next_step or "Name the model that was fine-tuned with --base PATH_OR_ID."
+    return BaseNotFoundError(message, next_step=step.lstrip())
 
 
 def local_folder(name: str, adapter_folder: Path | None) -> Path | None:
@@ -152,26 +182,16 @@ def local_folder(name: str, adapter_folder: Path | None) -> Path | None:
     return folder
 
 
-def _from_hub(name: str, revision: str | None, why: str, progress: Progress) -> Base:
-    cached = find_cached(name, revision)
-    if cached is not None:
-        try:
-            checkpoint = open_model(cached.folder)
-        except (MissingWeightsError, NotAModelError):
-            progress.note(f"{name} is only partly in the Hugging Face cache")
-        else:
-            reason = f"{why}: {name} in the Hugging Face cache"
-            return Base(checkpoint, name, cached.revision, reason)
+def _from_hub(
+    adapter: Adapter, name: str, revision: str | None, why: str, progress: Progress
+) -> Base:
     try:
-        found = download(name, revision, progress)
+        found = obtain(name, revision, is_whole_model, progress)
     except SourceNotFoundError as error:
-        raise BaseNotFoundError(
-            f"The base {name!r} ({why}) is no folder here and not in the Hugging Face cache. "
-            f"{error.message}",
-            next_step=_with_twin_hint(name, error),
-        ) from error
-    reason = f"{why}: {name}, downloaded from the Hub"
-    return Base(open_model(found.folder), name, found.revision, reason)
+        message = f"The base {name!r} ({why}) is no folder here. {error.message}"
+        raise _not_found(adapter, name, message, _with_twin_hint(name, error)) from error
+    where = "in the Hugging Face cache" if found.was_cached else "downloaded from the Hub"
+    return Base(open_model(found.folder), name, found.revision, f"{why}: {name}, {where}")
 
 
 def _with_twin_hint(name: str, error: FtpackError) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.checkpoint import FolderCheckpoint
 from packager.errors import FtpackError
+from packager.files import existing_folder
+from packager.source.hub import is_hub_id
 from packager.source.identity import cached_identity
 from packager.source.training import read_training
 from packager.tensor_file import TensorFile
 
-_MOST_LOOKED_AT, _MOST_OFFERED = 200, 4
+_MOST_LOOKED_AT, _MOST_OFFERED, _MOST_PARTS = 200, 4, 4
+# The rank of what has the recorded name.
+_NAMESAKE = 1
 _LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
 
 
@@ -41,25 +45,40 @@ def find_candidates(folder: Path, weights: TensorFile, recorded: str) -> list[Ca
     Args:
         folder: the adapter's folder.
         weights: the adapter's tensors.
-        recorded: the base that it names.
+        recorded: the base that it names; empty where it names none.
     """
     found = []
     if cached := cached_identity(recorded):
         found.append(Candidate(cached[0], "by the recorded path's own words", 0))
     training = read_training(folder)
-    if training is not None and training.base and training.base != recorded:
-        found.append(Candidate(training.base, f"named in {training.known_by.name}", 0))
+    named = training.base if training is not None else None
+    # The run's configuration may name a path of its own machine, too.
+    if training and named and named != recorded and (is_hub_id(named) or existing_folder(named)):
+        found.append(Candidate(named, f"named in {training.known_by.name}", 0))
     wanted = _wanted_shapes(weights)
     wanted_name = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1].lower()
-    for name, path in _places(folder):
+    for name, path in (*_places(folder), *_namesakes(folder, recorded)):
         fits = _fits(path, wanted) if wanted else None
         is_namesake = wanted_name in (name.rpartition("/")[2].lower(), path.name.lower())
         if fits or (fits is None and is_namesake):
             known = ("its shapes fit",) if fits else ()
             reasons = (*known, "it has the recorded name") if is_namesake else known
-            found.append(Candidate(name, " and ".join(reasons), 1 if is_namesake else 2))
+            found.append(
+                Candidate(name, " and ".join(reasons), _NAMESAKE if is_namesake else _NAMESAKE + 1)
+            )
     unique = {item.name: item for item in sorted(found, key=lambda item: -item.rank)}
     return sorted(unique.values(), key=lambda item: (item.rank, item.name))[:_MOST_OFFERED]
+
+
+def find_namesakes(folder: Path, weights: TensorFile, recorded: str) -> list[Candidate]:
+    """Those of the candidates that are folders here, under the recorded name."""
+    found = find_candidates(folder, weights, recorded)
+    return [item for item in found if item.rank == _NAMESAKE and existing_folder(item.name)]
+
+
+def offered(candidates: Sequence[Candidate]) -> str:
+    """The candidates, each with its reason."""
+    return "; ".join(f"{item.name} ({item.reason})" for item in candidates)
 
 
 def _wanted_shapes(weights: TensorFile) -> dict[str, tuple[int | None, int | None]]:
@@ -103,5 +122,23 @@ def _places(folder: Path) -> Iterator[tuple[str, Path]]:
     here = folder.resolve()
     for place in (here.parent, here.parent.parent):
         for config in sorted(place.glob("*/config.json"))[:_MOST_LOOKED_AT]:
-            if config.parent != here and not (config.parent / "adapter_config.json").exists():
+            if config.parent != here and _is_model(config.parent):
                 yield str(config.parent), config.parent
+
+
+def _namesakes(folder: Path, recorded: str) -> Iterator[tuple[str, Path]]:
+    """Model folders by the end of the recorded path, as a project has them that was moved.
+
+    They are looked for in the adapter's folder, in those above it, and in the working directory.
+    """
+    parts = [part for part in re.split(r"[/\\]", recorded) if part not in ("", ".", "..")]
+    here = folder.resolve()
+    for place in (here, *here.parents, Path.cwd()):
+        for start in range(max(0, len(parts) - _MOST_PARTS), len(parts)):
+            found = existing_folder(str(place.joinpath(*parts[start:])))
+            if found is not None and _is_model(found):
+                yield str(found), found
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from packager.errors import SourceNotFoundError, ToolchainError
+from packager.errors import FtpackError, SourceNotFoundError, ToolchainError
 from packager.progress import Progress
-from packager.source.hub import ALLOWED, IGNORED, is_hub_id
+from packager.source.hub import IGNORED, allowed_patterns, is_hub_id
+from packager.source.hub_checkpoint import fetch_checkpoint
 
 SCHEME = "modelscope://"
 
 
-def download_from_modelscope(name: str, revision: str | None, progress: Progress) -> Path:
+def download_from_modelscope(
+    name: str, revision: str | None, progress: Progress, checkpoint: str | None = None
+) -> Path:
     """The folder of a model, from the client's cache or downloaded.
 
     Args:
         name: `modelscope://ORG/NAME`.
         revision: a branch, tag or commit of its repository.
         progress: where the download is told.
+        checkpoint: one of a Trainer's (a step, `best` or `last`), in place of what is at the top.
 
     Raises:
-        SourceNotFoundError: if that is no id, or saying what ModelScope answered.
+        SourceNotFoundError: if that is no id, if there is no such checkpoint, or saying what
+            ModelScope answered.
         ToolchainError: if the client is not installed, with the command that installs it.
     """
     model_id = name.removeprefix(SCHEME).strip("/")
@@ -38,10 +44,23 @@ def download_from_modelscope(name: str, revision: str | None, progress: Progress
             next_step="pip install 'ftpack[modelscope]' (or: pip install modelscope).",
         ) from error
     progress.note(f"Asking ModelScope for {model_id}{f' at {revision}' if revision else ''}")
-    try:
+
+    def fetch(allowed: Sequence[str], ignored: Sequence[str] = ()) -> Path:
         folder = client.snapshot_download(
-            model_id, revision=revision, allow_patterns=list(ALLOWED), ignore_patterns=list(IGNORED)
+            model_id,
+            revision=revision,
+            allow_patterns=list(allowed),
+            ignore_patterns=list(ignored),
         )
+        return Path(folder)
+
+    try:
+        names = _list_files(client.HubApi(), model_id, revision)
+        if checkpoint is not None:
+            return fetch_checkpoint(name, checkpoint, names, fetch)
+        return fetch(allowed_patterns(names), IGNORED)
+    except FtpackError:
+        raise
     # The client raises what requests, its own hub and the file system raise.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -50,4 +69,19 @@ def download_from_modelscope(name: str, revision: str | None, progress: Progress
             next_step="Check the id and the network (`modelscope login` for a private one), or "
             "name a local folder.",
         ) from error
-    return Path(folder)
+
+
+def _list_files(api: Any, model_id: str, revision: str | None) -> list[str]:
+    """The names of a repository's files; of a private one, to those who have logged in."""
+
+    def ask(use_cookies: bool) -> list[str]:
+        files = api.get_model_files(
+            model_id, revision=revision, recursive=True, use_cookies=use_cookies
+        )
+        return [str(file["Path"]) for file in files]
+
+    try:
+        return ask(use_cookies=True)
+    # Nobody has logged in.
+    except ValueError:
+        return ask(use_cookies=False)

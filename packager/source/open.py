@@ -12,11 +12,13 @@ from packager.files import existing_folder, require_inside
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
-from packager.source.hub import download, find_cached, is_hub_id
+from packager.source.hub import is_hub_id, obtain
+from packager.source.hub_checkpoint import obtain_checkpoint
 from packager.source.modelscope import SCHEME, download_from_modelscope
 from packager.source.run import find_describing_files, run_folders
 from packager.source.shards import refuse_shards
 from packager.source.trainer import choose_checkpoint, list_checkpoints, read_run
+from packager.source.whole import is_whole_source
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -58,7 +60,7 @@ def open_source(
         UnsupportedError: if its weights are a parallel run's shards.
         CorruptFileError: if a file cannot be read, or leads out of what was given.
     """
-    located, model_id, commit = _locate(given, revision, progress)
+    located, model_id, commit = _locate(given, checkpoint, revision, progress)
     folder, reason = _choose(located, checkpoint)
     require_inside(folder, located)
     refuse_shards(folder)
@@ -98,10 +100,10 @@ def _from_above(folder: Path, files: Mapping[str, Path]) -> str:
 
 
 def _locate(
-    given: str, revision: str | None, progress: Progress
+    given: str, checkpoint: str | None, revision: str | None, progress: Progress
 ) -> tuple[Path, str | None, str | None]:
     if given.startswith(SCHEME):
-        return download_from_modelscope(given, revision, progress), given, revision
+        return download_from_modelscope(given, revision, progress, checkpoint), given, revision
     if (folder := existing_folder(given)) is not None:
         return folder, None, None
     path = Path(given)
@@ -116,14 +118,15 @@ def _locate(
             next_step="Name the folder that the training run has written, a Hub id, or "
             f"{SCHEME}ORG/NAME.",
         )
-    found = find_cached(given, revision)
-    if found is None or not _is_packageable(found.folder):
-        try:
-            found = download(given, revision, progress)
-        except SourceNotFoundError as error:
-            raise SourceNotFoundError(
-                f"There is no folder {path}, and {error.message}", next_step=error.next_step
-            ) from error
+    try:
+        if checkpoint is not None:
+            found = obtain_checkpoint(given, revision, checkpoint, progress)
+        else:
+            found = obtain(given, revision, is_whole_source, progress)
+    except SourceNotFoundError as error:
+        raise SourceNotFoundError(
+            f"There is no folder {path}, and {error.message}", next_step=error.next_step
+        ) from error
     return found.folder, found.model_id, found.revision
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from packager.errors import CorruptFileError, SourceNotFoundError
 from packager.files import read_json
 from packager.progress import Progress
-from packager.source.hub import download, find_cached, find_file
+from packager.source.hub import find_cached, find_file, obtain
+from packager.source.whole import is_whole_model
 
 _BNB_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 # What two models must have in common for one's adapter to be the other's.
@@ -54,18 +55,18 @@ def twin_on_hub(model_id: str, revision: str | None, progress: Progress) -> Path
     if quantized is None:
         progress.note(f"{model_id} cannot be compared with {twin}: its config.json is not at hand")
         return None
-    found = find_cached(twin, None)
-    if found is not None and (found.folder / "config.json").is_file():
-        return _fitting(found.folder, quantized, model_id, progress)
-    # Its configuration alone tells whether the download is worth it.
-    config = find_file(twin, "config.json", None)
+    cached = find_cached(twin, None)
+    config = cached.folder / "config.json" if cached else None
+    if config is None or not config.is_file():
+        # Its configuration alone tells whether the download is worth it.
+        config = find_file(twin, "config.json", None)
     if config is None:
         progress.note(f"The 16-bit twin {twin} is not in the cache, and not to be had from the Hub")
         return None
     if _fitting(config.parent, quantized, model_id, progress) is None:
         return None
     try:
-        return download(twin, None, progress).folder
+        return obtain(twin, None, is_whole_model, progress).folder
     except SourceNotFoundError as error:
         progress.note(f"The 16-bit twin is not used: {error.message}")
         return None

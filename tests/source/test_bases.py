@@ -16,11 +16,17 @@ import pytest
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
 from packager.pipeline.identity import base_identity
 from packager.pipeline.inputs import Inputs
+from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter
 from packager.source.base import find_base
 from packager.source.identity import cached_identity
 from packager.source.open import open_source
+from tests.source.hub import Hub, hub
+from tests.source.test_modelscope import Files
+from tests.source.test_twin import quantized_copy
+
+__all__ = ["hub"]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Lora = Callable[[str], Path]
@@ -132,6 +138,159 @@ def test_what_the_run_was_configured_with_is_offered(lora: Lora, cache: Path) ->
     assert "--base someone/tiny" in error.next_step
 
 
+def test_a_path_of_the_training_machine_in_the_configuration_is_not_offered(
+    lora: Lora, cache: Path
+) -> None:
+    folder = lora("/mnt/trainer/models/base")
+    (folder / "training_args.yaml").write_text("model_name_or_path: /mnt/trainer/other\n")
+
+    assert "--base PATH_OR_ID" in refusal(open_adapter(folder)).next_step
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "is null"), ("", 'is ""'), (5, "is 5"), (..., "is missing")]
+)
+def test_where_no_base_is_recorded_the_value_is_told_and_what_fits_is_offered(
+    value: object, said: str, small_model: Callable[..., Path], lora: Lora, cache: Path
+) -> None:
+    put(cache, "someone/twin", small_model("llama"))
+    folder = lora("")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = value
+    if value is ...:
+        del config["base_model_name_or_path"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "training_args.yaml").write_text("model_name_or_path: someone/tiny\n")
+
+    error = refusal(open_adapter(folder))
+
+    assert f"adapter_config.json records no base (`base_model_name_or_path` {said})" in (
+        error.message
+    )
+    assert "someone/tiny (named in training_args.yaml)" in error.message
+    assert "someone/twin (its shapes fit)" in error.message
+    assert "--base someone/tiny" in error.next_step
+    assert "someone/twin (its shapes fit)" in str(
+        inspect(str(folder), None, None, Silent())["base found"]
+    )
+
+
+# From the working directory, `Tiny-1B` is the recorded path itself.
+@pytest.mark.parametrize(
+    ("recorded", "place"),
+    [
+        ("Tiny-1B", "runs"), ("Tiny-1B", "."),
+        ("models/Tiny-1B", "runs"), ("models/Tiny-1B", "."), ("models/Tiny-1B", "work"),
+        ("./out/models/Tiny-1B", "runs"), ("./out/models/Tiny-1B", "work"),
+    ],
+)  # fmt: skip
+def test_a_relative_path_of_training_is_offered_and_nothing_is_downloaded_for_it(
+    recorded: str,
+    place: str,
+    small_model: Callable[..., Path],
+    lora: Lora,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.put_folder("Tiny-1B", small_model("llama"))
+    model = tmp_path / place / "Tiny-1B"
+    shutil.copytree(small_model("llama"), model)
+    (tmp_path / "work").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "work")
+
+    error = refusal(open_adapter(lora(recorded)))
+
+    assert f"{model} (its shapes fit and it has the recorded name)" in error.message
+    assert f"--base {model}" in error.next_step
+    assert hub.downloaded == []
+
+
+def test_inspect_offers_the_folder_that_a_relative_path_may_mean(
+    small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
+) -> None:
+    shutil.copytree(small_model("llama"), tmp_path / "Tiny-1B")
+
+    found = str(inspect(str(lora("Tiny-1B")), None, None, Silent())["base found"])
+
+    assert found.startswith("no: neither a folder here nor a Hub id with an owner; name it")
+    assert f"if it is one of: {tmp_path / 'Tiny-1B'} (its shapes fit" in found
+
+
+def test_the_recorded_path_as_a_project_has_it_is_found_above_the_adapter(
+    small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
+) -> None:
+    model = tmp_path / "models" / "llama" / "Tiny-1B"
+    shutil.copytree(small_model("llama"), model)
+
+    assert f"--base {model}" in refusal(open_adapter(lora("models/llama/Tiny-1B"))).next_step
+
+
+def test_an_id_without_an_owner_is_asked_for_where_no_such_folder_fits(
+    small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
+) -> None:
+    hub.put_folder("tiny", small_model("llama"))
+    shutil.copytree(small_model("llama", hidden_size=192), tmp_path / "runs" / "tiny")
+
+    assert find_base(open_adapter(lora("tiny")), None, None, Silent()).model_id == "tiny"
+
+
+def test_an_id_without_an_owner_that_is_asked_for_is_the_hubs(
+    small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
+) -> None:
+    hub.put_folder("tiny", small_model("llama"))
+    shutil.copytree(small_model("llama"), tmp_path / "runs" / "tiny")
+
+    assert find_base(open_adapter(lora("/gone")), "tiny", None, Silent()).model_id == "tiny"
+
+
+def test_inspect_finds_a_base_as_packaging_does_from_the_adapters_folder(
+    small_model: Callable[..., Path], lora: Lora, tmp_path: Path
+) -> None:
+    shutil.copytree(small_model("llama"), tmp_path / "runs" / "tiny")
+    folder = lora("../tiny")
+
+    base = find_base(open_adapter(folder), None, None, Silent())
+    found = inspect(str(folder), None, None, Silent())
+
+    assert found["base found"] == f"the folder {folder / '../tiny'}"
+    assert base.checkpoint.folder == folder / "../tiny"
+
+
+def test_inspect_tells_of_the_twin_of_a_quantized_id(
+    small_model: Callable[..., Path], lora: Lora, cache: Path
+) -> None:
+    folder = lora("un/m-unsloth-bnb-4bit")
+
+    found = str(inspect(str(folder), None, None, Silent())["base found"])
+
+    assert "its 16-bit twin un/m is taken if it can be had and fits: not here" in found
+    assert "--keep-base-quantized takes un/m-unsloth-bnb-4bit itself: not here" in found
+
+    snapshot = put(cache, "un/m", small_model("llama"))
+    found = str(inspect(str(folder), None, None, Silent())["base found"])
+    assert f"fits: in the Hugging Face cache, {snapshot} (" in found
+
+    (snapshot / "model.safetensors").unlink()
+    found = str(inspect(str(folder), None, None, Silent())["base found"])
+    assert f"partly in the Hugging Face cache, {snapshot}; the rest will be downloaded" in found
+
+
+def test_inspect_tells_of_the_twin_beside_a_quantized_folder(
+    small_model: Callable[..., Path], lora: Lora, tmp_path: Path
+) -> None:
+    quantized = quantized_copy(small_model("llama"), tmp_path / "tiny-bnb-4bit")
+    folder = lora(str(quantized))
+
+    alone = str(inspect(str(folder), None, None, Silent())["base found"])
+    shutil.copytree(small_model("llama"), tmp_path / "tiny")
+    beside = str(inspect(str(folder), None, None, Silent())["base found"])
+
+    assert alone == f"the folder {quantized}, as it is: no 16-bit twin that fits is beside it"
+    assert beside.startswith(f"the folder {tmp_path / 'tiny'}, the 16-bit twin of {quantized} (")
+    assert f"--keep-base-quantized takes {quantized} itself" in beside
+
+
 def test_the_manifest_has_the_true_base_where_a_path_is_recorded(
     small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
@@ -173,7 +332,7 @@ def test_modelscope_is_asked_by_its_client(
         asked.append((model_id, revision))
         return str(small_model("llama"))
 
-    client = SimpleNamespace(snapshot_download=snapshot_download)
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files())
     monkeypatch.setitem(sys.modules, "modelscope", client)
 
     base = find_base(open_adapter(lora("/gone")), "modelscope://someone/tiny", "v1", Silent())
@@ -197,7 +356,7 @@ def test_what_modelscope_answers_is_told(lora: Lora, monkeypatch: pytest.MonkeyP
     def snapshot_download(*_: object, **__: object) -> str:
         raise RuntimeError("404 not found")
 
-    client = SimpleNamespace(snapshot_download=snapshot_download)
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files())
     monkeypatch.setitem(sys.modules, "modelscope", client)
 
     with pytest.raises(SourceNotFoundError, match="404 not found"):

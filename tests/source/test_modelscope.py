@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from packager.errors import SourceNotFoundError, ToolchainError
 from packager.pipeline.identity import base_identity
@@ -20,6 +21,23 @@ from packager.progress import Silent
 from packager.source.open import open_source
 
 Asked = list[tuple[str, str | None]]
+
+
+class Files:
+    """The part of a client that lists a repository's files."""
+
+    def __init__(self, *names: str, is_logged_in: bool = False) -> None:
+        self.names, self.is_logged_in = names, is_logged_in
+
+    def __call__(self) -> Files:
+        return self
+
+    def get_model_files(
+        self, model_id: str, *, use_cookies: bool = False, **_: object
+    ) -> list[dict[str, object]]:
+        if use_cookies and not self.is_logged_in:
+            raise ValueError("Token does not exist, please login first.")
+        return [{"Path": name} for name in self.names]
 
 
 @pytest.fixture
@@ -38,7 +56,7 @@ def asked(
             raise RuntimeError(f"404 {model_id} not found")
         return str(folders[model_id])
 
-    client = SimpleNamespace(snapshot_download=snapshot_download)
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files())
     monkeypatch.setitem(sys.modules, "modelscope", client)
     return asked
 
@@ -104,3 +122,57 @@ def test_inspect_knows_a_base_that_is_recorded_by_it(
     found = inspect(str(tmp_path), None, None, Silent())
 
     assert "ModelScope" in str(found["base found"])
+
+
+def test_the_list_of_files_decides_on_pickled_weights(
+    adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    class HubApi(Files):
+        def get_model_files(self, model_id: str, **options: object) -> list[dict[str, object]]:
+            asked.append((model_id, options))
+            return super().get_model_files(model_id)
+
+    def snapshot_download(model_id: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append([name for name in allow_patterns if name.endswith(".bin")])
+        return str(adapter("llama"))
+
+    client = SimpleNamespace(
+        snapshot_download=snapshot_download,
+        HubApi=HubApi("adapter_config.json", "adapter_model.bin", "training_args.bin"),
+    )
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+
+    open_source("modelscope://Org/lora", None, "v2", Silent())
+
+    assert asked == [
+        ("Org/lora", {"revision": "v2", "recursive": True, "use_cookies": True}),
+        ["adapter_model.bin"],
+    ]
+
+
+def test_a_checkpoint_is_fetched_by_itself(
+    adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [f"checkpoint-5/{path.name}" for path in adapter("llama").iterdir()]
+    names = [*there, "checkpoint-9/adapter_config.json", "adapter_model.safetensors"]
+    came: set[str] = set()
+
+    def snapshot_download(model_id: str, allow_patterns: list[str], **_: object) -> str:
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            came.add(name)
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes((adapter("llama") / path.name).read_bytes())
+        return str(tmp_path)
+
+    client = SimpleNamespace(snapshot_download=snapshot_download, HubApi=Files(*names))
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+
+    source = open_source("modelscope://Org/run", "5", None, Silent())
+
+    assert source.folder == tmp_path / "checkpoint-5"
+    assert came == {*there, "checkpoint-9/adapter_config.json"}
+    with pytest.raises(SourceNotFoundError, match=r"has no checkpoint '7'; .* there: 5, 9"):
+        open_source("modelscope://Org/run", "7", None, Silent())

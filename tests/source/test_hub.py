@@ -1,0 +1,322 @@
+"""What is asked of the Hub: which files, at which revision, and what its refusals say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import errors
+
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import BaseNotFoundError, SourceNotFoundError
+from packager.progress import Silent
+from packager.source.adapter import Adapter
+from packager.source.base import find_base
+from packager.source.hub import download, find_cached, find_file
+from packager.source.open import open_source
+from tests.source.hub import COMMIT, Hub, hub
+from tests.source.test_twin import adapter_of, quantized_copy
+from tests.told import Told
+
+__all__ = ["hub"]
+
+
+def files(*names: str) -> Mapping[str, bytes]:
+    return dict.fromkeys(names, b"{}")
+
+
+def came(hub: Hub) -> set[str]:
+    return {name.split("/", 2)[2] for name in hub.downloaded}
+
+
+SAFE = ("config.json", "model.safetensors")
+BIN = ("config.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json")
+LORA = ("adapter_config.json", "adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        (SAFE, SAFE),
+        (BIN, BIN),
+        ((*SAFE, "pytorch_model.bin"), SAFE),
+        (LORA, LORA),
+        ((*LORA, "adapter_model.safetensors"),
+         ("adapter_config.json", "adapter_model.safetensors")),
+        # Each folder is asked by itself: named adapters lie in folders of their own.
+        ((*SAFE, "fr/adapter_config.json", "fr/adapter_model.bin"),
+         (*SAFE, "fr/adapter_config.json", "fr/adapter_model.bin")),
+        ((*LORA, "optimizer.bin", "training_args.bin", "rng_state.pth"), LORA),
+        ((*SAFE, "qwen.tiktoken", "chat_template.jinja"),
+         (*SAFE, "qwen.tiktoken", "chat_template.jinja")),
+        ((*LORA, "checkpoint-10/adapter_model.bin", "original/pytorch_model.bin"), LORA),
+        (("config.json", "consolidated.safetensors", "pytorch_model.bin"),
+         ("config.json", "pytorch_model.bin")),
+    ],
+)  # fmt: skip
+def test_the_weights_come_once_and_nothing_that_packaging_does_not_read(
+    there: tuple[str, ...], wanted: tuple[str, ...], hub: Hub
+) -> None:
+    hub.repositories["a/b"] = files(*there)
+
+    found = download("a/b", None, Silent())
+
+    assert came(hub) == set(wanted)
+    assert (found.folder, found.revision) == (hub.snapshot("a/b"), COMMIT)
+
+
+def test_the_revision_is_that_of_the_list_and_of_the_files(hub: Hub) -> None:
+    hub.repositories["a/b"] = files(*SAFE)
+
+    download("a/b", "v2", Silent())
+
+    assert hub.revisions == ["v2", "v2"]
+
+
+@pytest.fixture
+def lora(adapter: Callable[..., Path], tmp_path: Path) -> Adapter:
+    """An adapter of `a/base`."""
+    return adapter_of("a/base", adapter("llama"), tmp_path / "lora")
+
+
+def refused(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
+    answer: Any = SimpleNamespace(headers={}, request=None, status_code=403)
+    return kind("no, says the Hub", response=answer)
+
+
+@pytest.mark.parametrize(
+    ("failure", "step"),
+    [
+        (refused(errors.GatedRepoError), "Accept the licence on the page of a/b, then `hf auth"),
+        (refused(errors.RepositoryNotFoundError), "Check the id; for a private one"),
+        (refused(errors.RevisionNotFoundError), "that exists with --revision"),
+        (refused(errors.HfHubHTTPError), "Try again later"),
+        (errors.OfflineModeIsEnabled("no, says the Hub"), "Unset HF_HUB_OFFLINE"),
+        # What the HTTP client raises where there is no network: huggingface_hub passes it on.
+        (errors.HfHubHTTPError.__bases__[0]("no, says the Hub"), "Check the network connection"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_refusal_says_what_to_do(failure: Exception, step: str, hub: Hub) -> None:
+    hub.failure = failure
+
+    with pytest.raises(SourceNotFoundError) as error:
+        open_source("a/b", None, None, Silent())
+
+    assert "a/b is not in the Hugging Face cache" in error.value.message
+    assert "no, says the Hub" in error.value.message
+    assert step in error.value.next_step
+
+
+def test_the_real_client_is_told_to_be_offline_and_that_is_said() -> None:
+    with pytest.raises(SourceNotFoundError) as error:
+        download("a/b", None, Silent())
+
+    assert "HF_HUB_OFFLINE" in error.value.next_step
+
+
+def test_a_snapshot_that_is_whole_is_taken_without_the_network(
+    hub: Hub, small_model: Callable[..., Path], lora: Adapter
+) -> None:
+    hub.put_folder("a/base", small_model("llama"))
+    hub.keep("a/base", *hub.repositories["a/base"])
+    hub.failure = AssertionError("the network was asked")
+
+    base = find_base(lora, None, None, Silent())
+
+    assert (base.checkpoint.folder, base.revision) == (hub.snapshot("a/base"), COMMIT)
+
+
+def test_what_the_clients_own_list_has_beyond_is_not_missed(hub: Hub) -> None:
+    """The client keeps the list of all files, and calls a snapshot without them incomplete."""
+    hub.repositories["a/b"] = files(*SAFE)
+    hub.keep("a/b", *SAFE)
+    listed = {name: {"size": 2, "blob_id": "0" * 40} for name in (*SAFE, "pytorch_model.bin")}
+    trees = hub.snapshot("a/b").parent.parent / "trees"
+    trees.mkdir()
+    (trees / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": listed}))
+
+    found = find_cached("a/b", None)
+
+    assert found is not None
+    assert found.folder == hub.snapshot("a/b")
+
+
+@pytest.mark.parametrize("cached", ["adapter_config.json", "README.md"])
+def test_an_interrupted_download_of_an_adapter_goes_on(
+    cached: str, hub: Hub, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "trained"
+    shutil.copytree(adapter("llama"), folder)
+    (folder / "README.md").write_text("An adapter.")
+    hub.put_folder("me/lora", folder)
+    hub.keep("me/lora", cached)
+    told = Told()
+
+    source = open_source("me/lora", None, None, told)
+
+    assert source.adapter is not None
+    assert f"me/lora/{cached}" not in hub.downloaded
+    assert "me/lora is only partly in the Hugging Face cache" in told.notes
+
+
+def test_what_peft_has_left_in_the_cache_gets_its_tokenizer(
+    hub: Hub, adapter: Callable[..., Path]
+) -> None:
+    hub.put_folder("me/lora", adapter("llama"))
+    hub.keep("me/lora", "adapter_config.json", "adapter_model.safetensors")
+
+    source = open_source("me/lora", None, None, Silent())
+
+    assert "tokenizer_config.json" in source.files
+    # Of the commit that the cache has: the weights stay those that were loaded.
+    assert hub.revisions == [COMMIT, COMMIT]
+
+
+def test_without_the_network_it_is_told_that_a_tokenizer_may_be_missing(
+    hub: Hub, adapter: Callable[..., Path]
+) -> None:
+    hub.put_folder("me/lora", adapter("llama"))
+    hub.keep("me/lora", "adapter_config.json", "adapter_model.safetensors")
+    hub.failure = errors.OfflineModeIsEnabled("offline")
+    told = Told()
+
+    source = open_source("me/lora", None, None, told)
+
+    assert source.adapter is not None
+    assert any("cache without a tokenizer" in line for line in told.warnings)
+
+
+def sharded(small_model: Callable[..., Path], folder: Path) -> Path:
+    """A model whose one weight file is called a shard, with its index."""
+    shutil.copytree(small_model("llama"), folder)
+    shard = folder / "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(shard)
+    names = list(FolderCheckpoint(small_model("llama")).tensors)
+    index = {"weight_map": dict.fromkeys(names, shard.name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("is_base", [True, False], ids=["base", "source"])
+def test_a_missing_shard_is_downloaded(
+    is_base: bool, hub: Hub, small_model: Callable[..., Path], lora: Adapter, tmp_path: Path
+) -> None:
+    hub.put_folder("a/base", sharded(small_model, tmp_path / "sharded"))
+    hub.keep("a/base", "config.json", "model.safetensors.index.json")
+
+    if is_base:
+        find_base(lora, None, None, Silent())
+    else:
+        open_source("a/base", None, None, Silent())
+
+    assert "a/base/model-00001-of-00001.safetensors" in hub.downloaded
+
+
+def test_a_part_that_cannot_be_completed_is_called_a_part(hub: Hub, lora: Adapter) -> None:
+    hub.repositories["a/base"] = files("config.json")
+    hub.keep("a/base", "config.json")
+    hub.failure = errors.OfflineModeIsEnabled("offline")
+
+    with pytest.raises(BaseNotFoundError) as error:
+        find_base(lora, None, None, Silent())
+
+    assert "a/base is only partly in the Hugging Face cache" in error.value.message
+    assert "HF_HUB_OFFLINE" in error.value.next_step
+
+
+def test_a_twin_that_is_partly_in_the_cache_is_completed(
+    hub: Hub, small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    hub.put_folder("un/m", small_model("llama"))
+    hub.put_folder("un/m-bnb-4bit", quantized_copy(small_model("llama"), tmp_path / "quantized"))
+    hub.keep("un/m", "config.json")
+    hub.keep("un/m-bnb-4bit", "config.json")
+    lora = adapter_of("un/m-bnb-4bit", adapter("llama"), tmp_path / "lora")
+
+    base = find_base(lora, None, None, Silent())
+
+    assert base.model_id == "un/m"
+    assert "un/m/model.safetensors" in hub.downloaded
+    assert "un/m-bnb-4bit/model.safetensors" not in hub.downloaded
+
+
+def test_an_interrupted_download_of_a_twin_goes_on_in_the_next_run(
+    hub: Hub, small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    hub.put_folder("un/m-bnb-4bit", quantized_copy(small_model("llama"), tmp_path / "quantized"))
+    hub.put_folder("un/m", small_model("llama"))
+    lora = adapter_of("un/m-bnb-4bit", adapter("llama"), tmp_path / "lora")
+    # The first run gets as far as the configurations.
+    hub.keep("un/m-bnb-4bit", *hub.repositories["un/m-bnb-4bit"])
+    assert find_file("un/m", "config.json", None) is not None
+
+    assert find_base(lora, None, None, Silent()).model_id == "un/m"
+
+
+@pytest.fixture
+def run(hub: Hub, adapter: Callable[..., Path], tmp_path: Path) -> Hub:
+    """`me/run`: a repository with a last save and three checkpoints, of which 10 is the best."""
+    top = tmp_path / "run"
+    shutil.copytree(adapter("llama"), top)
+    for step in (5, 10, 20):
+        shutil.copytree(adapter("llama"), top / f"checkpoint-{step}")
+        state = {"best_model_checkpoint": "/there/run/checkpoint-10", "log_history": []}
+        (top / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        (top / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
+    hub.put_folder("me/run", top)
+    return hub
+
+
+@pytest.mark.parametrize(("wanted", "step"), [("5", 5), ("best", 10), ("last", 20)])
+def test_of_a_repositorys_checkpoints_the_one_that_is_asked_for_is_downloaded(
+    wanted: str, step: int, run: Hub
+) -> None:
+    source = open_source("me/run", wanted, None, Silent())
+
+    assert source.folder == run.snapshot("me/run") / f"checkpoint-{step}"
+    assert source.adapter is not None
+    assert "tokenizer.json" in source.files
+    weights = [name for name in came(run) if name.endswith((".safetensors", ".pt"))]
+    assert weights == [f"checkpoint-{step}/adapter_model.safetensors"]
+
+
+def test_without_checkpoint_the_last_save_is_downloaded_and_no_checkpoint(run: Hub) -> None:
+    assert open_source("me/run", None, None, Silent()).folder == run.snapshot("me/run")
+    assert not [name for name in came(run) if name.startswith("checkpoint-")]
+
+
+def test_a_checkpoint_that_is_in_the_cache_is_taken_without_the_network(run: Hub) -> None:
+    open_source("me/run", "5", None, Silent())
+    run.failure = AssertionError("the network was asked")
+
+    again = open_source("me/run", "5", None, Silent())
+
+    assert again.folder == run.snapshot("me/run") / "checkpoint-5"
+
+
+def test_a_checkpoint_that_came_in_part_is_completed(run: Hub) -> None:
+    run.keep("me/run", "checkpoint-5/adapter_config.json")
+
+    open_source("me/run", "5", None, Silent())
+
+    assert "me/run/checkpoint-5/adapter_model.safetensors" in run.downloaded
+
+
+def test_a_checkpoint_that_the_repository_lacks_lists_those_that_it_has(run: Hub) -> None:
+    with pytest.raises(SourceNotFoundError, match="checkpoints there: 5, 10, 20"):
+        open_source("me/run", "7", None, Silent())
+
+
+def test_a_repository_without_checkpoints_says_so(hub: Hub) -> None:
+    hub.repositories["a/b"] = files(*LORA)
+
+    with pytest.raises(SourceNotFoundError, match="no folder checkpoint-N") as error:
+        open_source("a/b", "7", None, Silent())
+
+    assert "Leave --checkpoint away" in error.value.next_step
