@@ -253,7 +253,7 @@ def test_a_matrix_of_real_size_is_merged_as_peft_merges_it(
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_mapping": None}))
     (tmp_path / "base").mkdir()
     save_file({"proj.weight": layer.weight.data.clone()}, tmp_path / "base" / "model.safetensors")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": false}')
     expected = model.merge_and_unload()["proj"].weight.data
 
     found = merged(tmp_path / "base", tmp_path / "lora").load("proj.weight")
