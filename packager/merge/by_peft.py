@@ -230,6 +230,10 @@ class PeftMerged:
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is all that is in its memory."""
+    """A tensor that is all that is in its memory, in its own order."""
+    import torch
+
     is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor.contiguous() if is_alone else tensor.clone()
+    if is_alone:
+        return tensor.contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -64,7 +64,7 @@ def _base_values(header: str, recorded: str, base: str) -> Iterator[tuple[int, i
             if not isinstance(item, yaml.ScalarNode):
                 continue
             kind, name = _named(key.value, item)
-            if name and (name == recorded or is_local_path(name)):
+            if name not in ("", base) and (name == recorded or is_local_path(name)):
                 start, stop = item.start_mark.index, item.end_mark.index
                 # A folded one ends where the next line begins.
                 written = header[start:stop].rstrip()
