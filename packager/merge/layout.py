@@ -54,7 +54,7 @@ class Layout:
         self.groups = _groups(self.model, self._state, tensors)
         self._resized: set[str] = set()
         self._group_of = {name: group for group in self.groups for name in group.parameters}
-        self.tied = _tied_parameters(self.model)
+        self.tied = tied_parameters(self.model)
 
     def resize(self, rows: int) -> None:
         """Take a vocabulary of another size, as the adapter's training has; once."""
@@ -307,7 +307,7 @@ def _convert(model: Any, group: Group, load: Callable[[str], Any]) -> dict[str, 
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def _tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
+def tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
     """For each tied parameter all names that share its values, the one that is saved first."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
