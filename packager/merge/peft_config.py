@@ -98,8 +98,8 @@ def _require_patterns(path: Path, record: Mapping[str, object]) -> None:
         ("alpha_pattern", _is_alpha, "a number that is not 0"),
     ):
         patterns = record.get(key)
-        # AdaLoRA keeps there which of a module's ranks are left.
-        if not isinstance(patterns, dict) or record.get("peft_type") == "ADALORA":
+        # AdaLoRA keeps there which of a module's ranks are left; OSF takes parts of a rank, too.
+        if not isinstance(patterns, dict) or record.get("peft_type") in ("ADALORA", "OSF"):
             continue
         for pattern, value in patterns.items():
             _require_expression(path, key, pattern)
