@@ -19,6 +19,7 @@ from packager.errors import (
 from packager.files import read_json
 from packager.merge.experts import is_stacked, restacked
 from packager.merge.layout import Layout
+from packager.merge.leftovers import require_none_left
 from packager.merge.placeholders import is_shaped_by_base, is_shared
 from packager.merge.skeleton import ADAPTER, CHECK_BASE, Skeleton
 from packager.merge.stored import StoredTensor, loaded, stored
@@ -144,12 +145,7 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[st
     held = {}
     known = skeleton.peft_model.state_dict(keep_vars=True)
     left = sorted(key for key in state if key not in known and not _is_repeated(key, state))
-    if left:
-        raise AdapterMismatchError(
-            f"{len(left)} adapter tensors in {folder} belong to no tuned module of this base"
-            f"{_cause(left)}: {listed(left)}.",
-            next_step=_SAVE_AGAIN,
-        )
+    require_none_left(folder, list(map(_as_saved, left)), {_as_saved(key) for key in known})
     whole = [
         f"{key} ({value.dtype})"
         for key, value in state.items()
@@ -186,6 +182,11 @@ def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[st
             next_step=CHECK_BASE,
         )
     return held
+
+
+def _as_saved(key: str) -> str:
+    """PEFT's key for a value without the adapter's name, which it puts there on loading."""
+    return re.sub(rf"\.{ADAPTER}(?=\.|$)", "", key, count=1)
 
 
 def _is_repeated(key: str, state: Mapping[str, Any]) -> bool:
@@ -238,12 +239,3 @@ def _require_trained_biases(skeleton: Skeleton, weights: TensorFile) -> None:
             f"{len(absent)} of {len(names)} biases: {listed(absent)}.",
             next_step="Save the adapter again with PEFT's save_pretrained.",
         )
-
-
-def _cause(names: list[str]) -> str:
-    """Why names are not as PEFT saves them, where that is known."""
-    causes = {
-        "_orig_mod.": " (saved from a compiled model)",
-        ".module.": " (saved from a wrapped model)",
-    }
-    return next((text for mark, text in causes.items() if any(mark in n for n in names)), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +38,8 @@ def read_peft_config(folder: Path) -> Any:
 
     Raises:
         UnsupportedError: naming keys that PEFT would ignore.
-        CorruptFileError: naming the key whose value is of another type than PEFT declares, or with
-            PEFT's reason.
+        CorruptFileError: naming the key whose value is of another type than PEFT declares, or no
+            pattern or rank, or with PEFT's reason.
     """
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -56,6 +57,7 @@ def read_peft_config(folder: Path) -> Any:
             next_step="Upgrade peft to the version that made the adapter (`peft_version` there).",
         )
     _require_types(path, record, get_type_hints(config_class))
+    _require_patterns(path, record)
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
     except ImportError as error:
@@ -81,6 +83,49 @@ def _require_types(path: Path, record: Mapping[str, object], hints: Mapping[str,
                 f"{path}: `{key}` is {str(value)[:80]!r}, which is no value that PEFT has there.",
                 next_step="Restore the configuration from the training run.",
             )
+
+
+def _require_patterns(path: Path, record: Mapping[str, object]) -> None:
+    """What PEFT looks for modules by, and gives to those that it finds: both are of this file.
+
+    PEFT only sees it when it holds them against the base, and would blame that.
+    """
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(pattern := record.get(key), str):
+            _require_expression(path, key, pattern)
+    for key, is_allowed, what in (
+        ("rank_pattern", _is_rank, "a whole number above 0"),
+        ("alpha_pattern", _is_alpha, "a number that is not 0"),
+    ):
+        patterns = record.get(key)
+        # AdaLoRA keeps there which of a module's ranks are left; OSF takes parts of a rank, too.
+        if not isinstance(patterns, dict) or record.get("peft_type") in ("ADALORA", "OSF"):
+            continue
+        for pattern, value in patterns.items():
+            _require_expression(path, key, pattern)
+            if not is_allowed(value):
+                raise CorruptFileError(
+                    f"{path}: `{key}` gives {pattern!r} {str(value)[:80]!r}, which must be {what}.",
+                    next_step="Restore the configuration from the training run.",
+                )
+
+
+def _require_expression(path: Path, key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CorruptFileError(
+            f"{path}: `{key}` has {pattern[:80]!r}, which is no regular expression: {error}.",
+            next_step="Restore the configuration from the training run.",
+        ) from error
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_alpha(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value != 0  # type: ignore[arg-type]
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, BaseMismatchError, listed
 from packager.merge.layout import build_model, tied_parameters
+from packager.merge.leftovers import require_none_left
 from packager.merge.peft_config import read_peft_config
 from packager.merge.targets import PREFIX, LoraTarget
 from packager.tensor_file import TensorInfo
@@ -145,27 +146,10 @@ def _require_all_there(folder: Path, found: Mapping[str, TensorInfo], expected: 
     """Every tensor of the file is expected, and every expected one is in the file."""
     left = [name for name in found if name not in expected]
     absent = sorted(expected - set(found))
-    if left:
-        raise AdapterMismatchError(
-            f"{len(left)} adapter tensors in {folder} belong to no targeted module of this base"
-            f"{_cause(left)}: {listed(left)}.",
-            next_step="Check --base; or save the adapter again with PEFT's save_pretrained.",
-        )
+    require_none_left(folder, left, expected)
     if absent:
         raise AdapterMismatchError(
             f"{folder} has no tensors for {len(absent)} matrices of targeted modules: "
             f"{listed(absent)}.",
             next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
         )
-
-
-def _cause(names: list[str]) -> str:
-    """Why names are not as PEFT saves them, where that is known."""
-    causes = {
-        "_orig_mod.": " (saved from a compiled model)",
-        ".lora_A.default.": " (saved with the adapter's name in them)",
-        ".module.": " (saved from a wrapped model)",
-        "lora_magnitude_vector": " (DoRA's magnitudes)",
-        "lora_embedding_": " (LoRA on embeddings)",
-    }
-    return next((text for mark, text in causes.items() if any(mark in n for n in names)), "")

@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,67 @@ def test_no_name_leads_silently_to_the_base(
     name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
+
+
+CAUSES = {
+    "compiled": "saved from a compiled model",
+    "parallel-inside": "saved from a wrapped model",
+    "no-model": "'layers' in their names is 'model.layers' in this one",
+    "vision": "'model.language_model.layers' in their names is 'model.layers' in this one",
+    "other-model": None,
+}
+
+
+@pytest.mark.parametrize("mutation", CAUSES)
+def test_why_names_are_not_peft_s_is_told_alike_whichever_way_is_merged(
+    mutation: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, said = tiny_base("tied"), []
+    for name in ("lora", "dora"):
+        adapter = make_adapter(base, "tied", METHODS[name], tmp_path / name / "good")
+        folder = tmp_path / name / "renamed"
+        renamed(adapter, folder, MUTATIONS[mutation], "all")
+        with pytest.raises(AdapterMismatchError, match="belong to no targeted module") as caught:
+            opened(base, folder)
+        said.append(caught.value)
+
+    causes = [re.search(r"module of this base( \(.*\))?: ", error.message) for error in said]
+    told = {cause and cause[1] for cause in causes}
+    if CAUSES[mutation] is None:
+        assert told == {None}
+    else:
+        assert len(told) == 1
+        assert str(CAUSES[mutation]) in str(told.pop())
+    assert said[0].next_step == said[1].next_step
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_an_adapter_of_the_text_model_alone_is_called_one_on_a_model_that_sees(
+    name: str, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tiny_base("vlm")
+    targets = r".*\.layers\.\d+\..*(q_proj|down_proj)"
+    method = METHODS[name]
+    method = replace(method, options={**method.options, "target_modules": targets})
+    adapter = make_adapter(base, "vlm", method, tmp_path / "good")
+    assert renamed(adapter, tmp_path / "text", lambda n: n.replace("language_model.", ""), "all")
+
+    with pytest.raises(
+        AdapterMismatchError,
+        match=r"'model\.layers' in their names is 'model\.language_model\.layers' in this one",
+    ):
+        opened(base, tmp_path / "text")
+
+
+def test_magnitudes_of_a_dora_that_its_configuration_denies_are_called_so(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_base("tied"), "tied", METHODS["dora"], tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": False}))
+
+    with pytest.raises(AdapterMismatchError, match=r"this base \(DoRA's magnitudes\): "):
+        opened(tiny_base("tied"), adapter)
 
 
 # Those that do not play on how LoRA's tensors in particular are called.

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.checkpoint import FolderCheckpoint
-from packager.errors import InputRefusedError
+from packager.errors import CorruptFileError, InputRefusedError
 from packager.merge.open import open_merged
 from packager.progress import Silent
 from packager.source.open import open_source
@@ -87,6 +87,42 @@ def test_an_adapters_setting_of_the_wrong_kind(
     assert "adapter_config.json" in refused.value.message
     assert f"`{key}`" in refused.value.message
     assert refused.value.next_step
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "loha"])
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("rank_pattern", {"v_proj": 4, "q_proj": 0}, "'q_proj' '0'"),
+        ("rank_pattern", {"q_proj": -1}, "'q_proj' '-1'"),
+        ("rank_pattern", {"q_proj": "4"}, "'q_proj' '4'"),
+        ("rank_pattern", {"q_proj": True}, "'q_proj' 'True'"),
+        ("rank_pattern", {"((": 4}, "'(('"),
+        ("alpha_pattern", {"q_proj": "x"}, "'q_proj' 'x'"),
+        ("alpha_pattern", {"q_proj": 0}, "'q_proj' '0'"),
+        ("alpha_pattern", {"q_proj": float("nan")}, "'q_proj' 'nan'"),
+        ("target_modules", "((", "'(('"),
+        ("exclude_modules", "(", "'('"),
+    ],
+)
+def test_what_modules_are_found_by_and_given_is_of_the_adapter_and_not_of_the_base(
+    method: str,
+    key: str,
+    value: object,
+    named: str,
+    base: Path,
+    adapter: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    broken = edited(adapter(method), "adapter_config.json", key, value, tmp_path / "broken")
+
+    with pytest.raises(CorruptFileError) as refused:
+        merge(base, broken)
+
+    assert str(broken / "adapter_config.json") in refused.value.message
+    assert f"`{key}`" in refused.value.message
+    assert named in refused.value.message
+    assert "--base" not in refused.value.next_step
 
 
 @pytest.mark.parametrize(
