@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -149,9 +150,9 @@ def require_inside(path: Path, folder: Path) -> Path:
         return path
     target = path.resolve()
     allowed = [folder.resolve()]
-    # In the cache, `snapshots/COMMIT` links to `blobs` of the same repository.
-    if allowed[0].parent.name == "snapshots":
-        allowed.append(allowed[0].parent.parent / "blobs")
+    # In the cache, `snapshots/COMMIT` and the folders in it link to `blobs` of the same repository.
+    snapshots = (path for path in allowed[0].parents if path.name == "snapshots")
+    allowed.extend(path.parent / "blobs" for path in islice(snapshots, 1))
     if not any(target.is_relative_to(root) for root in allowed):
         raise CorruptFileError(
             f"{path} is a link out of its folder, to {target}.",
