@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from packager.errors import CorruptFileError, MissingWeightsError
-from packager.files import read_json, require_inside, sha256_file
-from packager.tensor_file import SafetensorsFile, TensorFile, TensorInfo, open_tensor_file
+from packager.files import is_inside, read_json, require_inside, sha256_file
+from packager.tensor_file import (
+    SafetensorsFile,
+    TensorFile,
+    TensorInfo,
+    open_tensor_file,
+    require_filled,
+)
 
 if TYPE_CHECKING:
     import torch
 
+# What a model or its bundle would be another without: never left out in silence.
+_NEEDED = re.compile(
+    r".*\.(json|jinja|model|tiktoken)|(vocab|merges)[\w.-]*\.txt|(LICEN[CS]E|NOTICE).*"
+)
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -55,7 +65,8 @@ class FolderCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = read_json(folder / "config.json")
-        self.weight_files = [open_tensor_file(path) for path in find_weight_files(folder)]
+        paths, self._index = find_weight_files(folder)
+        self.weight_files = [require_filled(open_tensor_file(path)) for path in paths]
         self._file_of: dict[str, TensorFile] = {}
         self._tensors: dict[str, TensorInfo] = {}
         for file in self.weight_files:
@@ -71,13 +82,12 @@ class FolderCheckpoint:
         self._require_listed()
 
     def _require_listed(self) -> None:
-        index = find_index(self.folder)
-        listed = read_json(index).get("weight_map") if index else None
+        listed = read_json(self._index).get("weight_map") if self._index else None
         names = listed if isinstance(listed, dict) else {}
         missing = [name for name in names if name not in self._tensors]
         if missing:
             raise CorruptFileError(
-                f"{index} lists {len(missing)} tensors that no shard holds: "
+                f"{self._index} lists {len(missing)} tensors that no shard holds: "
                 f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}.",
                 next_step="Download or save the model again: index and shards do not agree.",
             )
@@ -94,8 +104,8 @@ class FolderCheckpoint:
 
     def index_sha256(self) -> str | None:
         """The digest of what says which tensors it has: the index, or its only file's header."""
-        if index := find_index(self.folder):
-            return sha256_file(index)
+        if self._index:
+            return sha256_file(self._index)
         (only,) = self.weight_files
         return only.header_sha256 if isinstance(only, SafetensorsFile) else None
 
@@ -114,6 +124,9 @@ def describing_files(folder: Path) -> dict[str, Path]:
     """The plain files of a folder that are no weights, by name; further chat templates too.
 
     transformers keeps those in a folder inside: their names begin with it.
+
+    Raises:
+        CorruptFileError: if one that may be needed cannot be read, or leads out of the folder.
     """
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
     found = {
@@ -125,10 +138,11 @@ def describing_files(folder: Path) -> dict[str, Path]:
         and path.suffix not in (*_WEIGHT_SUFFIXES, ".py")
         and not path.name.endswith((".index.json", ".partial"))
     }
-    for path in found.values():
-        require_inside(path, folder)
     _require_readable(folder)
-    return found
+    for name, path in found.items():
+        if _NEEDED.fullmatch(name):
+            require_inside(path, folder)
+    return {name: path for name, path in found.items() if is_inside(path, folder)}
 
 
 def _require_readable(folder: Path) -> None:
@@ -145,27 +159,22 @@ def _require_readable(folder: Path) -> None:
             )
 
 
-def find_index(folder: Path) -> Path | None:
-    """The index of a model's shards, where it has one."""
-    paths = [folder / f"{stem}.index.json" for stem in ("model.safetensors", "pytorch_model.bin")]
-    single = (folder / "model.safetensors").is_file()
-    return next((p for p in (paths[:1] if single else paths) if p.is_file()), None)
+def find_weight_files(folder: Path) -> tuple[list[Path], Path | None]:
+    """The weight files of a model folder, and the index that lists them; None for a single file.
 
-
-def find_weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, by its index where there is one.
+    Where there are several, those that transformers reads.
 
     Raises:
         MissingWeightsError: naming the files that should be there.
         CorruptFileError: if the index names a file outside of the folder, or a link leads there.
     """
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            return [require_inside(single, folder)], None
         if index.is_file():
             require_inside(index, folder)
-            return [require_inside(path, folder) for path in _indexed_files(index)]
-        if single.is_file():
-            return [require_inside(single, folder)]
+            return [require_inside(path, folder) for path in _indexed_files(index)], index
     raise MissingWeightsError(
         f"{folder} has a config.json, but neither model.safetensors nor an index of shards.",
         next_step="Download or save the weights into that folder, or name the one that has them.",

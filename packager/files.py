@@ -11,7 +11,6 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -144,22 +143,24 @@ def require_inside(path: Path, folder: Path) -> Path:
     Else a link in a downloaded folder could carry any file of this machine into a model.
 
     Raises:
-        CorruptFileError: naming the link and where it leads.
+        CorruptFileError: naming the path and where it leads.
     """
-    if not path.is_symlink():
-        return path
-    target = path.resolve()
-    allowed = [folder.resolve()]
-    # In the cache, `snapshots/COMMIT` and the folders in it link to `blobs` of the same repository.
-    snapshots = (path for path in allowed[0].parents if path.name == "snapshots")
-    allowed.extend(path.parent / "blobs" for path in islice(snapshots, 1))
-    if not any(target.is_relative_to(root) for root in allowed):
+    if not is_inside(path, folder):
+        meant = "name that folder itself" if path.is_dir() else "put the file itself there (cp -L)"
         raise CorruptFileError(
-            f"{path} is a link out of its folder, to {target}.",
-            next_step="If that is meant, put the file itself there (cp -L); else do not use the "
-            "folder.",
+            f"{path} leads out of its folder by a link, to {path.resolve()}.",
+            next_step=f"If that is meant, {meant}; else do not use the folder.",
         )
     return path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, links followed, is in `folder`, or in the cache's repository around it."""
+    # In the Hub's cache, `snapshots/COMMIT` links to `blobs` of the same repository.
+    root, target = folder.resolve(), path.resolve()
+    repositories = (place.parent for place in root.parents if place.name == "snapshots")
+    allowed = (root, *(repository / "blobs" for repository in repositories))
+    return any(target.is_relative_to(place) for place in allowed)
 
 
 def existing_folder(text: str) -> Path | None:

@@ -7,12 +7,13 @@ import json
 import math
 import struct
 import threading
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.errors import CorruptFileError
+from packager.errors import CorruptFileError, MissingWeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -207,6 +208,9 @@ def _parse_entry(path: Path, name: str, entry: object, data_bytes: int) -> tuple
 class PickleFile:
     """One `.bin` file of torch, loaded with `weights_only`: no code in it can run.
 
+    Of what torch 1.6 and newer write, a tensor is read when it is asked for; older files are in
+    memory as a whole.
+
     Raises:
         CorruptFileError: if it is no such file, or holds anything but tensors.
     """
@@ -216,7 +220,8 @@ class PickleFile:
 
         self.path = path
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            is_zip = zipfile.is_zipfile(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CorruptFileError(
@@ -249,11 +254,15 @@ class PickleFile:
 
     def load(self, name: str) -> torch.Tensor:
         """One whole tensor, in memory of its own."""
-        return self._loaded[name].clone()
+        import torch
+
+        return self._loaded[name].clone(memory_format=torch.contiguous_format)
 
     def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """The slices `start` to `stop` of the first dimension, in memory of their own."""
-        return self._loaded[name][start:stop].clone()
+        import torch
+
+        return self._loaded[name][start:stop].clone(memory_format=torch.contiguous_format)
 
 
 TensorFile = SafetensorsFile | PickleFile
@@ -262,3 +271,20 @@ TensorFile = SafetensorsFile | PickleFile
 def open_tensor_file(path: Path) -> TensorFile:
     """Open a `.safetensors` or `.bin` file by its suffix."""
     return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+
+
+def require_filled(file: TensorFile) -> TensorFile:
+    """The file itself, if its tensors are not the empties that sharded training leaves.
+
+    Raises:
+        MissingWeightsError: naming one of them.
+    """
+    empty = [info.name for info in file.tensors.values() if info.shape == (0,)]
+    if empty:
+        raise MissingWeightsError(
+            f"{file.path} holds {len(empty)} tensors without any element, such as {empty[0]!r}: "
+            "DeepSpeed ZeRO-3 has saved its placeholders.",
+            next_step="Set stage3_gather_16bit_weights_on_model_save in DeepSpeed's configuration "
+            "and save again, or join the shards of a checkpoint with its zero_to_fp32.py.",
+        )
+    return file

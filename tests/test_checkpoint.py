@@ -66,6 +66,52 @@ def test_reads_plain_bin_files(tensors: dict[str, torch.Tensor], tmp_path: Path)
     assert all(equal(file.load(name), tensor) for name, tensor in tensors.items())
 
 
+def test_reads_bin_files_of_before_torch_1_6(
+    tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    del tensors["torch.float8_e4m3fn"]  # younger than this form, which has no place for it
+    torch.save(tensors, tmp_path / "model.bin", _use_new_zipfile_serialization=False)
+
+    file = PickleFile(tmp_path / "model.bin")
+
+    assert set(file.tensors) == set(tensors)
+    assert all(equal(file.load(name), tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_view_in_a_bin_file_is_read_in_its_own_order_and_memory(
+    is_zip: bool, tmp_path: Path
+) -> None:
+    values = torch.arange(24.0).reshape(4, 6)
+    path = tmp_path / "model.bin"
+    torch.save({"view": values.T[1:4]}, path, _use_new_zipfile_serialization=is_zip)
+    file = PickleFile(path)
+
+    whole, rows = file.load("view"), file.load_rows("view", 0, 2)
+
+    assert whole.is_contiguous()
+    assert rows.is_contiguous()
+    assert whole.tolist() == [[1, 7, 13, 19], [2, 8, 14, 20], [3, 9, 15, 21]]
+    assert rows.tolist() == whole.tolist()[:2]
+    assert whole.untyped_storage().nbytes() == whole.nbytes
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_code_in_a_bin_file_of_torch_is_refused_and_runs_none(is_zip: bool, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return (Path.touch, (witness,))
+
+    path = tmp_path / "model.bin"
+    torch.save({"a": Evil()}, path, _use_new_zipfile_serialization=is_zip)
+
+    with pytest.raises(CorruptFileError, match=r"model\.bin"):
+        PickleFile(path)
+    assert not witness.exists()
+
+
 def test_a_bin_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
 
@@ -129,4 +175,38 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     )
 
     with pytest.raises(MissingWeightsError, match="model-00001-of-00002"):
+        FolderCheckpoint(tmp_path)
+
+
+def test_of_a_single_file_and_shards_the_one_is_read_that_transformers_reads(
+    tmp_path: Path,
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, vocab_size=16, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    older = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    save_file(older, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(older, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    checkpoint = FolderCheckpoint(tmp_path)
+
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert loaded["lm_head.weight"].any()
+    for name, value in loaded.items():
+        assert torch.equal(checkpoint.load(name), value)
+    (tmp_path / "model-00001-of-00001.safetensors").unlink()
+    assert FolderCheckpoint(tmp_path).index_sha256() == checkpoint.index_sha256()
+
+
+def test_the_placeholders_of_zero_3_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.empty(0), "b": torch.empty(0)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(MissingWeightsError, match="2 tensors without any element, such as 'a'"):
         FolderCheckpoint(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,8 @@ def run_converter(
             raise
         # The converter raises whatever comes up in its 135 architectures, often a bare assert.
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or "an assertion of it failed"
+            failed = traceback.extract_tb(error.__traceback__)[-1].line
+            reason = " ".join(str(error).split())[:300] or f"this failed: {failed}"
             raise UnsupportedError(
                 f"llama.cpp's converter does not take this model: {type(error).__name__}: {reason}",
                 next_step=_NEXT_STEP[part],

@@ -13,6 +13,7 @@ from packager.errors import AdapterMismatchError, UnsupportedError, listed
 from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
 from packager.merge.loading import load_adapter
+from packager.merge.merged import require_changed
 from packager.merge.skeleton import build_skeleton
 from packager.merge.stacks import is_on_stack
 from packager.merge.units import find_units, has_zero_part, merge_unit
@@ -220,14 +221,7 @@ class PeftMerged:
         if any(self._changed.values()):
             is_multiplying = self._skeleton.config.peft_type.value in _MULTIPLYING
             unchanged = [unit for unit in unchanged if unit.is_additive and not is_multiplying]
-        if unchanged:
-            raise AdapterMismatchError(
-                f"Merging {self._weights.path} changed nothing in {len(unchanged)} of "
-                f"{self.targets} modules, though the adapter's tensors for them are not zero: "
-                f"{listed([unit.key for unit in unchanged])}.",
-                next_step="Check that this is the trained adapter; PEFT's own merge would give the "
-                "base's weights there.",
-            )
+        require_changed(self._weights.path, [unit.key for unit in unchanged], self.targets)
 
     @property
     def is_untrained(self) -> bool:
@@ -236,6 +230,10 @@ class PeftMerged:
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is all that is in its memory."""
+    """A tensor that is all that is in its memory, in its own order."""
+    import torch
+
     is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor.contiguous() if is_alone else tensor.clone()
+    if is_alone:
+        return tensor.contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ class Group:
     Attributes:
         key: the name that transformers converts the group under.
         sources: names in the checkpoint, in transformers' order, each with the converter's pattern.
-        parameters: names in the model; a fused one has several sources (experts), or the reverse.
+        parameters: names in the model, and the shapes that they get; a fused one has several
+            sources (experts), or the reverse.
         converter: transformers' `WeightConverter`, or None where the one source is the parameter.
     """
 
     key: str
     sources: tuple[tuple[str, str | None], ...]
-    parameters: tuple[str, ...]
+    parameters: Mapping[str, tuple[int, ...]]
     converter: Any
 
 
@@ -52,7 +54,7 @@ class Layout:
         self.groups = _groups(self.model, self._state, tensors)
         self._resized: set[str] = set()
         self._group_of = {name: group for group in self.groups for name in group.parameters}
-        self.tied = _tied_parameters(self.model)
+        self.tied = tied_parameters(self.model)
 
     def resize(self, rows: int) -> None:
         """Take a vocabulary of another size, as the adapter's training has; once."""
@@ -96,6 +98,26 @@ class Layout:
             if group.key not in converted:
                 converted[group.key] = _convert(self.model, group, load)
             found[name] = converted[group.key][stored].contiguous()
+        return found
+
+    def faults(self) -> list[str]:
+        """What of the model the checkpoint does not hold, or in another shape; none if it is whole.
+
+        An output head may be absent: a model can be saved without one.
+        """
+        ignored = [re.compile(each) for each in self.model._keys_to_ignore_on_load_missing or ()]
+        head = self.model.get_output_embeddings()
+        optional = set(map(id, head.parameters())) if head is not None else set()
+        found = []
+        for name, parameter in self.model.named_parameters():
+            group = self._group_of.get(self.stored_name(name))
+            if group is None:
+                if id(parameter) not in optional and not any(it.search(name) for it in ignored):
+                    found.append(f"{name} is missing")
+                continue
+            shape = group.parameters[self.stored_name(name)]
+            if shape != tuple(parameter.shape):
+                found.append(f"{name} is {list(shape)}, not {list(parameter.shape)}")
         return found
 
     def plain_renamings(self) -> dict[str, str]:
@@ -261,10 +283,11 @@ def _groups(
     groups = []
     for key, found in sources.items():
         converter = None if found[0][1] is None else by_pattern[found[0][1]]
-        group = Group(key, tuple(found), (key,), converter)
+        group = Group(key, tuple(found), {key: tensors[found[0][0]].shape}, converter)
         if converter is not None:
             made = _convert(model, group, lambda name: _meta(tensors[name]))
-            group = Group(key, tuple(found), tuple(made), converter)
+            shapes = {name: tuple(value.shape) for name, value in made.items()}
+            group = Group(key, tuple(found), shapes, converter)
         groups.append(group)
     return tuple(groups)
 
@@ -284,7 +307,7 @@ def _convert(model: Any, group: Group, load: Callable[[str], Any]) -> dict[str, 
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def _tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
+def tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
     """For each tied parameter all names that share its values, the one that is saved first."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

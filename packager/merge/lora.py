@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, NonFiniteError, listed
 from packager.files import read_json
+from packager.merge.merged import require_changed
 from packager.merge.targets import LoraTarget, targets_by_name
 from packager.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
-# Rows compared before and after a merge, to see that it changed anything at all.
-_SAMPLED_ROWS = 16
 # What is added at a time on the CPU: as fp32 it stays in a core's cache.
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -50,8 +49,7 @@ class Merged:
         self._device = device
         self._targets = _find_targets(base, folder, weights)
         self._used: set[str] = set()
-        self._has_change = False
-        self._has_nonzero_b = False
+        self._changed: dict[str, bool] = {}
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -100,7 +98,11 @@ class Merged:
         """
         target = self._targets.get(name)
         weight = self._base.load(name)
-        return weight if target is None else self._merge(weight, target)
+        if target is None:
+            return weight
+        merged, self._changed[name] = self._merge(weight, target)
+        self._used.update((target.a_name, target.b_name))
+        return merged
 
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
         """One tensor in pieces; a targeted one is merged as a whole, once."""
@@ -111,24 +113,23 @@ class Merged:
         for start in range(0, merged.shape[0], rows):
             yield merged[start : start + rows]
 
-    def _merge(self, weight: torch.Tensor, target: LoraTarget) -> torch.Tensor:
+    def _merge(self, weight: torch.Tensor, target: LoraTarget) -> tuple[torch.Tensor, bool]:
+        """The merged weight, which may be in the given one's memory, and whether it is another."""
         import torch
 
-        before = weight[:_SAMPLED_ROWS].clone()
         with torch.inference_mode():
             a, b = self._matrix(target.a_name), self._matrix(target.b_name)
-            self._has_nonzero_b |= bool(b.any())
+            # torch.equal stops at the first values that differ.
             if (rounded := self._rounded_delta(a, b, target)) is not None:
+                before = weight.clone()
                 weight += rounded.to("cpu")
-            elif self._device == "cpu":
-                _add_in_chunks(weight, a, b, target)
-            else:
-                on_device = weight.to(self._device)
-                on_device += delta_of(a, b, target)
-                weight = on_device.to("cpu")
-        self._used.update((target.a_name, target.b_name))
-        self._has_change |= not torch.equal(before, weight[:_SAMPLED_ROWS])
-        return weight
+                return weight, not torch.equal(before, weight)
+            if self._device == "cpu":
+                return weight, _add_in_chunks(weight, a, b, target)
+            on_device = weight.to(self._device)
+            on_device += delta_of(a, b, target)
+            merged = on_device.to("cpu")
+            return merged, not torch.equal(weight, merged)
 
     def _rounded_delta(
         self, a: torch.Tensor, b: torch.Tensor, target: LoraTarget
@@ -155,8 +156,8 @@ class Merged:
             read: the tensors that were to be read; None for all.
 
         Raises:
-            AdapterMismatchError: listing the adapter tensors that were never merged, or if merging
-                changed nothing though the adapter is not zero.
+            AdapterMismatchError: listing the adapter tensors that were never merged, or the modules
+                that merging did not change though their adapter is not zero.
         """
         wanted = set(self._weights.tensors) if read is None else set[str]()
         for name in self._targets.keys() & (read or ()):
@@ -168,17 +169,22 @@ class Merged:
                 f"{listed(left)}.",
                 next_step="This should not happen: please report it, with adapter_config.json.",
             )
-        if self._has_nonzero_b and not self._has_change:
-            raise AdapterMismatchError(
-                f"Merging {self._weights.path} changed no weight: its change is smaller than the "
-                "base's rounding everywhere.",
-                next_step="Check that this is the trained adapter, and its lora_alpha and r.",
-            )
+        unchanged = [
+            name.removesuffix(".weight")
+            for name, has_changed in self._changed.items()
+            if not has_changed and not self._has_zero_part(self._targets[name])
+        ]
+        require_changed(self._weights.path, unchanged, self.targets)
+
+    def _has_zero_part(self, target: LoraTarget) -> bool:
+        """Whether one of two matrices is all zero, as `lora_B` is before training."""
+        names = (target.a_name, target.b_name)
+        return any(not bool(self._weights.load(name).any()) for name in names)
 
     @property
     def is_untrained(self) -> bool:
-        """Whether every `lora_B` that was merged is zero, so that the result equals the base."""
-        return bool(self._used) and not self._has_nonzero_b
+        """Whether everything that was merged is as the base has it."""
+        return bool(self._changed) and not any(self._changed.values())
 
 
 def _find_targets(base: Checkpoint, folder: Path, weights: TensorFile) -> dict[str, LoraTarget]:
@@ -208,8 +214,10 @@ def delta_of(a: torch.Tensor, b: torch.Tensor, target: LoraTarget) -> torch.Tens
 
 def _add_in_chunks(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, target: LoraTarget
-) -> None:
+) -> bool:
     """`weight += delta`, some rows at a time, in memory that stays in a core's cache.
+
+    Gives whether that has changed any value: as a rule the first rows tell.
 
     Several times as fast as torch's sum of two dtypes, and without a fp32 copy of the tensor. Every
     element of the product is a sum over r by itself: it is the same whatever rows are asked for.
@@ -218,6 +226,7 @@ def _add_in_chunks(
 
     rows = max(1, _CHUNK_ELEMENTS // weight.shape[1])
     room = torch.empty((rows, weight.shape[1]), dtype=torch.float32)
+    has_changed = False
     for start in range(0, weight.shape[0], rows):
         chunk = weight[start : start + rows]
         total = room[: len(chunk)]
@@ -226,4 +235,7 @@ def _add_in_chunks(
             total += delta_of(a[:, start : start + rows], b, target)
         else:
             total += delta_of(a, b[start : start + rows], target)
+        before = None if has_changed else chunk.clone()
         chunk.copy_(total)
+        has_changed = before is None or not torch.equal(before, chunk)
+    return has_changed

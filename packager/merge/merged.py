@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from packager.checkpoint import Checkpoint
+from packager.errors import AdapterMismatchError, listed
 
 
 @runtime_checkable
@@ -53,6 +55,26 @@ class MergedCheckpoint(Checkpoint, Protocol):
             read: the tensors that were to be read; None for all.
         """
         ...
+
+
+def require_changed(path: Path, unchanged: list[str], targets: int) -> None:
+    """Refuse an adapter that leaves modules as they are, though it has something for them.
+
+    Args:
+        path: the adapter's weights.
+        unchanged: the modules that merging did not change, and whose tensors are not zero.
+        targets: how many modules the adapter tunes.
+
+    Raises:
+        AdapterMismatchError: listing the modules.
+    """
+    if unchanged:
+        raise AdapterMismatchError(
+            f"Merging {path} changed nothing in {len(unchanged)} of {targets} modules, though the "
+            f"adapter's tensors for them are not zero: {listed(unchanged)}.",
+            next_step="Check that this is the trained adapter; PEFT's own merge would give the "
+            "base's weights there.",
+        )
 
 
 def changed_config(

@@ -8,7 +8,7 @@ from typing import Any
 
 from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, BaseMismatchError, listed
-from packager.merge.layout import build_model
+from packager.merge.layout import build_model, tied_parameters
 from packager.merge.peft_config import read_peft_config
 from packager.merge.targets import PREFIX, LoraTarget
 from packager.tensor_file import TensorInfo
@@ -17,7 +17,7 @@ _ADAPTER = "default"
 
 
 class NotLinearError(Exception):
-    """A targeted module is not a linear layer that the base holds by its name."""
+    """A targeted module is no linear layer that the base holds by its name, for itself alone."""
 
 
 def targets_by_peft(
@@ -42,11 +42,14 @@ def targets_by_peft(
     """
     model = build_model(base.files["config.json"].parent)
     prefix = f"{model.base_model_prefix}."
+    tied = tied_parameters(model)
     layers: dict[str, Any] = {}
     targets: dict[str, LoraTarget] = {}
     for module, layer in _inject(model, folder).items():
         # Checkpoints saved from the bare model (GPT-2 on the Hub) lack the head's prefix.
         name = f"{module}.weight"
+        if name in tied:
+            raise NotLinearError(module)
         name = name if name in base.tensors else name.removeprefix(prefix)
         stem = f"{PREFIX}{module}"
         layers[name] = layer

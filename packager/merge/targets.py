@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from packager.checkpoint import Checkpoint
+from packager.files import read_json
 from packager.tensor_file import TensorInfo
 
 PREFIX = "base_model.model."
+# What is in none of the numbered layers can be tied.
+_LAYER = re.compile(r"(^|\.)\d+\.")
 _KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 # Settings that may be anything without changing what a plain merge does, and those that it reads.
 # A setting that is on and not listed here is PEFT's to interpret.
@@ -49,7 +52,7 @@ def targets_by_name(
     """Match an adapter's tensors with the base's, or give None where only PEFT can tell.
 
     Sure is what is a plain LoRA by its configuration, tunes exactly those matrices of the base that
-    `target_modules` names, and fits in every shape.
+    `target_modules` names, none of them tied to another, and fits in every shape.
 
     Args:
         base: the checkpoint that the adapter was trained on.
@@ -63,6 +66,9 @@ def targets_by_name(
         return None
     tuned = _tuned_modules(found)
     if tuned is None or tuned != _wanted_modules(base, wanted):
+        return None
+    # Some checkpoints hold a head that is tied to the embedding nevertheless.
+    if not all(_LAYER.search(module) for module in tuned) and not _is_untied(base):
         return None
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     targets = {}
@@ -80,6 +86,15 @@ def targets_by_name(
         targets[f"{module}.weight"] = target
     # Square matrices alone would fit transposed as well.
     return targets if has_oblong else None
+
+
+def _is_untied(base: Checkpoint) -> bool:
+    """Whether `config.json` says that embeddings are not tied; its default is each model's own."""
+    config = read_json(base.files["config.json"])
+    text = config.get("text_config")
+    parts = [config, text if isinstance(text, dict) else {}]
+    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return bool(said) and all(value is False for value in said)
 
 
 def _tuned_modules(found: Mapping[str, TensorInfo]) -> set[str] | None:

@@ -6,31 +6,88 @@ from collections.abc import Collection
 from pathlib import Path
 
 from packager.checkpoint import Checkpoint
-from packager.errors import MissingWeightsError, UnsupportedError
+from packager.errors import MissingWeightsError, UnsupportedError, listed
 from packager.files import format_bytes, read_json
 from packager.gguf.convert import Conversion
 from packager.gguf.quants import Quant
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import TypedQuant
+from packager.merge.layout import Layout
 from packager.merge.merged import MergedCheckpoint
+from packager.pipeline.inputs import Inputs
 from packager.plan import Request, estimate_run_memory
 from packager.progress import Progress
+from packager.prompt.vocabulary import load_vocabulary
 
+# The files that tell of a tokenizer's added tokens.
+_ADDED_TOKENS = ("tokenizer.json", "tokenizer_config.json")
 # Larger than any vocabulary; what is below, llama.cpp itself holds against the weights.
 _PLAUSIBLE_VOCABULARY = 1 << 20
 
 
-def require_rows(config_path: Path, checkpoint: Checkpoint) -> None:
-    """Refuse a vocabulary for which there are no rows: the converter would fill it up with more."""
+def require_rows(inputs: Inputs, config_path: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a vocabulary for which there are no rows: the model would have no such tokens.
+
+    Args:
+        inputs: a tokenizer that came with an adapter is held against its base's, which may itself
+            have more tokens than rows, as Gemma 3's.
+        config_path: the configuration, as merging leaves it.
+        checkpoint: what is merged.
+
+    Raises:
+        MissingWeightsError: naming the file and both counts.
+    """
     config = read_json(config_path)
     text = config.get("text_config")
     size = (text if isinstance(text, dict) else config).get("vocab_size")
+    if not isinstance(size, int):
+        return
     rows = max((info.shape[0] for info in checkpoint.tensors.values() if info.shape), default=0)
-    if isinstance(size, int) and size > max(rows, _PLAUSIBLE_VOCABULARY):
+    if size > max(rows, _PLAUSIBLE_VOCABULARY):
         raise MissingWeightsError(
             f"{config_path} says `vocab_size` {size:,}, and the longest tensor has {rows:,} rows.",
             next_step="Download or save the model again: config.json and weights do not agree.",
         )
+    own = [name for name in _ADDED_TOKENS if inputs.files.get(name) != inputs.base_files.get(name)]
+    if inputs.base is None or not own:
+        return
+    known = max(load_vocabulary(inputs.base_files).token_of, default=0)
+    tokens = load_vocabulary(inputs.files).token_of
+    without = sorted(number for number in tokens if number >= size and number > known)
+    if without:
+        raise MissingWeightsError(
+            f"{inputs.files[own[0]]} has {len(without)} tokens for which the model has no rows, "
+            f"such as {tokens[without[0]]!r} ({without[0]}): it has {size:,}.",
+            next_step="Save the adapter with the embeddings that were resized for it "
+            "(save_pretrained with save_embedding_layers=True); if the tokens were never trained, "
+            f"remove the tokenizer's files from {inputs.files[own[0]].parent} to use the base's.",
+        )
+
+
+def require_whole(
+    checkpoint: Checkpoint, config_path: Path, request: Request, progress: Progress
+) -> None:
+    """Refuse weights that are not all of the model: transformers would fill in random ones.
+
+    Raises:
+        MissingWeightsError: listing what is missing, or has another shape than the model.
+    """
+    try:
+        faults = Layout(checkpoint.tensors, config_path.parent).faults()
+    except UnsupportedError as error:
+        progress.note(f"Whether all of the model is there was not checked: {error.message}")
+        return
+    if not faults:
+        return
+    message = f"The weights are not those of the model in {config_path}: {listed(faults, '; ')}"
+    if request.force:
+        progress.warn(message)
+        return
+    raise MissingWeightsError(
+        f"{message}.",
+        next_step="Download or save the model again; an adapter alone needs its "
+        "adapter_config.json. With --force it is written all the same.",
+    )
 
 
 def require_loaded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import filecmp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,11 @@ from packager.errors import NotAModelError, UsageError
 from packager.merge.combine import Combination, parse_combination
 from packager.plan import Request
 from packager.progress import Progress
+from packager.prompt.chat_template import has_chat_template
 from packager.source.adapter import Adapter
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source
-
-# Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
-TOKENIZER_FILES = re.compile(
-    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
-    r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken|additional_chat_templates/.*"
-)
+from packager.source.run import TOKENIZER_FILES
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,26 @@ def find_inputs(request: Request, progress: Progress) -> Inputs:
         return Inputs(source, (), None, None, source.files, source.files)
     base = _base(source, request, progress)
     _warn_of_other_bases((source, *more), progress)
+    _warn_of_one_twice((source, *more), progress)
     own_files = _own_files([s for s in (source, *more) if s.adapter], combination, progress)
     own = {name: path for name, path in own_files.items() if TOKENIZER_FILES.fullmatch(name)}
-    return Inputs(source, more, base, combination, {**base.checkpoint.files, **own}, own_files)
+    files = {**_beside(base.checkpoint.files, own), **own}
+    return Inputs(source, more, base, combination, files, own_files)
+
+
+def _beside(base_files: Mapping[str, Path], own: Mapping[str, Path]) -> Mapping[str, Path]:
+    """The base's files, less those by which transformers would overrule the adapter's own.
+
+    Of transformers 4 there are files that version 5 no longer writes, and still reads last.
+    """
+    overruling = set()
+    if "tokenizer_config.json" in own:
+        overruling.add("special_tokens_map.json")
+    if own.keys() & {"tokenizer.json", "tokenizer_config.json"}:
+        overruling.add("added_tokens.json")
+    if has_chat_template(own):
+        overruling |= {name for name in base_files if "chat_template" in name}
+    return {name: path for name, path in base_files.items() if name not in overruling}
 
 
 def _open_adapter(given: str, progress: Progress) -> Source:
@@ -137,6 +150,18 @@ def _warn_of_other_bases(sources: Sequence[Source], progress: Progress) -> None:
         if first and other and first != other:
             progress.warn(f"{adapter.folder} was trained on {other}, {adapters[0].folder} on "
                           f"{first}")  # fmt: skip
+
+
+def _warn_of_one_twice(sources: Sequence[Source], progress: Progress) -> None:
+    """Say where two adapters have the same weights, which may be meant, and seldom is."""
+    folders = [source.folder for source in sources if source.adapter is not None]
+    paths = [source.adapter.weights.path for source in sources if source.adapter is not None]
+    for index, path in enumerate(paths):
+        for other in range(index):
+            if filecmp.cmp(path, paths[other], shallow=False):
+                progress.warn(f"{folders[index]} has the very weights of {folders[other]}: they "
+                              "change the model twice")  # fmt: skip
+                break
 
 
 def _own_files(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from packager.checkpoint import describing_files
-from packager.errors import FtpackError
+from packager.errors import FtpackError, MissingWeightsError
 from packager.files import format_bytes
 from packager.progress import Progress
 from packager.prompt.chat_template import load_chat_template
@@ -25,7 +25,12 @@ def inspect(
     given: str, checkpoint: str | None, revision: str | None, progress: Progress
 ) -> dict[str, object]:
     """Facts about a source, as JSON values, in the order in which a person wants them."""
-    source = open_source(given, checkpoint, revision, progress)
+    try:
+        source = open_source(given, checkpoint, revision, progress)
+    except MissingWeightsError as error:
+        if not (checkpoints := _checkpoints(Path(given))):
+            raise
+        return {"source": error.message, "checkpoints": checkpoints, "next": error.next_step}
     found: dict[str, object] = {"source": source.reason}
     training = read_training(source.folder)
     if training is not None:
@@ -34,6 +39,7 @@ def inspect(
             "trained on": training.base,
             "training template": training.template,
             "training length": training.length,
+            "training, not readable": training.problem,
         }
     base_folder: Path | None = None
     if source.adapter is not None:

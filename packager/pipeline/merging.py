@@ -26,7 +26,7 @@ from packager.merge.four_bit import (
     save_four_bit,
 )
 from packager.merge.save import save_safetensors
-from packager.pipeline.checks import require_merged
+from packager.pipeline.checks import require_merged, require_rows, require_whole
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.nearness import Nearness, measure_nearness
 from packager.pipeline.prepare import choose_device, described, open_checkpoint
@@ -91,6 +91,8 @@ def merge(
     anything: dict[str, dict[str, str]] = {name: {} for name in checkpoint.tensors}
     nearness = measure_nearness(inputs, checkpoint, anything, device, progress)
     with described(inputs, checkpoint) as describing:
+        require_rows(inputs, describing["config.json"], checkpoint)
+        require_whole(checkpoint, describing["config.json"], request, progress)
         plan = None
         if form == "merged_4bit":
             plan = plan_four_bit(checkpoint, describing["config.json"].parent)

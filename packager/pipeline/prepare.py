@@ -208,7 +208,7 @@ def _prepare(
     device = choose_device(request.device)
     checkpoint = open_checkpoint(inputs, device, progress)
     with described(inputs, checkpoint) as files:
-        require_rows(files["config.json"], checkpoint)
+        require_rows(inputs, files["config.json"], checkpoint)
         conversion = convert(
             toolchain,
             checkpoint,

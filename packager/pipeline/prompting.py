@@ -77,6 +77,8 @@ def decide_prompt(
 def _compare_with_training(folder: Path, chat_template: ChatTemplate, progress: Progress) -> None:
     """Say where LLaMA-Factory has trained with another template than the one that lies there."""
     training = read_training(folder)
+    if training is not None and training.problem is not None:
+        progress.warn(f"{training.problem}: what it says of the training is not compared")
     if training is None or training.trainer != "LLaMA-Factory" or training.template is None:
         return
     if difference := compare_with_name(chat_template, training.template):

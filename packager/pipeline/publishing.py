@@ -24,13 +24,14 @@ from packager.files import (
     write_text,
 )
 from packager.merge.save import write_tensors
-from packager.pipeline.inputs import TOKENIZER_FILES
+from packager.pipeline.card import is_local_path, with_base
 from packager.pipeline.merging import MergedFolder
 from packager.plan import Request
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
-from packager.source.hub import is_hub_id
+from packager.source.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source
+from packager.source.run import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,6 @@ _WEIGHTS = "adapter_model.safetensors"
 _PLACEHOLDER = "[More Information Needed]"
 _LICENCES = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*", re.IGNORECASE)
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]+)")
-_LOCAL_PATH = re.compile(r"[/~]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
 
 
 def publish_adapter(request: Request, folder: Path, progress: Progress) -> MergedFolder:
@@ -98,15 +98,23 @@ def _public_base(adapter: Adapter, wanted: str | None) -> tuple[str, str | None]
     name = wanted or adapter.base_model_name_or_path or ""
     if cached := _CACHED.search(name):
         return f"{cached[1]}/{cached[2]}", cached[3]
-    if is_hub_id(name) and not Path(name).is_dir():
+    if is_hub_id(name) and not Path(name).is_dir() and (wanted or _has_owner(name)):
         return name, None if wanted else adapter.revision
     raise BaseNotFoundError(
         f"{adapter.folder / CONFIG_NAME}: `base_model_name_or_path` is "
         f"{adapter.base_model_name_or_path!r}"
         + (f", and --base is {wanted!r}" if wanted else "")
-        + ": no Hub id, by which others find the base.",
+        + ": no Hub id with an owner, by which others find the base.",
         next_step="Name the base's Hub id with --base OWNER/NAME.",
     )
+
+
+def _has_owner(name: str) -> bool:
+    """Whether an id is more than a bare name, which may be a training machine's folder.
+
+    A few old models have no owner (`gpt2`): that is believed of those in the Hub's cache.
+    """
+    return "/" in name or find_cached(name, None) is not None
 
 
 def _write(
@@ -159,7 +167,7 @@ def _copy(path: Path, target: Path) -> None:
             key
             for key, value in config.items()
             if key.endswith(("_path", "_file")) and isinstance(value, str)
-            if _LOCAL_PATH.match(value)
+            if is_local_path(value)
         ]
         if local:
             write_json(target, {key: config[key] for key in config if key not in local})
@@ -174,9 +182,7 @@ def _card(source: Source, adapter: Adapter, base: str) -> str:
     if path.is_file():
         text = read_text(path, "Save it as UTF-8, or remove it: a short one is written then.")
         if _PLACEHOLDER not in text:
-            recorded = adapter.base_model_name_or_path
-            is_local = recorded is not None and recorded != base and len(recorded) > 1
-            return text.replace(recorded or "", base) if is_local else text
+            return with_base(text, adapter.base_model_name_or_path or "", base)
     ranks = f", rank {adapter.rank}" if adapter.rank is not None else ""
     ranks += f", alpha {adapter.alpha:g}" if adapter.alpha is not None else ""
     return f"""---

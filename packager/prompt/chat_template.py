@@ -177,6 +177,11 @@ def load_chat_template(
     return ChatTemplate(source, origin, bos_token, eos_token, tokens, tool_use)
 
 
+def has_chat_template(files: Mapping[str, Path]) -> bool:
+    """Whether there is a template among the files of a tokenizer."""
+    return _find(files, "it") is not None
+
+
 def _find(files: Mapping[str, Path], owner: str) -> tuple[str, str, str | None] | None:
     """The template, where it is from, and the one for tools beside it."""
     if (path := files.get("chat_template.jinja")) and (source := _read_template(path)).strip():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
 from packager.files import read_json, require_inside
 from packager.source.methods import find_refusal, method_name
-from packager.tensor_file import TensorFile, open_tensor_file
+from packager.tensor_file import TensorFile, open_tensor_file, require_filled
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -51,6 +54,7 @@ def open_adapter(folder: Path) -> Adapter:
     """
     path = require_inside(folder / CONFIG_NAME, folder)
     config = read_json(path)
+    _refuse_mlx(path, config)
     refusal = find_refusal(config)
     if refusal is not None:
         raise UnsupportedError(
@@ -84,21 +88,50 @@ def _open_weights(folder: Path) -> TensorFile:
                 next_step="Save it with torchtune's FullModelHFCheckpointer, which also writes "
                 "adapter_model.safetensors in PEFT's form, or package the merged model.",
             )
+        if pieces := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
+            raise _in_pieces(folder, pieces)
         raise MissingWeightsError(
             f"{folder} has {CONFIG_NAME}, but no {WEIGHT_NAMES[0]}.",
             next_step="Save the adapter again with save_pretrained, or name the folder that has "
             "its weights.",
         )
-    weights = open_tensor_file(require_inside(folder / names[0], folder))
-    empty = [info.name for info in weights.tensors.values() if info.shape == (0,)]
-    if empty:
-        raise MissingWeightsError(
-            f"{weights.path} holds {len(empty)} tensors without any element, such as "
-            f"{empty[0]!r}: DeepSpeed ZeRO-3 has saved its placeholders.",
-            next_step="Set stage3_gather_16bit_weights_on_model_save in DeepSpeed's configuration "
-            "and save again, or join the shards of a checkpoint with its zero_to_fp32.py.",
-        )
-    return weights
+    return require_filled(open_tensor_file(require_inside(folder / names[0], folder)))
+
+
+def _in_pieces(folder: Path, pieces: Sequence[Path]) -> UnsupportedError:
+    """The error for what transformers writes with a small `max_shard_size`, and PEFT never reads.
+
+    Which of the pieces belong to this save nothing tells for sure, so that they are not joined
+    unasked: the index has the name of a model's, and an older save may have left more of them.
+    """
+    code = (
+        "from safetensors.torch import load_file, save_file; save_file({name: tensor for piece in "
+        f"{json.dumps([str(path) for path in pieces])} for name, tensor in load_file(piece).items()"
+        f'}}, {json.dumps(str(folder / WEIGHT_NAMES[0]))}, metadata={{"format": "pt"}})'
+    )
+    return UnsupportedError(
+        f"{folder} has the adapter in {len(pieces)} pieces ({pieces[0].name}, ...), which PEFT "
+        f"does not read, and no {WEIGHT_NAMES[0]}.",
+        next_step=f"Join them with `python -c {shlex.quote(code)}`, or save again with a larger "
+        "max_shard_size.",
+    )
+
+
+def _refuse_mlx(path: Path, config: Mapping[str, object]) -> None:
+    """Refuse mlx-lm's adapters, which have PEFT's file name, and names and layouts of their own."""
+    if "peft_type" in config or not config.keys() & {"fine_tune_type", "lora_parameters"}:
+        return
+    base, folder = config.get("model"), path.parent
+    name = base if isinstance(base, str) and base else "BASE"
+    target = folder.with_name(f"{folder.absolute().name}-fused")
+    command = shlex.join(
+        ["mlx_lm.fuse", "--model", name, "--adapter-path", str(folder), "--save-path", str(target)]
+    )
+    raise UnsupportedError(
+        f"{path} is of mlx-lm (`lora_parameters`, and no `peft_type`), not of PEFT.",
+        next_step=f"Fuse it with `{command}`, and with --dequantize where its base is quantized, "
+        f"then package {target}.",
+    )
 
 
 def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, float | None]:

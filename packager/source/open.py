@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint, describing_files
-from packager.errors import NotAModelError, SourceNotFoundError
-from packager.files import existing_folder
+from packager.checkpoint import FolderCheckpoint
+from packager.errors import MissingWeightsError, NotAModelError, SourceNotFoundError
+from packager.files import existing_folder, require_inside
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model
 from packager.source.hub import is_hub_id, obtain
 from packager.source.hub_checkpoint import obtain_checkpoint
 from packager.source.modelscope import SCHEME, download_from_modelscope
+from packager.source.run import find_describing_files, run_folders
 from packager.source.shards import refuse_shards
-from packager.source.trainer import choose_checkpoint, list_checkpoints
+from packager.source.trainer import choose_checkpoint, list_checkpoints, read_run
 from packager.source.whole import is_whole_source
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -33,6 +35,7 @@ class Source:
         model_id: the Hub id, or ModelScope's with its scheme, if it came from there.
         revision: the commit of the snapshot, if it came from the Hub; of ModelScope as asked for.
         reason: what was chosen and why, in words.
+        files: the files beside the weights, by name; the run's tokenizer, where it is above them.
     """
 
     given: str
@@ -42,11 +45,7 @@ class Source:
     model_id: str | None
     revision: str | None
     reason: str
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The files beside the weights, by name."""
-        return describing_files(self.folder)
+    files: Mapping[str, Path]
 
 
 def open_source(
@@ -59,16 +58,45 @@ def open_source(
         ToolchainError: if an id is of ModelScope, and its client is not installed.
         NotAModelError: if the folder holds neither an adapter nor a model.
         UnsupportedError: if its weights are a parallel run's shards.
+        CorruptFileError: if a file cannot be read, or leads out of what was given.
     """
-    folder, model_id, commit = _locate(given, checkpoint, revision, progress)
-    folder, reason = _choose(folder, checkpoint)
+    located, model_id, commit = _locate(given, checkpoint, revision, progress)
+    folder, reason = _choose(located, checkpoint)
+    require_inside(folder, located)
     refuse_shards(folder)
-    if (folder / CONFIG_NAME).is_file():
-        adapter = open_adapter(folder)
-        what = f"{adapter.method} adapter in {folder}{reason}"
-        return Source(given, folder, adapter, None, model_id, commit, what)
-    what = f"full model in {folder}{reason}"
-    return Source(given, folder, None, open_model(folder), model_id, commit, what)
+    is_adapter = (folder / CONFIG_NAME).is_file()
+    try:
+        adapter = open_adapter(folder) if is_adapter else None
+        model = None if is_adapter else open_model(folder)
+    except MissingWeightsError as error:
+        raise _with_checkpoints(error, located, folder) from error
+    files = find_describing_files(run_folders(folder, located))
+    what = f"{adapter.method} adapter" if adapter is not None else "full model"
+    reason = f"{what} in {folder}{reason}{_from_above(folder, files)}"
+    return Source(given, folder, adapter, model, model_id, commit, reason, files)
+
+
+def _with_checkpoints(error: MissingWeightsError, run: Path, folder: Path) -> MissingWeightsError:
+    """The error, with the run's checkpoints that are there: its last save was never written."""
+    others = [
+        item for item in list_checkpoints(run) if item.folder not in (folder, *folder.parents)
+    ]
+    if not others:
+        return error
+    names = ", ".join(item.folder.name for item in others)
+    choice = "last" if folder == run else str(others[-1].step)
+    best = ", or the best with --checkpoint best" if any(item.is_best for item in others) else ""
+    return MissingWeightsError(
+        f"{error.message} The run has left checkpoints: {names}.",
+        next_step=f"Package the last one of them with --checkpoint {choice}{best}. "
+        "Or finish the training.",
+    )
+
+
+def _from_above(folder: Path, files: Mapping[str, Path]) -> str:
+    """What is to be said of files that lie above the folder that has the weights."""
+    names = sorted(path.name for path in files.values() if not path.is_relative_to(folder))
+    return f"; from the run's folder above it: {', '.join(names)}" if names else ""
 
 
 def _locate(
@@ -162,18 +190,22 @@ def _choose(folder: Path, wanted: str | None) -> tuple[Path, str]:
 
 def _final_save(folder: Path) -> str:
     """What is to be said of a Trainer's last save: whether it is the best one, above all."""
-    checkpoints = list_checkpoints(folder)
+    run = read_run(folder)
     merged = folder / "merged"
     # axolotl's merge writes there; the adapter is what ftpack merges itself.
     has_merged = (folder / CONFIG_NAME).is_file() and (merged / "config.json").is_file()
     notes = [f"a merged model is in {merged}"] if has_merged else []
-    if checkpoints:
-        notes[:0] = ["its final save", f"{len(checkpoints)} checkpoints beside it"]
-        best = next((item for item in checkpoints if item.is_best), None)
+    if run.checkpoints:
+        notes[:0] = ["its final save", f"{len(run.checkpoints)} checkpoints beside it"]
+        best = next((item for item in run.checkpoints if item.is_best), None)
         if best is not None and _has_weights_of(folder, best.folder):
             notes.insert(1, f"the weights of {best.folder.name}, the best")
         elif best is not None:
             notes.append(f"{best.folder.name} is the best by trainer_state.json: --checkpoint best")
+        elif run.best is not None:
+            notes.append(f"{run.best}, the best by trainer_state.json, is not there")
+        elif run.unreadable is not None:
+            notes.append(f"which is the best is not known: {run.unreadable.message.rstrip('.')}")
     return f" ({'; '.join(notes)})" if notes else ""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 
-from packager.errors import UnsupportedError
+from packager.errors import CorruptFileError, UnsupportedError
+from packager.tensor_file import PickleFile
 
 _GLOBAL_STEP = re.compile(r"global_step\d+")
 _ZERO_SCRIPT = "zero_to_fp32.py"
@@ -35,6 +37,7 @@ def refuse_shards(folder: Path) -> None:
             f"{_quoted(target)}`, which writes model.safetensors; the folder needs the base's "
             "config.json and tokenizer beside it.",
         )
+    _refuse_fsdp_file(folder)
     if (step := _deepspeed_folder(folder)) is not None:
         top = folder if step != folder else folder.parent
         script = f"{_quoted(top / _ZERO_SCRIPT)} {_quoted(top)} {_quoted(top)}"
@@ -45,6 +48,57 @@ def refuse_shards(folder: Path) -> None:
             + ("" if has_script else f" ({_ZERO_SCRIPT} comes with deepspeed)")
             + ", then package that folder; it needs config.json and the tokenizer beside it.",
         )
+
+
+def _refuse_fsdp_file(folder: Path) -> None:
+    """Refuse what accelerate saves with FULL_STATE_DICT or LOCAL_STATE_DICT.
+
+    In one file there is all of it, but under the names of the model in memory: what
+    `save_pretrained` would write is for transformers and PEFT to say.
+    """
+    files = sorted(folder.glob("pytorch_model_fsdp*.bin"))
+    if not files:
+        return
+    file = files[0]
+    if "_rank" in file.name:
+        raise UnsupportedError(
+            f"{folder} holds each process's own FSDP weights ({file.name}), and no whole weights.",
+            next_step="Resume the training from it with as many processes as before and with "
+            "fsdp_state_dict_type FULL_STATE_DICT, and save with trainer.save_model().",
+        )
+    raise UnsupportedError(
+        f"{folder} holds FSDP's FULL_STATE_DICT ({file.name}), and nothing that save_pretrained "
+        "has written.",
+        next_step=f"{_save_again(folder, file)}, then package {folder}.",
+    )
+
+
+def _save_again(folder: Path, file: Path) -> str:
+    """What makes PEFT's or transformers' own files of a whole state in one file."""
+    try:
+        names = list(PickleFile(file).tensors)
+    except CorruptFileError:
+        names = []
+    where = json.dumps(str(folder))
+    state = f'torch.load({json.dumps(str(file))}, map_location="cpu", weights_only=True)'
+    base = 't.AutoModelForCausalLM.from_pretrained("BASE", dtype="auto")'
+    named = "BASE being the model that was trained"
+    if not any(name.startswith("base_model.") for name in names):
+        code = f"import torch, transformers as t; m = {base}; m.load_state_dict({state}); "
+        return f"Save it as a model with {_python(code + f'm.save_pretrained({where})')} ({named})"
+    has_config = (folder / "adapter_config.json").is_file()
+    # PEFT's own state has no adapter's name in it; the wrapped model's has.
+    if not any(".default." in name for name in names):
+        target = _quoted(folder / "adapter_model.bin")
+        config = "" if has_config else " and the run's adapter_config.json beside it"
+        return f"It is a PEFT adapter's state: `cp {_quoted(file)} {target}`{config}"
+    config = f"peft.PeftConfig.from_pretrained({where})" if has_config else "CONFIG"
+    code = (
+        f"import torch, peft, transformers as t; m = peft.get_peft_model({base}, {config}); "
+        f"m.save_pretrained({where}, state_dict={state})"
+    )
+    named += "" if has_config else ", CONFIG the run's own LoraConfig(...)"
+    return f"Save it as an adapter with {_python(code)} ({named})"
 
 
 def _fsdp_folder(folder: Path) -> Path | None:
@@ -61,6 +115,10 @@ def _deepspeed_folder(folder: Path) -> Path | None:
     if steps:
         return max(steps, key=lambda path: int(path.name.removeprefix("global_step")))
     return folder if (folder / _ZERO_SCRIPT).is_file() else None
+
+
+def _python(code: str) -> str:
+    return f"`python -c {shlex.quote(code)}`"
 
 
 def _quoted(path: Path) -> str:

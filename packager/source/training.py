@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import CorruptFileError
-from packager.files import read_json
-from packager.source.trainer import CHECKPOINT_PREFIXES
+from packager.files import is_inside, read_json, require_inside
+from packager.source.run import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LLAMAFACTORY = "training_args.yaml"
@@ -26,6 +26,7 @@ class Training:
         base: the base that its configuration names, if any.
         template: LLaMA-Factory's name of the template, or axolotl's, if any.
         length: the sequence length in tokens, if any.
+        problem: why that file tells no more, in words, if it cannot be read.
     """
 
     trainer: str
@@ -33,19 +34,16 @@ class Training:
     base: str | None = None
     template: str | None = None
     length: int | None = None
+    problem: str | None = None
 
 
 def read_training(folder: Path) -> Training | None:
     """What is known of the run that has left a folder, or the folder that a checkpoint is in.
 
     `training_args.bin` would tell more, but is a pickle: it is not opened.
-
-    Raises:
-        CorruptFileError: if the run's configuration cannot be read.
+    Nothing needs it: what cannot be read is told, and stops nothing.
     """
-    folder = folder.absolute()
-    is_checkpoint = folder.name.startswith(CHECKPOINT_PREFIXES)
-    for place in (folder, folder.parent) if is_checkpoint else (folder,):
+    for place in run_folders(folder.absolute()):
         if found := _from_yaml(place) or _from_marks(place):
             return found
     return None
@@ -54,13 +52,19 @@ def read_training(folder: Path) -> Training | None:
 def _from_yaml(folder: Path) -> Training | None:
     own = folder / _LLAMAFACTORY
     if own.is_file():
-        config = _read_yaml(own)
+        try:
+            config = _read_yaml(own, folder)
+        except CorruptFileError as error:
+            return Training("LLaMA-Factory", own, problem=error.message)
         return Training(
             "LLaMA-Factory", own, _text(config.get("model_name_or_path")),
             _text(config.get("template")), _count(config.get("cutoff_len")),
         )  # fmt: skip
     for path in sorted((*folder.glob("*.yml"), *folder.glob("*.yaml"))):
-        config = _read_yaml(path)
+        try:
+            config = _read_yaml(path, folder)
+        except CorruptFileError:
+            continue
         if "base_model" in config and {"datasets", "sequence_len", "adapter"} & set(config):
             return Training(
                 "axolotl", path, _text(config.get("base_model")),
@@ -76,10 +80,10 @@ def _from_marks(folder: Path) -> Training | None:
     if folder.name.startswith("epoch_") and (native := sorted(folder.glob("adapter*.pt"))):
         return Training("torchtune", native[0])
     config = folder / "config.json"
-    if config.is_file() and (version := read_json(config).get("unsloth_version")):
+    if config.is_file() and (version := _unsloth_version(config)):
         return Training(f"Unsloth {version}", config)
     card = folder / "README.md"
-    if card.is_file():
+    if card.is_file() and is_inside(card, folder):
         head = card.read_text(encoding="utf-8", errors="replace")[:4096]
         for mark, name in (("llama-factory", "LLaMA-Factory"), ("axolotl", "axolotl"),
                            ("unsloth", "Unsloth"), ("trl", "TRL")):  # fmt: skip
@@ -89,16 +93,21 @@ def _from_marks(folder: Path) -> Training | None:
     return Training("a Trainer of transformers", state) if state.is_file() else None
 
 
-def _read_yaml(path: Path) -> dict[str, object]:
+def _unsloth_version(config: Path) -> object:
+    try:
+        return read_json(require_inside(config, config.parent)).get("unsloth_version")
+    except CorruptFileError:
+        return None
+
+
+def _read_yaml(path: Path, folder: Path) -> dict[str, object]:
     import yaml
 
-    if path.stat().st_size > _MAX_YAML_BYTES:
+    if require_inside(path, folder).stat().st_size > _MAX_YAML_BYTES:
         return {}
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        if path.name != _LLAMAFACTORY:
-            return {}
         reason = " ".join(str(error).split())[:200]
         raise CorruptFileError(
             f"{path} cannot be read as YAML: {reason}",

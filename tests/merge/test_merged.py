@@ -211,8 +211,62 @@ def test_an_adapter_whose_change_vanishes_in_rounding_is_an_error(
     for name in checkpoint.tensors:
         checkpoint.load(name)
 
-    with pytest.raises(AdapterMismatchError, match="changed no weight"):
+    with pytest.raises(AdapterMismatchError, match="changed nothing in 14 of 14 modules"):
         checkpoint.require_all_used()
+
+
+@pytest.mark.parametrize("read", [None, {"model.layers.1.self_attn.q_proj.weight"}])
+def test_one_module_whose_change_vanishes_in_rounding_is_an_error_that_names_it(
+    read: set[str] | None,
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    module = "model.layers.1.self_attn.q_proj"
+    folder = edited(
+        adapter("llama"),
+        tmp_path / "lora",
+        lambda tensors: tensors[f"base_model.model.{module}.lora_B.weight"].mul_(1e-12),
+    )
+    checkpoint = merged(small_model("llama"), folder)
+    for name in read or checkpoint.tensors:
+        checkpoint.load(name)
+
+    with pytest.raises(AdapterMismatchError, match=rf"in 1 of 14 modules.*: {module}\.$"):
+        checkpoint.require_all_used(read)
+
+
+def test_a_module_that_changes_in_its_last_row_alone_has_changed(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    module = "model.layers.1.mlp.up_proj"
+    folder = edited(
+        adapter("llama"),
+        tmp_path / "lora",
+        lambda tensors: tensors[f"base_model.model.{module}.lora_B.weight"][:-1].zero_(),
+    )
+    checkpoint = merged(small_model("llama"), folder)
+    for name in checkpoint.tensors:
+        checkpoint.load(name)
+
+    checkpoint.require_all_used()
+
+
+def test_a_module_that_training_has_left_at_zero_is_no_error(
+    small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    module = "model.layers.1.self_attn.q_proj"
+    folder = edited(
+        adapter("llama"),
+        tmp_path / "lora",
+        lambda tensors: tensors[f"base_model.model.{module}.lora_B.weight"].zero_(),
+    )
+    checkpoint = merged(small_model("llama"), folder)
+    for name in checkpoint.tensors:
+        checkpoint.load(name)
+
+    checkpoint.require_all_used()
+    assert not checkpoint.is_untrained
 
 
 def test_an_untrained_adapter_is_known_as_one(
@@ -253,7 +307,7 @@ def test_a_matrix_of_real_size_is_merged_as_peft_merges_it(
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_mapping": None}))
     (tmp_path / "base").mkdir()
     save_file({"proj.weight": layer.weight.data.clone()}, tmp_path / "base" / "model.safetensors")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": false}')
     expected = model.merge_and_unload()["proj"].weight.data
 
     found = merged(tmp_path / "base", tmp_path / "lora").load("proj.weight")

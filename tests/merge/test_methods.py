@@ -9,6 +9,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -258,14 +259,41 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     checkpoint = opened(tmp_path / "twice", adapter)
     (tmp_path / "merged").mkdir()
     save_safetensors(checkpoint, tmp_path / "merged", Silent())
-    config = json.dumps(config_of(checkpoint))
-    (tmp_path / "merged" / "config.json").write_text(config, encoding="utf-8")
+    config = config_of(checkpoint)
+    (tmp_path / "merged" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with torch.no_grad():
         wanted = peft.PeftModel.from_pretrained(load_base(folder, "tied"), str(adapter))(ids)
         found = load_base(tmp_path / "merged", "tied")(ids)
 
     torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    # transformers compares what it finds twice; other loaders go by what the configuration says.
+    is_apart = name in ("lora-embeddings", "lora-head")
+    assert config["tie_word_embeddings"] != is_apart
+    assert any("no longer tied" in line for line in checkpoint.warnings) == is_apart
     checkpoint.require_all_used()
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], r".*(q_proj|lm_head)"])
+def test_a_head_that_is_stored_beside_its_embedding_is_untied_like_one_that_is_not(
+    targets: object, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without a copy of the base's embedding in the file: `save_embedding_layers=False`."""
+    method = replace(METHODS["lora-head"], options={"r": 4, "target_modules": targets})
+    adapter = make_adapter(tiny_base("tied"), "tied", method, tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if ".lora_" in n}, path)
+    twice = tmp_path / "twice"
+    shutil.copytree(tiny_base("tied"), twice)
+    tensors = load_file(twice / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.clone()}, twice / "model.safetensors")
+
+    once, both = opened(tiny_base("tied"), adapter), opened(twice, adapter)
+
+    assert both.config_changes == once.config_changes == {"tie_word_embeddings": False}
+    assert both.warnings == once.warnings
+    assert torch.equal(both.load("lm_head.weight"), once.load("lm_head.weight"))
+    assert torch.equal(both.load("model.embed_tokens.weight"), embedding)
 
 
 def test_a_base_that_was_saved_without_the_heads_prefix_keeps_its_names(

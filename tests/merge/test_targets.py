@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,3 +112,21 @@ def test_a_plain_adapter_is_merged_without_peft_and_transformers(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr[-500:]
+
+
+@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": True}], ids=["unsaid", "tied"])
+def test_a_head_that_can_be_tied_is_left_to_peft(
+    config: dict[str, Any],
+    small_model: Callable[..., Path],
+    adapter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    lora = adapter("llama", targets=["down_proj", "lm_head"])
+    # PEFT saves the base's embeddings beside them, unless it is told not to.
+    found = {name: info for name, info in found_in(lora).items() if ".lora_" in name}
+    untied = FolderCheckpoint(small_model("llama"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = SimpleNamespace(tensors=untied.tensors, files={"config.json": tmp_path / "config.json"})
+
+    assert targets_by_name(untied, config_of(lora), found) is not None
+    assert targets_by_name(base, config_of(lora), found) is None  # type: ignore[arg-type]

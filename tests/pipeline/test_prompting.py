@@ -107,3 +107,15 @@ def test_inspect_tells_what_is_wrong_with_the_chat_template(model: Path) -> None
     assert isinstance(findings, list)
     assert any("leaves system turns out" in said for said in findings)
     assert any("no end of its own" in said for said in findings)
+
+
+def test_a_record_of_the_training_that_cannot_be_read_is_told_and_stops_nothing(
+    model: Path,
+) -> None:
+    (model / "training_args.yaml").write_text("template: [qwen")
+    told = Told()
+
+    package = prepare(Request(str(model), ("Q8_0",)), told)
+
+    assert package.modelfile.stops
+    assert any("training_args.yaml cannot be read" in warning for warning in told.warnings)

@@ -97,6 +97,56 @@ def test_a_card_that_somebody_has_written_stays(run: tuple[Path, Path], tmp_path
     assert text == f"---\nbase_model: {BASE_ID}\n---\nMy model of birds.\n"
 
 
+def test_of_a_card_only_what_names_the_base_is_changed(
+    run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lora = run[1]
+    path = lora / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "llama"}))
+    card = """---
+base_model: {base}  # as in training
+license: llama3.2
+language: [no, en]
+tags:
+- base_model:adapter:{base}
+- llama-factory
+- llama
+---
+# A llama tuned with llama-factory
+"""
+    (lora / "README.md").write_text(card.format(base="llama"))
+
+    publish_adapter(
+        Request(str(lora), base="meta-llama/Llama-3.2-1B"), tmp_path / "clean", Silent()
+    )
+
+    text = (tmp_path / "clean" / "README.md").read_text()
+    assert text == card.format(base="meta-llama/Llama-3.2-1B")
+
+
+def test_a_bare_name_is_no_hub_id_but_of_a_model_in_the_hubs_cache(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = run[1]
+    path = lora / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "llama"}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    with pytest.raises(BaseNotFoundError, match="'llama': no Hub id") as caught:
+        publish_adapter(Request(str(lora)), tmp_path / "clean", Silent())
+    assert "--base" in caught.value.next_step
+    assert not (tmp_path / "clean").exists()
+
+    repository = tmp_path / "cache" / "models--llama"
+    (repository / "snapshots" / "0123abcd").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    publish_adapter(Request(str(lora)), tmp_path / "clean", Silent())
+
+    config = json.loads((tmp_path / "clean" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "llama"
+
+
 def test_the_id_is_read_from_the_path_of_the_hubs_cache(
     run: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from packager.plan import Request
 from packager.progress import Silent
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base, merge_with_peft
+from tests.told import Told
 
 
 @pytest.fixture
@@ -117,3 +118,17 @@ def test_the_manifest_names_every_adapter_and_how_they_were_combined(
     assert manifests[0].ggufs[0].sha256 != manifests[1].ggufs[0].sha256
     fingerprints = {item.fingerprint for item in (in_turn, combined, swapped)}
     assert len(fingerprints) == 3
+
+
+@pytest.mark.parametrize(("second", "is_warned_of"), [("first", True), ("copy", True),
+                                                      ("second", False)])  # fmt: skip
+def test_an_adapter_that_is_named_twice_is_warned_of(
+    second: str, is_warned_of: bool, two: tuple[Path, Path, Path]
+) -> None:
+    _, first, _ = two
+    shutil.copytree(first, first.with_name("copy"))
+    told = Told()
+
+    find_inputs(Request(str(first), adapters=(str(first.with_name(second)),)), told)
+
+    assert any("very weights" in warning for warning in told.warnings) == is_warned_of

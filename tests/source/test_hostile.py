@@ -94,8 +94,63 @@ def test_a_link_out_of_the_folder(name: str, tmp_path: Path) -> None:
     (folder / name).symlink_to(tmp_path / "secret")
 
     opened = FolderCheckpoint if name == "model.safetensors" else describing_files
-    with pytest.raises(CorruptFileError, match="link out of its folder"):
+    with pytest.raises(CorruptFileError, match="leads out of its folder"):
         opened(folder)
+
+
+def test_a_folder_that_is_a_link_out_of_the_folder(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapter("llama"), tmp_path / "outside")
+    shutil.copytree(adapter("llama"), tmp_path / "lora")
+    (tmp_path / "outside" / "tool.jinja").touch()
+    for folder, name in (("run", "checkpoint-5"), ("run2", "style"),
+                         ("lora", "additional_chat_templates")):  # fmt: skip
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).symlink_to(tmp_path / "outside")
+
+        with pytest.raises(CorruptFileError, match=f"{name}.* leads out of its folder"):
+            open_source(str(tmp_path / folder), None, None, Silent())
+
+
+def test_a_link_that_was_given_is_followed(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "newest").symlink_to(adapter("llama"))
+
+    assert open_source(str(tmp_path / "newest"), None, None, Silent()).adapter is not None
+
+
+def test_a_link_out_of_the_folder_that_nothing_reads(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lora"
+    shutil.copytree(adapter("llama"), folder)
+    (tmp_path / "secret").write_text("{}")
+    for name in ("train.log", "README.md", "trainer_log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "secret")
+
+    files = open_source(str(folder), None, None, Silent()).files
+
+    assert "tokenizer.json" in files
+    assert files.keys().isdisjoint({"train.log", "README.md", "trainer_log.jsonl"})
+
+
+def test_a_run_as_the_cache_keeps_it(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    repository = tmp_path / "models--someone--style"
+    named = repository / "snapshots" / ("0" * 40) / "style"
+    named.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in adapter("llama").iterdir():
+        shutil.copy(path, repository / "blobs" / path.name)
+        is_own = path.name.startswith("adapter_")
+        place = named if is_own else named.parent
+        up = "../../../blobs" if is_own else "../../blobs"
+        (place / path.name).symlink_to(f"{up}/{path.name}")
+
+    source = open_source(str(named.parent), None, None, Silent())
+
+    assert source.folder == named
+    assert source.files["tokenizer.json"].parent == named.parent
 
 
 @pytest.mark.parametrize("target", ["gone.json", "tokenizer_config.json", "/dev/zero", None])

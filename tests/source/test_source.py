@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from packager.errors import (
     BaseNotFoundError,
@@ -316,3 +320,118 @@ def test_adapters_beside_the_default_one_are_told(
     assert inspect(str(source.folder), None, None, Silent())[
         "adapters in folders of their own"
     ] == ["style"]
+
+
+@pytest.mark.parametrize("left", ["adapter_config.json", "config.json"])
+def test_a_run_that_was_broken_off_names_its_checkpoints(
+    left: str, trainer_output: Path, adapter: Callable[..., Path], small_model: Callable[..., Path]
+) -> None:
+    """axolotl writes the configuration before the first step."""
+    made = adapter("llama") if left == "adapter_config.json" else small_model("llama")
+    shutil.copy(made / left, trainer_output)
+
+    with pytest.raises(
+        MissingWeightsError, match="checkpoint-10, checkpoint-20, checkpoint-30"
+    ) as (error):
+        open_(trainer_output)
+    assert "--checkpoint last" in error.value.next_step
+    assert "--checkpoint best" in error.value.next_step
+
+    listed = inspect(str(trainer_output), None, None, Silent())["checkpoints"]
+    assert isinstance(listed, list)
+    assert [item["step"] for item in listed] == [10, 20, 30]
+    assert open_(trainer_output, "last").folder.name == "checkpoint-30"
+
+
+def test_a_checkpoint_whose_saving_was_broken_off_names_the_others(trainer_output: Path) -> None:
+    (trainer_output / "checkpoint-30" / "adapter_model.safetensors").unlink()
+
+    with pytest.raises(MissingWeightsError, match="checkpoint-10, checkpoint-20") as error:
+        open_(trainer_output)
+
+    assert "--checkpoint 20" in error.value.next_step
+
+
+def write_state(folder: Path, **state: object) -> None:
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [], **state}))
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(
+    trainer_output: Path, adapter: Callable[..., Path]
+) -> None:
+    shutil.rmtree(trainer_output / "checkpoint-20")
+
+    with pytest.raises(SourceNotFoundError, match=r"checkpoint-20 as the best.*10 .*2\.1.*30 ") as (
+        error
+    ):
+        open_(trainer_output, "best")
+    assert "--checkpoint N" in error.value.next_step
+
+    shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
+    assert "checkpoint-20, the best by trainer_state.json, is not there" in (
+        open_(trainer_output).reason
+    )
+
+
+@pytest.mark.parametrize("path", [None, "/mnt/run7/renamed"])
+def test_the_best_step_tells_where_the_path_does_not(
+    path: str | None, trainer_output: Path
+) -> None:
+    write_state(trainer_output, best_model_checkpoint=path, best_global_step=10)
+
+    assert open_(trainer_output, "best").folder.name == "checkpoint-10"
+
+
+def test_a_record_that_cannot_be_read_stops_nothing_but_the_choice_of_the_best(
+    trainer_output: Path, adapter: Callable[..., Path]
+) -> None:
+    (trainer_output / "checkpoint-30" / "trainer_state.json").write_text('{"best')
+    shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
+
+    final, last = open_(trainer_output), open_(trainer_output, "last")
+
+    assert (final.folder, last.folder) == (trainer_output, trainer_output / "checkpoint-30")
+    for source in (final, last):
+        assert "checkpoint-30/trainer_state.json cannot be read" in source.reason
+    # An older record calls another one the best, which was the best by then.
+    assert not any(item.is_best for item in list_checkpoints(trainer_output))
+    with pytest.raises(CorruptFileError, match=r"checkpoint-30/trainer_state\.json") as error:
+        open_(trainer_output, "best")
+    assert "--checkpoint N" in error.value.next_step
+
+
+def test_an_adapter_in_pieces_is_refused_with_what_joins_them(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """transformers writes pieces of an adapter, which PEFT does not read."""
+    model = AutoModelForCausalLM.from_pretrained(small_model("llama"), dtype="auto")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "pieces", max_shard_size="2KB")
+
+    with pytest.raises(UnsupportedError, match="pieces") as error:
+        open_(tmp_path / "pieces")
+    _, _, code = shlex.split(error.value.next_step.split("`")[1])
+    exec(code, {})
+
+    joined, whole = (open_(tmp_path / name).adapter for name in ("pieces", "whole"))
+    assert joined is not None
+    assert whole is not None
+    assert joined.weights.tensors.keys() == whole.weights.tensors.keys()
+    for name in whole.weights.tensors:
+        assert torch.equal(joined.weights.load(name), whole.weights.load(name))
+
+
+def test_an_adapter_of_mlx_lm_is_refused_with_what_fuses_it(tmp_path: Path) -> None:
+    config = {"fine_tune_type": "lora", "model": "mlx-community/Llama-3.2-1B-Instruct-4bit",
+              "lora_parameters": {"rank": 8, "scale": 20.0}}  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapters.safetensors").touch()
+
+    with pytest.raises(UnsupportedError, match="mlx-lm") as error:
+        open_(tmp_path)
+
+    assert (
+        "mlx_lm.fuse --model mlx-community/Llama-3.2-1B-Instruct-4bit "
+        f"--adapter-path {tmp_path} --save-path {tmp_path}-fused"
+    ) in error.value.next_step

@@ -179,3 +179,14 @@ def test_inspect_tells_what_there_is_and_what_will_happen(lora: Path) -> None:
 
     assert {"method", "rank", "targets", "base", "chat template", "what will happen"} <= set(found)
     assert "LoRA adapter is merged" in str(found["what will happen"])
+
+
+@pytest.mark.parametrize("name", ["training_args.yaml", "config.json"])
+def test_what_only_tells_of_the_training_stops_nothing(name: str, lora: Path) -> None:
+    (lora / name).write_text("{: ]")
+
+    found = inspect(str(lora), None, None, Silent())
+
+    assert found["method"] == "LoRA"
+    if name == "training_args.yaml":
+        assert "training_args.yaml cannot be read" in str(found["training, not readable"])

@@ -1,0 +1,114 @@
+"""What describes an adapter is found in its run's folder, where the adapter's own has none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packager.pipeline.inspecting import inspect
+from packager.progress import Silent
+from packager.source.open import Source, open_source
+from packager.source.training import read_training
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def open_(path: Path, checkpoint: str | None = None) -> Source:
+    return open_source(str(path), checkpoint, None, Silent())
+
+
+def of_tokenizer(source: Source) -> dict[str, Path]:
+    """Where each of the tokenizer's files is taken from."""
+    return {name: source.files[name].parent for name in TOKENIZER if name in source.files}
+
+
+@pytest.fixture
+def run(adapter: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A run whose tokenizer lies in its folder, and its adapter alone in one inside."""
+
+    def make(inside: str) -> Path:
+        folder = tmp_path / "outputs"
+        shutil.copytree(adapter("llama"), folder)
+        (folder / "notes.json").write_text("{}")
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+        (folder / inside).mkdir(parents=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).rename(folder / inside / name)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("inside", ["train", "checkpoint-7", "checkpoint-7/train"])
+def test_the_tokenizer_of_the_run_is_the_adapters(inside: str, run: Callable[[str], Path]) -> None:
+    folder = run(inside)
+
+    source = open_(folder)
+
+    assert source.folder == folder / inside
+    assert of_tokenizer(source) == dict.fromkeys(TOKENIZER, folder)
+    assert "notes.json" not in source.files
+    assert "chat_template.jinja" in source.reason
+    assert "chat_template.jinja of the fine-tune" in str(
+        inspect(str(folder), None, None, Silent())["chat template"]
+    )
+
+
+@pytest.mark.parametrize("inside", ["train", "checkpoint-7/train"])
+def test_an_adapter_named_by_itself_belongs_to_the_run_that_its_trainer_has_saved(
+    inside: str, run: Callable[[str], Path]
+) -> None:
+    folder = run(inside)
+    (folder / "trainer_log.jsonl").touch()
+    (folder / inside).parent.joinpath("training_args.bin").touch()
+
+    assert of_tokenizer(open_(folder / inside)) == dict.fromkeys(TOKENIZER, folder)
+    told = read_training(folder / inside)
+    assert told is not None
+    assert told.known_by == folder / "trainer_log.jsonl"
+
+
+def test_what_lies_above_an_adapter_named_by_itself_may_be_anybodys(
+    run: Callable[[str], Path],
+) -> None:
+    assert of_tokenizer(open_(run("train") / "train")) == {}
+
+
+def test_of_two_tokenizers_nothing_is_mixed(run: Callable[[str], Path]) -> None:
+    folder = run("train")
+    shutil.copy(folder / "tokenizer.json", folder / "train")
+
+    source = open_(folder)
+
+    assert of_tokenizer(source) == {"tokenizer.json": folder / "train"}
+    assert "above" not in source.reason
+
+
+def test_a_template_of_its_own_goes_before_the_runs(run: Callable[[str], Path]) -> None:
+    folder = run("train")
+    (folder / "train" / "chat_template.jinja").write_text("{{ messages }}")
+
+    assert of_tokenizer(open_(folder)) == {
+        "tokenizer.json": folder,
+        "tokenizer_config.json": folder,
+        "chat_template.jinja": folder / "train",
+    }
+
+
+def test_a_full_models_checkpoint_has_the_runs_tokenizer(
+    small_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "outputs" / "checkpoint-7"
+    shutil.copytree(small_model("llama"), checkpoint)
+    own = [path for path in checkpoint.iterdir() if path.name.startswith(("tok", "chat", "spec"))]
+    for path in own:
+        path.rename(checkpoint.parent / path.name)
+
+    source = open_(tmp_path / "outputs", "last")
+
+    assert json.loads(source.files["config.json"].read_text())["model_type"] == "llama"
+    assert {path.name for path in own} <= set(source.files)
