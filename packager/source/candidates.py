@@ -58,6 +58,8 @@ def find_candidates(folder: Path, weights: TensorFile, recorded: str) -> list[Ca
     wanted = _wanted_shapes(weights)
     wanted_name = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1].lower()
     for name, path in (*_places(folder), *_namesakes(folder, recorded)):
+        if name == recorded:
+            continue
         fits = _fits(path, wanted) if wanted else None
         is_namesake = wanted_name in (name.rpartition("/")[2].lower(), path.name.lower())
         if fits or (fits is None and is_namesake):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.errors import SourceNotFoundError, first_line
+from packager.errors import SourceNotFoundError
 from packager.progress import Progress
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -25,6 +25,7 @@ _UNPICKLED = {
     "adapter": ("adapter_model.safetensors",),
     "pytorch": ("model.safetensors", "model.safetensors.index.json"),
 }
+_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,11 @@ def list_files(model_id: str, revision: str | None) -> list[str]:
     Raises:
         SourceNotFoundError: saying what the Hub answered, and what to do about it.
     """
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import model_info
 
     with _answers(model_id):
-        return list(list_repo_files(model_id, revision=revision))
+        siblings = model_info(model_id, revision=revision).siblings
+    return [file.rfilename for file in siblings or ()]
 
 
 def download_files(
@@ -210,7 +212,9 @@ def _answers(model_id: str) -> Iterator[None]:
         yield
     except tuple(kind for kind, _ in next_steps) as error:
         hint = next(step for kind, step in next_steps if isinstance(error, kind))
+        # Its first line is the status, and the reason another one.
+        reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS] or type(error).__name__
         raise SourceNotFoundError(
-            f"{model_id} could not be had from the Hugging Face Hub: {first_line(error)}",
+            f"{model_id} could not be had from the Hugging Face Hub: {reason.rstrip('.')}.",
             next_step=hint,
         ) from error

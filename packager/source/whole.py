@@ -26,7 +26,12 @@ def is_whole_source(folder: Path) -> bool:
         return _has_weights(folder)
     if (folder / "config.json").is_file():
         return is_whole_model(folder)
-    named = [path.parent for path in folder.glob(f"*/{CONFIG_NAME}")]
+    # A checkpoint alone may have been asked for before: what is above it is still to come.
+    named = [
+        path.parent
+        for path in folder.glob(f"*/{CONFIG_NAME}")
+        if not path.parent.name.startswith("checkpoint-")
+    ]
     return bool(named) and all(map(_has_weights, named))
 
 

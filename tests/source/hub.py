@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -49,9 +52,14 @@ class Hub:
         """Have these files of a repository in the cache, as after an interrupted download."""
         for name in names:
             content = self.repositories[model_id][name]
+            data = content if isinstance(content, bytes) else content.read_bytes()
             path = self.snapshot(model_id) / name
+            blob = self.snapshot(model_id).parents[1] / "blobs" / hashlib.sha256(data).hexdigest()
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            blob.parent.mkdir(exist_ok=True)
+            blob.write_bytes(data)
+            path.unlink(missing_ok=True)
+            path.symlink_to(os.path.relpath(blob, path.parent))
         refs = self.snapshot(model_id).parent.parent / "refs"
         refs.mkdir(parents=True, exist_ok=True)
         (refs / "main").write_text(COMMIT)
@@ -72,8 +80,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     made.cache.mkdir()
     of_the_cache = huggingface_hub.snapshot_download
 
-    def list_repo_files(model_id: str, *, revision: str | None = None) -> list[str]:
-        return list(made.answer(model_id, revision))
+    def model_info(model_id: str, *, revision: str | None = None) -> SimpleNamespace:
+        files = made.answer(model_id, revision)
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
 
     def snapshot_download(
         model_id: str,
@@ -106,7 +115,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         return str(made.snapshot(model_id) / name)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(made.cache))
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
+    monkeypatch.setattr(huggingface_hub, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     return made

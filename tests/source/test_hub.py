@@ -228,6 +228,7 @@ def test_a_part_that_cannot_be_completed_is_called_a_part(hub: Hub, lora: Adapte
 
     assert "a/base is only partly in the Hugging Face cache" in error.value.message
     assert "HF_HUB_OFFLINE" in error.value.next_step
+    assert "--base a/base" not in error.value.next_step
 
 
 def test_a_twin_that_is_partly_in_the_cache_is_completed(
@@ -257,6 +258,15 @@ def test_an_interrupted_download_of_a_twin_goes_on_in_the_next_run(
     assert find_file("un/m", "config.json", None) is not None
 
     assert find_base(lora, None, None, Silent()).model_id == "un/m"
+
+
+def test_an_adapter_in_a_folder_of_its_name_is_opened_in_the_cache(
+    hub: Hub, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapter("llama"), tmp_path / "named" / "fr")
+    hub.put_folder("me/named", tmp_path / "named")
+
+    assert open_source("me/named", None, None, Silent()).folder == hub.snapshot("me/named") / "fr"
 
 
 @pytest.fixture
@@ -298,6 +308,17 @@ def test_a_checkpoint_that_is_in_the_cache_is_taken_without_the_network(run: Hub
     again = open_source("me/run", "5", None, Silent())
 
     assert again.folder == run.snapshot("me/run") / "checkpoint-5"
+
+
+def test_after_a_checkpoint_the_last_save_is_still_downloaded(run: Hub) -> None:
+    there = run.repositories["me/run"]
+    others = ("checkpoint-10/", "checkpoint-20/")
+    run.repositories["me/run"] = {
+        name: there[name] for name in there if not name.startswith(others)
+    }
+    open_source("me/run", "5", None, Silent())
+
+    assert open_source("me/run", None, None, Silent()).folder == run.snapshot("me/run")
 
 
 def test_a_checkpoint_that_came_in_part_is_completed(run: Hub) -> None:
