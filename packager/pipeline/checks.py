@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from packager.checkpoint import Checkpoint
-from packager.errors import MissingWeightsError, UnsupportedError, listed
+from packager.errors import FtpackError, MissingWeightsError, UnsupportedError, listed
 from packager.files import format_bytes, read_json
 from packager.gguf.convert import Conversion
 from packager.gguf.quants import Quant
@@ -17,7 +17,6 @@ from packager.merge.merged import MergedCheckpoint
 from packager.pipeline.inputs import Inputs
 from packager.plan import Request, estimate_run_memory
 from packager.progress import Progress
-from packager.prompt.vocabulary import load_vocabulary
 
 # The files that tell of a tokenizer's added tokens.
 _ADDED_TOKENS = ("tokenizer.json", "tokenizer_config.json")
@@ -51,9 +50,11 @@ def require_rows(inputs: Inputs, config_path: Path, checkpoint: Checkpoint) -> N
     own = [name for name in _ADDED_TOKENS if inputs.files.get(name) != inputs.base_files.get(name)]
     if inputs.base is None or not own:
         return
-    known = max(load_vocabulary(inputs.base_files).token_of, default=0)
-    tokens = load_vocabulary(inputs.files).token_of
-    without = sorted(number for number in tokens if number >= size and number > known)
+    tokens = inputs.vocabulary.token_of
+    without = sorted(number for number in tokens if number >= size)
+    if without:
+        known = max(inputs.base_vocabulary.token_of, default=0)
+        without = [number for number in without if number > known]
     if without:
         raise MissingWeightsError(
             f"{inputs.files[own[0]]} has {len(without)} tokens for which the model has no rows, "
@@ -79,15 +80,12 @@ def require_whole(
         return
     if not faults:
         return
-    message = f"The weights are not those of the model in {config_path}: {listed(faults, '; ')}"
-    if request.force:
-        progress.warn(message)
-        return
-    raise MissingWeightsError(
-        f"{message}.",
+    refused = MissingWeightsError(
+        f"The weights are not those of the model in {config_path}: {listed(faults, '; ')}.",
         next_step="Download or save the model again; an adapter alone needs its "
         "adapter_config.json. With --force it is written all the same.",
     )
+    _raise_unless_forced(refused, request, progress)
 
 
 def require_loaded(
@@ -96,17 +94,18 @@ def require_loaded(
     """What llama.cpp would not load is not made: most often, tensors of the model are missing."""
     if reason is None:
         return
-    message = (
-        f"llama.cpp (llama-cpp-python {toolchain.version}) would not load this model: {reason}"
-    )
-    if request.force:
-        progress.warn(message)
-        return
-    raise UnsupportedError(
-        f"{message}.",
+    refused = UnsupportedError(
+        f"llama.cpp (llama-cpp-python {toolchain.version}) would not load this model: {reason}.",
         next_step="Compare config.json with the weights, or download or save the model again; "
         "with --force the files are made all the same.",
     )
+    _raise_unless_forced(refused, request, progress)
+
+
+def _raise_unless_forced(error: FtpackError, request: Request, progress: Progress) -> None:
+    if not request.force:
+        raise error
+    progress.warn(error.message.removesuffix("."))
 
 
 def require_merged(

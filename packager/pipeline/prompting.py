@@ -20,7 +20,6 @@ from packager.prompt.llamafactory import compare_with_name, is_known
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.server import NEWEST_KNOWN
-from packager.prompt.vocabulary import load_vocabulary
 from packager.source.training import read_training, training_length
 
 # What `--thinking` says that the chat template was told in training.
@@ -63,7 +62,7 @@ def decide_prompt(
     choice = request.template if request.template in ("native", "go") else "auto"
     decision = decide(
         chat_template,
-        load_vocabulary(inputs.files),
+        inputs.vocabulary,
         choice=cast(Choice, choice),
         ollama_version=version,
     )

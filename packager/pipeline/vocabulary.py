@@ -20,7 +20,6 @@ from packager.prompt.corpus import CORPUS, prove_vocabulary
 from packager.prompt.decision import PromptDecision
 from packager.prompt.proof import Proof, TokenizedBy
 from packager.prompt.tokens import load_tokenizer
-from packager.prompt.vocabulary import load_vocabulary
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 
 
@@ -35,7 +34,7 @@ def content_tokens(inputs: Inputs, decision: PromptDecision) -> Callable[[str], 
     def found() -> frozenset[str]:
         if inputs.base is None:
             return frozenset()
-        own, base = load_vocabulary(inputs.files), load_vocabulary(inputs.base_files)
+        own, base = inputs.vocabulary, inputs.base_vocabulary
         ends = {own.token_of.get(number) for number in decision.end_token_ids}
         added = set(own.token_of.values()) - set(base.token_of.values()) - own.control_tokens
         sources = chat_templates(decision).values()
