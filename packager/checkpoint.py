@@ -120,6 +120,12 @@ class FolderCheckpoint:
             yield self._file_of[name].load_rows(name, start, min(start + rows, total))
 
 
+def config_parts(config: Mapping[str, object]) -> tuple[Mapping[str, object], ...]:
+    """A model's configuration, and the part of it that is on text, where it has one."""
+    text = config.get("text_config")
+    return (config, text) if isinstance(text, dict) else (config,)
+
+
 def describing_files(folder: Path) -> dict[str, Path]:
     """The plain files of a folder that are no weights, by name; further chat templates too.
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import FolderCheckpoint
+from packager.checkpoint import FolderCheckpoint, config_parts
 from packager.dequantize.formats import (
     FORMATS,
     plain_config,
@@ -140,8 +140,7 @@ class Dequantized:
 
 def _plain_dtype(checkpoint: FolderCheckpoint) -> str:
     """The element type to dequantize to: the configuration's, else the first plain tensor's."""
-    text = checkpoint.config.get("text_config")
-    for part in (checkpoint.config, text if isinstance(text, dict) else {}):
+    for part in config_parts(checkpoint.config):
         for key in ("dtype", "torch_dtype"):
             if str(part.get(key)) in _DTYPES:
                 return _DTYPES[str(part[key])]

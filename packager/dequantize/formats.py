@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from packager.checkpoint import Checkpoint
+from packager.checkpoint import Checkpoint, config_parts
 from packager.dequantize.bnb import find_bitsandbytes
 from packager.dequantize.compressed import find_compressed_tensors
 from packager.dequantize.fp8 import find_fp8
@@ -32,8 +32,7 @@ _LIBRARIES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-
 
 def quantization_settings(config: Mapping[str, object]) -> Mapping[str, object] | None:
     """The `quantization_config` of a `config.json`, or None for plain weights."""
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
+    for part in config_parts(config):
         settings = part.get(_KEY)
         if isinstance(settings, dict):
             return settings

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packager.checkpoint import Checkpoint
+from packager.checkpoint import Checkpoint, config_parts
 from packager.files import read_json
 from packager.tensor_file import TensorInfo
 
@@ -90,9 +90,7 @@ def targets_by_name(
 
 def _is_untied(base: Checkpoint) -> bool:
     """Whether `config.json` says that embeddings are not tied; its default is each model's own."""
-    config = read_json(base.files["config.json"])
-    text = config.get("text_config")
-    parts = [config, text if isinstance(text, dict) else {}]
+    parts = config_parts(read_json(base.files["config.json"]))
     said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
     return bool(said) and all(value is False for value in said)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from packager.checkpoint import config_parts
 from packager.errors import CorruptFileError
 from packager.files import read_json
 from packager.prompt.chat_template import token_text
@@ -90,9 +91,7 @@ def _model_tokens(tokenizer: Mapping[str, object]) -> Iterator[tuple[int, str]]:
 def _eos_token_ids(files: Mapping[str, Path]) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         if path := files.get(name):
-            config = read_json(path)
-            text_config = config.get("text_config")
-            for values in (config, text_config if isinstance(text_config, dict) else {}):
+            for values in config_parts(read_json(path)):
                 if (value := values.get(_EOS)) is not None:
                     return _ids(value, path)
     return ()
