@@ -1,4 +1,4 @@
-"""Stacked experts with a LoRA on them: merged a few experts at a time, in the stacks themselves."""
+"""PEFT's merge of one layer; of stacked experts a few at a time, in the stacks themselves."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def is_on_stack(layer: Any) -> bool:
     return hasattr(layer, "parameter_name")
 
 
+def merge_layer(layer: Any) -> Any:
+    """`BaseTuner._unload_and_optionally_merge` for one module."""
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        return layer.unload_and_optionally_merge_module(
+            merge=True, safe_merge=False, adapter_names=None
+        )
+    layer.merge(safe_merge=False, adapter_names=None)
+    return layer.get_base_layer()
+
+
 def merge_stacks(layer: Any, real: Mapping[int, torch.Tensor]) -> Any:
     """The module of stacked experts that PEFT's layers on it make of its real weights.
 
@@ -38,16 +48,10 @@ def merge_stacks(layer: Any, real: Mapping[int, torch.Tensor]) -> Any:
         part = copy.deepcopy(layer, _values(layers, real, piece))
         for item in _chain(part):
             item.num_experts = len(piece)
-        _merge(part)
+        merge_layer(part)
     if pieces:
         return copy.deepcopy(layer.get_base_layer(), dict(real))
-    return _merge(copy.deepcopy(layer, dict(real)))
-
-
-def _merge(layer: Any) -> Any:
-    return layer.unload_and_optionally_merge_module(
-        merge=True, safe_merge=False, adapter_names=None
-    )
+    return merge_layer(copy.deepcopy(layer, dict(real)))
 
 
 def _chain(layer: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import AdapterMismatchError, UnsupportedError, first_line
 from packager.merge.layout import Layout
 from packager.merge.skeleton import ADAPTER, Skeleton
-from packager.merge.stacks import is_on_stack, merge_stacks
+from packager.merge.stacks import is_on_stack, merge_layer, merge_stacks
 from packager.merge.stored import loaded
 
 if TYPE_CHECKING:
@@ -136,9 +136,9 @@ def merge_unit(
             if is_on_stack(unit.layer):
                 module = merge_stacks(unit.layer, memo)
             elif skeleton.again and unit.is_additive:
-                module = _merge(_make_again(skeleton, unit, memo, device))
+                module = merge_layer(_make_again(skeleton, unit, memo, device))
             else:
-                module = _merge(copy.deepcopy(unit.layer, memo).to(device))
+                module = merge_layer(copy.deepcopy(unit.layer, memo).to(device))
             results = _results(unit, module)
     except torch.OutOfMemoryError:
         raise
@@ -251,16 +251,6 @@ def _require_same_making(
             next_step="Check --base. If it is right, merge with PEFT on the machine that trained "
             "(merge_and_unload, save_pretrained) and package the merged folder.",
         )
-
-
-def _merge(layer: Any) -> Any:
-    """`BaseTuner._unload_and_optionally_merge` for one module."""
-    if hasattr(layer, "unload_and_optionally_merge_module"):
-        return layer.unload_and_optionally_merge_module(
-            merge=True, safe_merge=False, adapter_names=None
-        )
-    layer.merge(safe_merge=False, adapter_names=None)
-    return layer.get_base_layer()
 
 
 def _results(unit: Unit, module: Any) -> dict[str, torch.Tensor]:
