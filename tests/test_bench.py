@@ -19,7 +19,7 @@ from bench.report import format_kernel_times, format_result
 from bench.result import Result, Setting, read_result, write_result
 from bench.rounds import Measured, Round, differing_names
 from bench.routes import Run
-from packager.tensor_file import SafetensorsFile
+from packager.model.tensor_file import SafetensorsFile
 from tests.usual_route import Tensor
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import CorruptFileError, MissingWeightsError
-from packager.tensor_file import PickleFile, SafetensorsFile
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.tensor_file import PickleFile, SafetensorsFile
 
 DTYPES = [
     torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.int64,

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import FolderCheckpoint
-from packager.dequantize.packed import QuantizedModel, require_library
 from packager.errors import UnsupportedError
-from packager.tensor_file import TensorInfo
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.dequantize.packed import QuantizedModel, require_library
+from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import Checkpoint
 from packager.errors import MissingWeightsError, UnsupportedError
 from packager.files import read_json
 from packager.gguf.context import stretched_config
@@ -18,6 +17,7 @@ from packager.gguf.converter import Seen, architecture, architectures, run_conve
 from packager.gguf.lazy import pieces, sources
 from packager.gguf.pre_tokenizer import PreTokenizer, find_pre_tokenizer
 from packager.gguf.toolchain import Toolchain
+from packager.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch

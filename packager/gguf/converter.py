@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, UnsupportedError
 from packager.gguf.lazy import is_beginning
 from packager.gguf.pre_tokenizer import PreTokenizer
 from packager.gguf.scratch import link_files
 from packager.gguf.toolchain import Toolchain
+from packager.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch

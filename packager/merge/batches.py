@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from packager.errors import UnsupportedError
 from packager.merge.layout import Layout
 from packager.merge.units import Unit
-from packager.tensor_file import TensorInfo
+from packager.model.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)

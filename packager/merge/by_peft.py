@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.allocator import give_back_free_pages, give_back_large_blocks
-from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, UnsupportedError, listed
 from packager.merge.batches import Batch, find_batches
 from packager.merge.layout import Layout
@@ -17,7 +16,8 @@ from packager.merge.merged import require_changed
 from packager.merge.skeleton import build_skeleton
 from packager.merge.stacks import is_on_stack
 from packager.merge.units import find_units, has_zero_part, merge_unit
-from packager.tensor_file import TensorFile, TensorInfo
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import Checkpoint
 from packager.errors import (
     AdapterMismatchError,
     FtpackError,
@@ -29,7 +28,8 @@ from packager.merge.peft_config import read_peft_config
 from packager.merge.peft_targets import NotLinearError
 from packager.merge.skeleton import empty_model
 from packager.merge.targets import LoraTarget
-from packager.tensor_file import TensorFile, open_tensor_file
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorFile, open_tensor_file
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import Checkpoint
 from packager.errors import NonFiniteError, ToolchainError, UnsupportedError
 from packager.files import write_json
 from packager.merge.layout import Layout, build_model
 from packager.merge.save import write_tensors
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress, Task
-from packager.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

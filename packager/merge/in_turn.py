@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import Checkpoint
 from packager.files import read_json
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
-from packager.tensor_file import TensorFile, TensorInfo
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     import torch

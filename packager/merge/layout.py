@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import BaseMismatchError, UnsupportedError
-from packager.tensor_file import TensorInfo
+from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -24,7 +24,7 @@ from packager.merge.placeholders import is_shaped_by_base, is_shared
 from packager.merge.skeleton import ADAPTER, CHECK_BASE, Skeleton
 from packager.merge.stored import StoredTensor, loaded, stored
 from packager.merge.targets import PREFIX
-from packager.tensor_file import TensorFile
+from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch

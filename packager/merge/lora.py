@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, NonFiniteError, listed
 from packager.files import read_json
 from packager.merge.merged import require_changed
 from packager.merge.targets import LoraTarget, targets_by_name
-from packager.tensor_file import TensorFile, TensorInfo
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     import torch

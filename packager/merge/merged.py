@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, listed
+from packager.model.checkpoint import Checkpoint
 
 
 @runtime_checkable

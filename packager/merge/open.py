@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from packager.checkpoint import Checkpoint
 from packager.files import read_json
 from packager.merge.lora import Merged
 from packager.merge.merged import MergedCheckpoint
-from packager.tensor_file import TensorFile
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorFile
 
 # Settings that leave a LoRA a sum of the weight and one product of two matrices. What is set and
 # not listed here is PEFT's to do.

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, BaseMismatchError, listed
 from packager.merge.layout import build_model, tied_parameters
 from packager.merge.leftovers import require_none_left
 from packager.merge.peft_config import read_peft_config
 from packager.merge.targets import PREFIX, LoraTarget
-from packager.tensor_file import TensorInfo
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorInfo
 
 _ADAPTER = "default"
 

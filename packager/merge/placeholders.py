@@ -8,7 +8,7 @@ from typing import Any
 
 from packager.errors import AdapterMismatchError
 from packager.merge.targets import PREFIX
-from packager.tensor_file import TensorFile
+from packager.model.tensor_file import TensorFile
 
 # Initialisations of LoRA that compute from the base's weights what no file holds.
 _FROM_BASE = ("pissa", "olora", "mica")

@@ -6,7 +6,7 @@ from typing import Any
 
 from packager.errors import BaseMismatchError
 from packager.merge.targets import PREFIX
-from packager.tensor_file import TensorFile
+from packager.model.tensor_file import TensorFile
 
 
 def resized_rows(model: Any, weights: TensorFile) -> int | None:

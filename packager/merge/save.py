@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import Checkpoint
 from packager.errors import NonFiniteError
 from packager.files import partial_path, publish, whole_file, write_json
+from packager.model.checkpoint import Checkpoint
+from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress, Task
-from packager.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from packager.merge.placeholders import is_made_again, placeholders
 from packager.merge.resized import resized_rows
 from packager.merge.stored import StoredTensor, loaded
 from packager.merge.targets import PREFIX
-from packager.tensor_file import TensorFile
+from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from packager.tensor_file import TensorFile
+from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packager.checkpoint import Checkpoint, config_parts
 from packager.files import read_json
-from packager.tensor_file import TensorInfo
+from packager.model.checkpoint import Checkpoint, config_parts
+from packager.model.tensor_file import TensorInfo
 
 PREFIX = "base_model.model."
 # What is in none of the numbered layers can be tied.

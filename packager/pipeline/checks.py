@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from packager.checkpoint import Checkpoint
 from packager.errors import FtpackError, MissingWeightsError, UnsupportedError, listed
 from packager.files import format_bytes, read_json
 from packager.gguf.convert import Conversion
@@ -14,6 +13,7 @@ from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import TypedQuant
 from packager.merge.layout import Layout
 from packager.merge.merged import MergedCheckpoint
+from packager.model.checkpoint import Checkpoint
 from packager.pipeline.inputs import Inputs
 from packager.plan import Request, estimate_run_memory
 from packager.progress import Progress

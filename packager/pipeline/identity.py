@@ -8,10 +8,10 @@ import importlib.metadata
 import json
 
 from packager import __version__
-from packager.dequantize.formats import dequantizing_library
 from packager.files import sha256_file
 from packager.gguf.convert import Conversion
 from packager.manifest import SCHEMA, AdapterIdentity, BaseIdentity
+from packager.model.dequantize.formats import dequantizing_library
 from packager.pipeline.inputs import Inputs
 from packager.pipeline.projector import Projector
 from packager.pipeline.prompting import chat_templates

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import NotAModelError, UsageError
 from packager.merge.combine import Combination, parse_combination
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.tokenizer import Vocabulary, load_vocabulary
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import has_chat_template
-from packager.prompt.vocabulary import Vocabulary, load_vocabulary
 from packager.source.adapter import Adapter
 from packager.source.base import Base, find_base
 from packager.source.open import Source, open_source

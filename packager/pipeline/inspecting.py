@@ -6,19 +6,19 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from packager.checkpoint import describing_files
 from packager.errors import FtpackError, MissingWeightsError
 from packager.files import format_bytes
+from packager.model.checkpoint import describing_files
+from packager.model.tensor_file import TensorInfo
+from packager.model.tokenizer import load_vocabulary
 from packager.progress import Progress
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.lint import lint
 from packager.prompt.llamafactory import compare_with_name
-from packager.prompt.vocabulary import load_vocabulary
 from packager.source.foreseen import foresee_base
 from packager.source.open import Source, list_adapters, open_source
 from packager.source.trainer import list_checkpoints
 from packager.source.training import Training, read_training
-from packager.tensor_file import TensorInfo
 
 
 def inspect(

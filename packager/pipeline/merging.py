@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import Checkpoint
 from packager.errors import OutputExistsError
 from packager.files import (
     made_folder,
@@ -26,6 +25,7 @@ from packager.merge.four_bit import (
     save_four_bit,
 )
 from packager.merge.save import save_safetensors
+from packager.model.checkpoint import Checkpoint
 from packager.pipeline.checks import require_merged, require_rows, require_whole
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.nearness import Nearness, measure_nearness

@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.checkpoint import Checkpoint
-from packager.dequantize.checkpoint import Dequantized
 from packager.dequantize.rounded import RoundedByBitsandbytes
 from packager.errors import FtpackError, UnsupportedError
 from packager.gguf.convert import Conversion
 from packager.gguf.quantize.quantizer import Quantize, load_quantizers
 from packager.gguf.types import TypedQuant, tensor_bytes
+from packager.model.checkpoint import Checkpoint
+from packager.model.dequantize.dequantized import Dequantized
+from packager.model.tensor_file import TensorInfo
 from packager.pipeline.inputs import Inputs
 from packager.pipeline.prepare import merge_adapters
 from packager.progress import Progress
 from packager.source.pair import Pair, find_pair
-from packager.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

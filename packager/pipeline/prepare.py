@@ -12,9 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import Checkpoint
-from packager.dequantize.checkpoint import Dequantized
-from packager.dequantize.formats import quantization_settings, require_plain
 from packager.errors import UsageError
 from packager.files import read_ahead, read_json
 from packager.gguf.convert import Conversion, convert, require_architecture
@@ -27,6 +24,9 @@ from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.open import open_merged
+from packager.model.checkpoint import Checkpoint
+from packager.model.dequantize.dequantized import Dequantized
+from packager.model.dequantize.formats import quantization_settings, require_plain
 from packager.pipeline.checks import (
     refuse_imatrix,
     require_loaded,

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.checkpoint import Checkpoint
 from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError, listed
 from packager.gguf.convert import Conversion, convert_projector, has_projector
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import TypedQuant, type_floats
 from packager.merge.merged import MergedCheckpoint
+from packager.model.checkpoint import Checkpoint
 from packager.progress import Progress
 
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")

@@ -12,6 +12,7 @@ from packager.errors import (
     PromptRefusedError,
     UnsupportedError,
 )
+from packager.model.tokenize import load_tokenizer
 from packager.pipeline.prepare import Package
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, Conversation, Message
@@ -20,7 +21,6 @@ from packager.prompt.dataset import read_conversations
 from packager.prompt.families import prove_go
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
 from packager.prompt.server import as_native_server, server_variables
-from packager.prompt.tokens import load_tokenizer
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.runtime.ollama import Daemon
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from packager.errors import ChatTemplateError
+from packager.model.tokenizer import Vocabulary, load_vocabulary
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import CORE, conversation
 from packager.prompt.families import OllamaTemplate, find_ollama_template
@@ -17,7 +18,6 @@ from packager.prompt.server import (
     claims_tools,
     is_native_capable,
 )
-from packager.prompt.vocabulary import Vocabulary, load_vocabulary
 
 __all__ = ["PromptDecision", "Vocabulary", "decide", "load_vocabulary"]
 

@@ -9,12 +9,12 @@ from datetime import datetime
 from jinja2 import nodes
 
 from packager.errors import ChatTemplateError
+from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate, parse_chat_template
 from packager.prompt.conversation import CORE, TOOLS, Conversation, conversation
 from packager.prompt.decision import turn_end
 from packager.prompt.native import prompt_or_none
 from packager.prompt.server import claims_tools
-from packager.prompt.vocabulary import Vocabulary
 
 # What marks turns in the formats that there are: `<|user|>`, `<start_of_turn>`, `[INST]`.
 _MARKER = re.compile(r"<[|｜]?[a-zA-Z_▁]+[|｜]?>|\[/?[A-Z_]+\]")  # noqa: RUF001 - DeepSeek's own

@@ -12,8 +12,8 @@ from typing import Any
 
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
 from packager.files import read_json, require_inside
+from packager.model.tensor_file import TensorFile, open_tensor_file, require_filled
 from packager.source.methods import find_refusal, method_name
-from packager.tensor_file import TensorFile, open_tensor_file, require_filled
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint
-from packager.dequantize.formats import require_known
 from packager.errors import (
     BaseNotFoundError,
     FtpackError,
@@ -17,6 +15,8 @@ from packager.errors import (
     SourceNotFoundError,
 )
 from packager.files import existing_folder, read_json
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.dequantize.formats import require_known
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.candidates import find_candidates, find_namesakes, offered

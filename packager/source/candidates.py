@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import FtpackError
 from packager.files import existing_folder
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.tensor_file import TensorFile
 from packager.source.hub import is_hub_id
 from packager.source.identity import cached_identity
 from packager.source.training import read_training
-from packager.tensor_file import TensorFile
 
 _MOST_LOOKED_AT, _MOST_OFFERED, _MOST_PARTS = 200, 4, 4
 # The rank of what has the recorded name.

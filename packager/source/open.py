@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import MissingWeightsError, NotAModelError, SourceNotFoundError
 from packager.files import existing_folder, require_inside
+from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
 from packager.source.base import open_model

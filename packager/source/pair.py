@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import FolderCheckpoint
-from packager.dequantize.formats import quant_method, quantization_settings
 from packager.errors import CorruptFileError, FtpackError
 from packager.files import read_json
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.dequantize.formats import quant_method, quantization_settings
 from packager.progress import Silent
 from packager.source.adapter import Adapter
 from packager.source.base import Base, local_folder, open_model

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.tensor_file import PickleFile
+from packager.model.tensor_file import PickleFile
 
 _GLOBAL_STEP = re.compile(r"global_step\d+")
 _ZERO_SCRIPT = "zero_to_fp32.py"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from packager.checkpoint import find_weight_files
 from packager.errors import MissingWeightsError
+from packager.model.checkpoint import find_weight_files
 from packager.source.adapter import CONFIG_NAME, WEIGHT_NAMES
 
 

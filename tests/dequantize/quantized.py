@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from packager.checkpoint import FolderCheckpoint
-from packager.dequantize.checkpoint import Dequantized
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.dequantize.dequantized import Dequantized
 
 
 def write(

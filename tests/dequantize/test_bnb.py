@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import CorruptFileError, UnsupportedError
 from packager.merge.open import open_merged
+from packager.model.checkpoint import FolderCheckpoint
 from packager.source.adapter import open_adapter
 from tests.dequantize.quantized import dequantized, opened, same
 from tests.merge.tiny import Kind, make_base

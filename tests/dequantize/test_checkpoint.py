@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from packager.checkpoint import FolderCheckpoint
-from packager.dequantize.formats import require_plain
 from packager.errors import CorruptFileError, UnsupportedError
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.dequantize.formats import require_plain
 from tests.dequantize.quantized import dequantized, opened, same, write
 
 NAME = "model.layers.0.mlp.up_proj.weight"

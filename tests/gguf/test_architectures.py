@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from packager.checkpoint import FolderCheckpoint
+from packager.model.checkpoint import FolderCheckpoint
 from tests.merge.gguf_compared import gguf_differences
 
 # By `model_type`: dense, with experts, with states in place of attention, with shared projections.

@@ -196,7 +196,7 @@ def test_added_tokens_that_transformers_5_writes_to_tokenizer_json_only_are_in_t
 
 
 def rows_of(model: Path) -> int:
-    from packager.checkpoint import FolderCheckpoint
+    from packager.model.checkpoint import FolderCheckpoint
 
     return FolderCheckpoint(model).tensors["model.embed_tokens.weight"].shape[0]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from packager.checkpoint import Checkpoint
 from packager.gguf.convert import convert
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import type_quants, write_skeleton
 from packager.gguf.write import write_ggufs
 from packager.merge.merged import MergedCheckpoint
+from packager.model.checkpoint import Checkpoint
 from packager.progress import Silent
 from tests.merge.compared import config_of
 from tests.merge.tiny import VOCABULARY

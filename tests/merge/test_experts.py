@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import BaseMismatchError, UnsupportedError
+from packager.model.checkpoint import FolderCheckpoint
 from tests.merge.compared import differences, opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, merge_with_peft

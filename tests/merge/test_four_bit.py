@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import OutputExistsError, ToolchainError
 from packager.merge.four_bit import plan_four_bit, save_four_bit
+from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.merging import merge
 from packager.plan import Request
 from packager.progress import Silent

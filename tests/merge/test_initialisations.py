@@ -16,8 +16,8 @@ from peft.tuners.lora.config import CordaConfig, LoftQConfig, LoraGAConfig
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import InputRefusedError
+from packager.model.checkpoint import FolderCheckpoint
 from packager.source.adapter import open_adapter
 from tests.merge.compared import differences, opened
 from tests.merge.tiny import VOCABULARY, load_base, merge_with_peft

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import InputRefusedError
 from packager.merge.open import open_merged
 from packager.merge.save import save_safetensors
+from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
 from tests.merge.compared import config_of, differences, opened

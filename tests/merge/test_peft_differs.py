@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import AdapterMismatchError, InputRefusedError
 from packager.merge.save import save_safetensors
+from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from tests.merge.compared import opened
 from tests.merge.methods import METHODS

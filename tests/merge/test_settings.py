@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import CorruptFileError, InputRefusedError
 from packager.merge.open import open_merged
+from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.open import open_source
 from tests.merge import tiny

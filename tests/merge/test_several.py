@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
 from packager.merge.combine import CombinedAdapter, open_combined, parse_combination
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.save import save_safetensors
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.tensor_file import TensorFile
 from packager.progress import Silent
 from packager.source.adapter import open_adapter
-from packager.tensor_file import TensorFile
 from tests.merge.compared import config_of, differences, opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, load_base, make_adapter, merge_with_peft

@@ -12,9 +12,9 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper
 
-from packager.checkpoint import FolderCheckpoint
 from packager.merge import stacks
 from packager.merge.stacks import merge_stacks
+from packager.model.checkpoint import FolderCheckpoint
 from tests.merge.compared import differences, opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, merge_with_peft

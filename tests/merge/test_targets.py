@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from packager.checkpoint import FolderCheckpoint
 from packager.merge.peft_targets import targets_by_peft
 from packager.merge.targets import targets_by_name
-from packager.tensor_file import TensorInfo, open_tensor_file
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.tensor_file import TensorInfo, open_tensor_file
 
 
 def config_of(lora: Path) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def test_a_plain_adapter_is_merged_without_peft_and_transformers(
 ) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from packager.checkpoint import FolderCheckpoint, open_tensor_file\n"
+        "from packager.model.checkpoint import FolderCheckpoint, open_tensor_file\n"
         "from packager.merge.open import open_merged\n"
         "base, lora = map(Path, sys.argv[1:])\n"
         "weights = open_tensor_file(lora / 'adapter_model.safetensors')\n"

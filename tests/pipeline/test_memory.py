@@ -15,9 +15,9 @@ import torch
 
 from bench.measure import measure
 from bench.model import Adapter, Shape, make_inputs
-from packager.checkpoint import FolderCheckpoint
 from packager.gguf import write
 from packager.gguf.convert import Conversion, GgufTensor
+from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.build import build
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
@@ -85,7 +85,7 @@ def test_every_tensor_is_read_once_for_several_quants(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from packager.tensor_file import SafetensorsFile
+    from packager.model.tensor_file import SafetensorsFile
 
     read = 0
     original = SafetensorsFile._read

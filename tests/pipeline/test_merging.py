@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import NonFiniteError, OutputExistsError
 from packager.merge import save
+from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.merging import merge
 from packager.plan import Request
 from packager.progress import Silent

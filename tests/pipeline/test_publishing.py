@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import (
     BaseNotFoundError,
     CorruptFileError,
@@ -18,6 +17,7 @@ from packager.errors import (
     OutputExistsError,
     UsageError,
 )
+from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.publishing import publish_adapter
 from packager.plan import Request
 from packager.progress import Silent

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from packager.checkpoint import FolderCheckpoint
+from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.build import build
 from packager.pipeline.merging import merge
 from packager.pipeline.prepare import prepare

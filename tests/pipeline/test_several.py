@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from packager.bundle import read_bundle
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import NotAModelError, UsageError
+from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.build import build
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.merging import merge

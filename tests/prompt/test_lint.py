@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.lint import lint
-from packager.prompt.vocabulary import Vocabulary
 from tests.prompt.examples import CHATML, MISTRAL_FIRST
 
 TOKENS = {0: "<|im_start|>", 1: "<|im_end|>", 2: "</s>"}

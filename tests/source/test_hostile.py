@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from packager.checkpoint import FolderCheckpoint, describing_files
 from packager.errors import BaseNotFoundError, CorruptFileError, MissingWeightsError
 from packager.files import read_json
 from packager.gguf.scratch import link_files
+from packager.model.checkpoint import FolderCheckpoint, describing_files
+from packager.model.tensor_file import PickleFile, SafetensorsFile
 from packager.progress import Silent
 from packager.source.base import find_base
 from packager.source.open import open_source
-from packager.tensor_file import PickleFile, SafetensorsFile
 
 
 def safetensors(path: Path, header: object, data: bytes) -> Path:

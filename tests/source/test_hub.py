@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from huggingface_hub import errors
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import BaseNotFoundError, SourceNotFoundError
+from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.adapter import Adapter
 from packager.source.base import find_base

@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import UnsupportedError
+from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.open import open_source
 

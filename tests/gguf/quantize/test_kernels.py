@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
-from packager.checkpoint import FolderCheckpoint
 from packager.files import cache_folder
 from packager.gguf.quantize import kernels
 from packager.gguf.quantize.ggml import quantize_with_ggml
 from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import tensor_bytes
+from packager.model.checkpoint import FolderCheckpoint
 
 Array = np.ndarray[Any, Any]
 TYPES = sorted(kernels.WITH_IMPORTANCE)

@@ -11,18 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import FolderCheckpoint, config_parts
-from packager.dequantize.formats import (
+from packager.errors import CorruptFileError
+from packager.files import write_json
+from packager.model.checkpoint import FolderCheckpoint, config_parts
+from packager.model.dequantize.formats import (
     FORMATS,
     plain_config,
     quant_method,
     quantization_settings,
     require_known,
 )
-from packager.dequantize.packed import PackedWeight, QuantizedModel, is_of_activations
-from packager.errors import CorruptFileError
-from packager.files import write_json
-from packager.tensor_file import TensorInfo
+from packager.model.dequantize.packed import PackedWeight, QuantizedModel, is_of_activations
+from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

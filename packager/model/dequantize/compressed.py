@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from packager.dequantize.packed import (
+from packager.model.dequantize.packed import (
     PackedWeight,
     Quantization,
     QuantizedModel,

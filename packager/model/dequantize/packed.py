@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from packager.checkpoint import FolderCheckpoint
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.tensor_file import TensorInfo
+from packager.model.checkpoint import FolderCheckpoint
+from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from packager.dequantize.packed import PackedWeight, Quantization, QuantizedModel
-from packager.tensor_file import TensorInfo
+from packager.model.dequantize.packed import PackedWeight, Quantization, QuantizedModel
+from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch

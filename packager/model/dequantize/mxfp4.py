@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packager.dequantize.packed import PackedWeight, Quantization, QuantizedModel
+from packager.model.dequantize.packed import PackedWeight, Quantization, QuantizedModel
 
 if TYPE_CHECKING:
     import torch

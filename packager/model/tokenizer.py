@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.checkpoint import config_parts
 from packager.errors import CorruptFileError
 from packager.files import read_json
+from packager.model.checkpoint import config_parts
 from packager.prompt.chat_template import token_text
 
 _EOS = "eos_token_id"

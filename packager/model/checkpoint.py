@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from packager.errors import CorruptFileError, MissingWeightsError
 from packager.files import is_inside, read_json, require_inside, sha256_file
-from packager.tensor_file import (
+from packager.model.tensor_file import (
     SafetensorsFile,
     TensorFile,
     TensorInfo,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from packager.checkpoint import Checkpoint, config_parts
-from packager.dequantize.bnb import find_bitsandbytes
-from packager.dequantize.compressed import find_compressed_tensors
-from packager.dequantize.fp8 import find_fp8
-from packager.dequantize.integers import find_awq, find_gptq
-from packager.dequantize.mxfp4 import find_mxfp4
-from packager.dequantize.packed import Quantization, QuantizedModel
 from packager.errors import CorruptFileError, UnsupportedError
+from packager.model.checkpoint import Checkpoint, config_parts
+from packager.model.dequantize.bnb import find_bitsandbytes
+from packager.model.dequantize.compressed import find_compressed_tensors
+from packager.model.dequantize.fp8 import find_fp8
+from packager.model.dequantize.integers import find_awq, find_gptq
+from packager.model.dequantize.mxfp4 import find_mxfp4
+from packager.model.dequantize.packed import Quantization, QuantizedModel
 
 _KEY = "quantization_config"
 _PLAIN = ("BF16", "F16", "F32", "F64")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from packager.dequantize.packed import PackedWeight, Quantization, QuantizedModel
+from packager.model.dequantize.packed import PackedWeight, Quantization, QuantizedModel
 
 if TYPE_CHECKING:
     import torch
