@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from packager.bundle import read_bundle, verify_bundle, write_bundle
-from packager.errors import CorruptFileError, NotAModelError
-from packager.manifest import (
+from packager.bundle.bundle import read_bundle, verify_bundle, write_bundle
+from packager.bundle.manifest import (
     AdapterIdentity,
     BaseIdentity,
     GgufFile,
@@ -22,6 +21,7 @@ from packager.manifest import (
     PromptRecord,
     TrainedTemplate,
 )
+from packager.errors import CorruptFileError, NotAModelError
 
 MODELFILE = "FROM ./model-Q5_K_M.gguf\nSYSTEM ahoy ⚓\n"
 CONTENT = {"model-Q5_K_M.gguf": b"five" * 1000, "model-Q8_0.gguf": b"eight" * 1000}

@@ -33,7 +33,7 @@ def command(bundle: Path, conversations: Path | None, **options: Any) -> None:
     """
     import json
 
-    from packager.bundle import read_bundle, verify_bundle
+    from packager.bundle.bundle import read_bundle, verify_bundle
     from packager.cli.console import result
     from packager.cli.report import registration_json, report_registered
     from packager.errors import SourceNotFoundError

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle import read_bundle, write_bundle
+from packager.bundle.bundle import read_bundle, write_bundle
+from packager.bundle.manifest import SCHEMA, GgufFile, Manifest, PromptRecord
 from packager.errors import CorruptFileError, OutputExistsError
 from packager.files import (
     made_folder,
@@ -22,7 +23,6 @@ from packager.files import (
 from packager.gguf.convert import Conversion
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
-from packager.manifest import SCHEMA, GgufFile, Manifest, PromptRecord
 from packager.pipeline.checks import require_merged
 from packager.pipeline.identity import base_identity, tool_versions
 from packager.pipeline.nearness import Nearness, measure_nearness, quant_types

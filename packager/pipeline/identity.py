@@ -8,9 +8,9 @@ import importlib.metadata
 import json
 
 from packager import __version__
+from packager.bundle.manifest import SCHEMA, AdapterIdentity, BaseIdentity
 from packager.files import sha256_file
 from packager.gguf.convert import Conversion
-from packager.manifest import SCHEMA, AdapterIdentity, BaseIdentity
 from packager.model.dequantize.formats import dequantizing_library
 from packager.pipeline.inputs import Inputs
 from packager.pipeline.projector import Projector

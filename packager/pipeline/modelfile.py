@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from packager.bundle import read_bundle
+from packager.bundle.bundle import read_bundle
 from packager.files import read_text, require_inside
 from packager.pipeline.inputs import find_inputs
 from packager.pipeline.prompting import decide_prompt, modelfile_spec

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from packager.bundle.manifest import AdapterIdentity
 from packager.errors import UsageError
 from packager.files import read_ahead, read_json
 from packager.gguf.convert import Conversion, convert, require_architecture
@@ -19,7 +20,6 @@ from packager.gguf.loads import load_tried
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import TypedQuant, type_quants, write_skeleton
-from packager.manifest import AdapterIdentity
 from packager.merge.combine import CombinedAdapter, open_combined
 from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle import read_bundle
+from packager.bundle.bundle import read_bundle
+from packager.bundle.manifest import MANIFEST
 from packager.errors import NotAModelError, UnsupportedError
 from packager.gguf.types import write_skeleton
-from packager.manifest import MANIFEST
 from packager.pipeline.prepare import prepare
 from packager.pipeline.prompting import recorded_template
 from packager.pipeline.proving import prove_built, prove_embedded, prove_offline, prove_on_daemon

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from packager.bundle.manifest import TrainedTemplate
 from packager.errors import ChatTemplateError, SourceNotFoundError, UsageError
 from packager.files import read_json
-from packager.manifest import TrainedTemplate
 from packager.pipeline.inputs import Inputs
 from packager.plan import Request
 from packager.progress import Progress

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from packager.bundle.manifest import GgufFile, Manifest
 from packager.errors import (
     PromptDifferenceError,
     RegistrationError,
@@ -13,7 +14,6 @@ from packager.errors import (
     UsageError,
 )
 from packager.files import require_disk
-from packager.manifest import GgufFile, Manifest
 from packager.pipeline.prompting import recorded_template
 from packager.pipeline.proving import prove_on_daemon, require_proved
 from packager.progress import Progress

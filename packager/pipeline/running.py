@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from packager.bundle import read_bundle
+from packager.bundle.bundle import read_bundle
+from packager.bundle.manifest import Manifest
 from packager.errors import NotAModelError, SourceNotFoundError, UsageError
-from packager.manifest import Manifest
 from packager.runtime.embedded import EmbeddedModel
 
 # The context of a chat whose model asks for none, in tokens.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from packager.bundle import read_bundle, verify_bundle, write_bundle
+from packager.bundle.bundle import read_bundle, verify_bundle, write_bundle
 from packager.errors import CorruptFileError, UsageError
 from packager.pipeline.modelfile import modelfile_of
 from packager.pipeline.running import open_chat

@@ -10,8 +10,8 @@ from pathlib import Path
 import ollama
 import pytest
 
-from packager.bundle import write_bundle
-from packager.manifest import BaseIdentity, GgufFile, Manifest, PromptRecord, TrainedTemplate
+from packager.bundle.bundle import write_bundle
+from packager.bundle.manifest import BaseIdentity, GgufFile, Manifest, PromptRecord, TrainedTemplate
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.native import PADDING, make_native
 from tests.command import ftpack

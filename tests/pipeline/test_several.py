@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from packager.bundle import read_bundle
+from packager.bundle.bundle import read_bundle
 from packager.errors import NotAModelError, UsageError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.build import build

@@ -14,7 +14,7 @@ import ollama
 import pytest
 from safetensors.torch import load_file, save_file
 
-from packager.bundle import verify_bundle
+from packager.bundle.bundle import verify_bundle
 from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError
 from packager.pipeline.build import Bundle, build
 from packager.pipeline.prepare import prepare

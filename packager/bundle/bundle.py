@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from packager.bundle.manifest import MANIFEST, RESTORE, Manifest, require_plain_name
 from packager.errors import CorruptFileError, NotAModelError
 from packager.files import read_json, read_text, sha256_file, write_text
-from packager.manifest import MANIFEST, RESTORE, Manifest, require_plain_name
 from packager.progress import Progress, Silent
 
 MODELFILE = "Modelfile"
