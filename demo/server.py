@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from packager.runtime.ollama import Daemon
+from packager.runtime.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 30

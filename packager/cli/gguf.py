@@ -34,7 +34,7 @@ def command(**options: Any) -> None:
     from packager.cli.report import report_bundle, report_plan
     from packager.pipeline.build import build
     from packager.pipeline.prepare import prepare
-    from packager.runtime.ollama import validate_name
+    from packager.runtime.daemon import validate_name
 
     if options["name"]:
         validate_name(options["name"])

@@ -48,7 +48,7 @@ def command(conversations: Path | None, **options: Any) -> None:
     from packager.pipeline.prepare import prepare
     from packager.pipeline.proving import conversations_with, prove_built, require_proved
     from packager.pipeline.register import model_names, register, require_store_space
-    from packager.runtime.ollama import Daemon
+    from packager.runtime.daemon import Daemon
 
     console = console_for(options)
     request = make_request(options)

@@ -39,7 +39,7 @@ def command(bundle: Path, conversations: Path | None, **options: Any) -> None:
     from packager.errors import SourceNotFoundError
     from packager.pipeline.proving import conversations_with
     from packager.pipeline.register import model_names, register, require_store_space
-    from packager.runtime.ollama import Daemon
+    from packager.runtime.daemon import Daemon
 
     console = console_for(options)
     manifest = read_bundle(bundle)

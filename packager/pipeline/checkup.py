@@ -13,7 +13,7 @@ from pathlib import Path
 from packager.errors import FtpackError
 from packager.files import cache_folder, existing_parent, format_bytes
 from packager.gguf.toolchain import find_toolchain
-from packager.runtime.ollama import Daemon
+from packager.runtime.daemon import Daemon
 
 _NEEDED = ("llama-cpp-python", "torch", "transformers", "peft", "safetensors", "ollama")
 

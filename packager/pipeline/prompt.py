@@ -21,8 +21,8 @@ from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import Conversation
 from packager.prompt.native import make_native
 from packager.prompt.proof import Proof
+from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
-from packager.runtime.ollama import Daemon
 
 _BLOB = re.compile(r"^FROM (.+)$", re.MULTILINE)
 

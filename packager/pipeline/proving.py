@@ -21,8 +21,8 @@ from packager.prompt.dataset import read_conversations
 from packager.prompt.families import prove_go
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
 from packager.prompt.server import as_native_server, server_variables
+from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
-from packager.runtime.ollama import Daemon
 
 
 def conversations_with(own: Path | None) -> tuple[Conversation, ...]:

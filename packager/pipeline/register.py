@@ -20,7 +20,7 @@ from packager.progress import Progress
 from packager.prompt.conversation import BATTERY, Conversation
 from packager.prompt.proof import Proof
 from packager.prompt.server import is_native_capable
-from packager.runtime.ollama import CREATE_COPIES, Daemon, Registration, validate_name, with_suffix
+from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration, validate_name, with_suffix
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from packager.errors import (
     SourceNotFoundError,
     UnsupportedError,
 )
-from packager.runtime.shown import ParameterValue
+from packager.runtime.show import ParameterValue
 
 # What Ollama 0.32 samples with where a Modelfile says nothing (api/types.go, DefaultOptions), so
 # that a model answers alike here and there.

@@ -191,7 +191,7 @@ def test_a_full_disk_of_the_daemon_is_refused_before_the_work(
 
     from packager.errors import DiskSpaceError
     from packager.pipeline.register import require_store_space
-    from packager.runtime.ollama import Daemon
+    from packager.runtime.daemon import Daemon
 
     # Two files are kept, and the larger one stands there three times while create rewrites it.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=39 << 20))
@@ -218,7 +218,7 @@ def test_what_is_in_force_is_what_was_decided(
     tmp_path: Path,
 ) -> None:
     """A template that Ollama knows would get a TEMPLATE and stops of its own on create."""
-    from packager.runtime.ollama import Daemon
+    from packager.runtime.daemon import Daemon
 
     result = ftpack(
         "ollama", small_model("gemma3"), "--quant", "q8_0", "--name", "forced",

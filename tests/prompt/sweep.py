@@ -23,7 +23,7 @@ from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, Kind
 from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.proof import Compared, Proof, prove
-from packager.runtime.ollama import Daemon
+from packager.runtime.daemon import Daemon
 from tests.daemon import find_ollama, running_daemon
 from tests.runtime.chain_gguf import write_chain_gguf
 

@@ -17,7 +17,7 @@ from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.families import known_templates
 from packager.prompt.go_template import render_go_template
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile
-from packager.runtime.shown import read_shown
+from packager.runtime.show import read_shown
 from packager.templates import read_template
 from tests.daemon import OllamaDaemon
 from tests.prompt.examples import EXAMPLES, make_example

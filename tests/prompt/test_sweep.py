@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from packager.runtime.ollama import Daemon
+from packager.runtime.daemon import Daemon
 from tests.prompt.sweep import Swept, sweep_one, sweeping_daemon, templates
 
 # These render nothing without tools, or without a variable that only their own code defines.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from packager.runtime.ollama import Daemon
+from packager.runtime.daemon import Daemon
 from tests.daemon import OllamaDaemon
 from tests.runtime.chain_gguf import write_chain_gguf
 

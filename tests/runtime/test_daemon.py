@@ -18,7 +18,7 @@ import pytest
 
 from packager.errors import DaemonError, InvalidNameError, RegistrationError, UsageError
 from packager.progress import Silent, Task
-from packager.runtime.ollama import Daemon
+from packager.runtime.daemon import Daemon
 from tests.daemon import OllamaDaemon, running_daemon
 from tests.runtime.chain_gguf import ANSWER, CHAT_TEMPLATE, write_chain_gguf
 

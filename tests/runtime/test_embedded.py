@@ -14,7 +14,7 @@ from packager.errors import (
     UnsupportedError,
 )
 from packager.runtime.embedded import ChatStream, EmbeddedModel, stream_chat
-from packager.runtime.shown import ParameterValue
+from packager.runtime.show import ParameterValue
 from tests.runtime.chain_gguf import ANSWER, write_chain_gguf
 
 QUESTION = [{"role": "user", "content": "Who goes there?"}]

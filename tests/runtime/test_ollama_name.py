@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from packager.errors import InvalidNameError
+from packager.runtime.daemon import split_tag, validate_name
 from packager.runtime.model_name import qualified_name
-from packager.runtime.ollama import split_tag, validate_name
 from tests.daemon import OllamaDaemon
 
 GOOD = [

@@ -16,7 +16,7 @@ from packager.progress import Progress, Silent, Task
 from packager.runtime.api_message import api_message, refusal_reason
 from packager.runtime.connection import Connection
 from packager.runtime.model_name import qualified_name, split_tag, validate_name, with_suffix
-from packager.runtime.shown import ParameterValue, ShownModel, read_shown, require_as_sent
+from packager.runtime.show import ParameterValue, ShownModel, read_shown, require_as_sent
 
 __all__ = [
     "CREATE_COPIES",
