@@ -25,11 +25,11 @@ from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
 from packager.pipeline.checks import require_merged
 from packager.pipeline.identity import base_identity, tool_versions
-from packager.pipeline.nearness import Nearness, measure_nearness, quant_types
 from packager.pipeline.prepare import Package
 from packager.pipeline.prompting import record_template
 from packager.progress import Progress, Silent
 from packager.prompt.modelfile import render_modelfile
+from packager.quality.base_choice import Nearness, measure_nearness, quant_types
 
 _MANIFEST = "manifest.json"
 # Says, while a bundle is being made, whose files these are; the manifest says it afterwards.

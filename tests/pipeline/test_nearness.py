@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from packager.pipeline.build import build
 from packager.pipeline.identity import tool_versions
 from packager.pipeline.merging import merge
-from packager.pipeline.nearness import Nearness
 from packager.pipeline.prepare import Package, prepare
 from packager.plan import Request
 from packager.progress import Silent
+from packager.quality.base_choice import Nearness
 from tests.command import ftpack
 from tests.told import Told
 from tests.usual_route import (

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.dequantize.rounded import RoundedByBitsandbytes
 from packager.errors import FtpackError, UnsupportedError
 from packager.gguf.convert import Conversion
 from packager.gguf.quantize.quantizer import Quantize, load_quantizers
@@ -27,7 +26,8 @@ from packager.model.tensor_file import TensorInfo
 from packager.pipeline.inputs import Inputs
 from packager.pipeline.prepare import merge_adapters
 from packager.progress import Progress
-from packager.source.pair import Pair, find_pair
+from packager.quality.bnb_rounding import RoundedByBitsandbytes
+from packager.quality.pair import Pair, find_pair
 
 if TYPE_CHECKING:
     import torch

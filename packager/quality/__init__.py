@@ -1,0 +1,1 @@
+"""How close the result is to what was trained."""
