@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from packager.source.hub import is_hub_id
+from packager.source.hub.hub import is_hub_id
 
 if TYPE_CHECKING:
     import yaml

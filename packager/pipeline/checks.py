@@ -14,9 +14,9 @@ from packager.gguf.types import TypedQuant
 from packager.merge.layout import Layout
 from packager.merge.merged import MergedCheckpoint
 from packager.model.checkpoint import Checkpoint
-from packager.pipeline.inputs import Inputs
 from packager.plan import Request, estimate_run_memory
 from packager.progress import Progress
+from packager.source.inputs import Inputs
 
 # The files that tell of a tokenizer's added tokens.
 _ADDED_TOKENS = ("tokenizer.json", "tokenizer_config.json")

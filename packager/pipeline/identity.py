@@ -12,11 +12,11 @@ from packager.bundle.manifest import SCHEMA, AdapterIdentity, BaseIdentity
 from packager.files import sha256_file
 from packager.gguf.convert import Conversion
 from packager.model.dequantize.formats import dequantizing_library
-from packager.pipeline.inputs import Inputs
 from packager.pipeline.projector import Projector
 from packager.pipeline.prompting import chat_templates
 from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile import ModelfileSpec
+from packager.source.inputs import Inputs
 
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")
 

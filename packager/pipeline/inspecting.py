@@ -15,10 +15,10 @@ from packager.progress import Progress
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.lint import lint
 from packager.prompt.llamafactory import compare_with_name
-from packager.source.foreseen import foresee_base
+from packager.source.base.foresee import foresee_base
 from packager.source.open import Source, list_adapters, open_source
-from packager.source.trainer import list_checkpoints
-from packager.source.training import Training, read_training
+from packager.source.run.checkpoints import list_checkpoints
+from packager.source.run.record import Training, read_training
 
 
 def inspect(

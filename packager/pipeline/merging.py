@@ -27,11 +27,11 @@ from packager.merge.four_bit import (
 from packager.merge.save import save_safetensors
 from packager.model.checkpoint import Checkpoint
 from packager.pipeline.checks import require_merged, require_rows, require_whole
-from packager.pipeline.inputs import find_inputs
 from packager.pipeline.prepare import choose_device, described, open_checkpoint
 from packager.plan import Request
 from packager.progress import Progress
 from packager.quality.base_choice import Nearness, measure_nearness
+from packager.source.inputs import find_inputs
 
 _CONFIG = "config.json"
 _STAGING = ".ftpack-merge.partial"

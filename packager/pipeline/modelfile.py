@@ -7,11 +7,11 @@ from pathlib import Path
 
 from packager.bundle.bundle import read_bundle
 from packager.files import read_text, require_inside
-from packager.pipeline.inputs import find_inputs
 from packager.pipeline.prompting import decide_prompt, modelfile_spec
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.modelfile import render_modelfile
+from packager.source.inputs import find_inputs
 
 
 def modelfile_of(request: Request, ggufs: Sequence[str], progress: Progress) -> tuple[str, str]:

@@ -34,7 +34,6 @@ from packager.pipeline.checks import (
     warn_of_context,
 )
 from packager.pipeline.identity import adapter_identities, fingerprint
-from packager.pipeline.inputs import Inputs, find_inputs
 from packager.pipeline.projector import Projector, find_projector, require_targets_held
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
 from packager.pipeline.vocabulary import content_tokens, prove_found_pre_tokenizer
@@ -51,8 +50,9 @@ from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile import ModelfileSpec
+from packager.source.inputs import Inputs, find_inputs
 from packager.source.open import Source
-from packager.source.trainer import CHECKPOINT_PREFIXES
+from packager.source.run.checkpoints import CHECKPOINT_PREFIXES
 
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30

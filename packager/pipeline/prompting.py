@@ -11,7 +11,6 @@ from typing import cast
 from packager.bundle.manifest import TrainedTemplate
 from packager.errors import ChatTemplateError, SourceNotFoundError, UsageError
 from packager.files import read_json
-from packager.pipeline.inputs import Inputs
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
@@ -20,7 +19,8 @@ from packager.prompt.llamafactory import compare_with_name, is_known
 from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.server import NEWEST_KNOWN
-from packager.source.training import read_training, training_length
+from packager.source.inputs import Inputs
+from packager.source.run.record import read_training, training_length
 
 # What `--thinking` says that the chat template was told in training.
 _TOLD_IN_TRAINING: Mapping[str, Mapping[str, object]] = {

@@ -29,9 +29,9 @@ from packager.pipeline.merging import MergedFolder
 from packager.plan import Request
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
-from packager.source.hub import find_cached, is_hub_id
+from packager.source.hub.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source
-from packager.source.run import TOKENIZER_FILES
+from packager.source.run.folders import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch

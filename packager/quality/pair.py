@@ -12,9 +12,9 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.model.dequantize.formats import quant_method, quantization_settings
 from packager.progress import Silent
 from packager.source.adapter import Adapter
-from packager.source.base import Base, local_folder, open_model
-from packager.source.hub import find_cached, is_hub_id
-from packager.source.twin import is_twin, twin_beside, twin_name
+from packager.source.base.find import Base, local_folder, open_model
+from packager.source.base.full_precision import is_twin, twin_beside, twin_name
+from packager.source.hub.hub import find_cached, is_hub_id
 
 
 @dataclass(frozen=True)

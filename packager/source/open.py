@@ -11,14 +11,14 @@ from packager.files import existing_folder, require_inside
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
-from packager.source.base import open_model
-from packager.source.hub import is_hub_id, obtain
-from packager.source.hub_checkpoint import obtain_checkpoint
-from packager.source.modelscope import SCHEME, download_from_modelscope
-from packager.source.run import find_describing_files, run_folders
-from packager.source.shards import refuse_shards
-from packager.source.trainer import choose_checkpoint, list_checkpoints, read_run
-from packager.source.whole import is_whole_source
+from packager.source.base.find import open_model
+from packager.source.hub.completeness import is_whole_source
+from packager.source.hub.hub import is_hub_id, obtain
+from packager.source.hub.hub_checkpoint import obtain_checkpoint
+from packager.source.hub.modelscope import SCHEME, download_from_modelscope
+from packager.source.run.checkpoints import choose_checkpoint, list_checkpoints, read_run
+from packager.source.run.folders import find_describing_files, run_folders
+from packager.source.run.shards import refuse_shards
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 

@@ -14,11 +14,11 @@ from packager.bundle.bundle import read_bundle
 from packager.errors import NotAModelError, UsageError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.build import build
-from packager.pipeline.inputs import find_inputs
 from packager.pipeline.merging import merge
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
 from packager.progress import Silent
+from packager.source.inputs import find_inputs
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base, merge_with_peft
 from tests.told import Told

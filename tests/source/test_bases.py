@@ -15,12 +15,12 @@ import pytest
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
 from packager.pipeline.identity import base_identity
-from packager.pipeline.inputs import Inputs
 from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter
-from packager.source.base import find_base
-from packager.source.identity import cached_identity
+from packager.source.base.find import find_base
+from packager.source.hub.identity import cached_identity
+from packager.source.inputs import Inputs
 from packager.source.open import open_source
 from tests.source.hub import Hub, hub
 from tests.source.test_modelscope import Files

@@ -18,7 +18,7 @@ from packager.gguf.scratch import link_files
 from packager.model.checkpoint import FolderCheckpoint, describing_files
 from packager.model.tensor_file import PickleFile, SafetensorsFile
 from packager.progress import Silent
-from packager.source.base import find_base
+from packager.source.base.find import find_base
 from packager.source.open import open_source
 
 

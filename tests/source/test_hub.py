@@ -16,8 +16,8 @@ from packager.errors import BaseNotFoundError, SourceNotFoundError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.adapter import Adapter
-from packager.source.base import find_base
-from packager.source.hub import download, find_cached, find_file
+from packager.source.base.find import find_base
+from packager.source.hub.hub import download, find_cached, find_file
 from packager.source.open import open_source
 from tests.source.hub import COMMIT, Hub, hub
 from tests.source.test_twin import adapter_of, quantized_copy

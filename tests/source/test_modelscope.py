@@ -13,11 +13,11 @@ from huggingface_hub.utils import filter_repo_objects
 
 from packager.errors import SourceNotFoundError, ToolchainError
 from packager.pipeline.identity import base_identity
-from packager.pipeline.inputs import find_inputs
 from packager.pipeline.inspecting import inspect
 from packager.pipeline.prepare import model_name
 from packager.plan import Request
 from packager.progress import Silent
+from packager.source.inputs import find_inputs
 from packager.source.open import open_source
 
 Asked = list[tuple[str, str | None]]

@@ -13,7 +13,7 @@ import pytest
 from packager.progress import Silent
 from packager.quality.pair import Pair, find_pair
 from packager.source.adapter import Adapter, open_adapter
-from packager.source.base import find_base
+from packager.source.base.find import find_base
 
 RECORDED = "someone/tiny-bnb-4bit"
 SETTINGS = {"quant_method": "bitsandbytes", "load_in_4bit": True}

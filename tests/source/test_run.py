@@ -12,7 +12,7 @@ import pytest
 from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.open import Source, open_source
-from packager.source.training import read_training
+from packager.source.run.record import read_training
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

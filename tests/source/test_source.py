@@ -23,10 +23,10 @@ from packager.errors import (
 )
 from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
-from packager.source.base import find_base
+from packager.source.base.find import find_base
 from packager.source.open import Source, open_source
-from packager.source.trainer import list_checkpoints
-from packager.source.training import training_length
+from packager.source.run.checkpoints import list_checkpoints
+from packager.source.run.record import training_length
 
 
 def open_(path: Path, checkpoint: str | None = None) -> Source:

@@ -13,8 +13,8 @@ from packager.errors import UnsupportedError
 from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.open import open_source
-from packager.source.trainer import list_checkpoints
-from packager.source.training import Training, read_training
+from packager.source.run.checkpoints import list_checkpoints
+from packager.source.run.record import Training, read_training
 
 CHATML_USER = "<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n"
 

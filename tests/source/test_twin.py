@@ -11,8 +11,8 @@ import pytest
 
 from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter
-from packager.source.base import find_base
-from packager.source.twin import twin_name
+from packager.source.base.find import find_base
+from packager.source.base.full_precision import twin_name
 from tests.told import Told
 
 

@@ -16,9 +16,9 @@ from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import has_chat_template
 from packager.source.adapter import Adapter
-from packager.source.base import Base, find_base
+from packager.source.base.find import Base, find_base
 from packager.source.open import Source, open_source
-from packager.source.run import TOKENIZER_FILES
+from packager.source.run.folders import TOKENIZER_FILES
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from packager.errors import FtpackError, SourceNotFoundError, ToolchainError
 from packager.progress import Progress
-from packager.source.hub import IGNORED, allowed_patterns, is_hub_id
-from packager.source.hub_checkpoint import fetch_checkpoint
+from packager.source.hub.hub import IGNORED, allowed_patterns, is_hub_id
+from packager.source.hub.hub_checkpoint import fetch_checkpoint
 
 SCHEME = "modelscope://"
 

@@ -19,12 +19,12 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.model.dequantize.formats import require_known
 from packager.progress import Progress
 from packager.source.adapter import CONFIG_NAME, Adapter
-from packager.source.candidates import find_candidates, find_namesakes, offered
-from packager.source.hub import find_cached, is_hub_id, obtain
-from packager.source.identity import folder_identity
-from packager.source.modelscope import SCHEME, download_from_modelscope
-from packager.source.twin import twin_beside, twin_name, twin_on_hub
-from packager.source.whole import is_whole_model
+from packager.source.base.candidates import find_candidates, find_namesakes, offered
+from packager.source.base.full_precision import twin_beside, twin_name, twin_on_hub
+from packager.source.hub.completeness import is_whole_model
+from packager.source.hub.hub import find_cached, is_hub_id, obtain
+from packager.source.hub.identity import folder_identity
+from packager.source.hub.modelscope import SCHEME, download_from_modelscope
 
 _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packager.errors import CorruptFileError
 from packager.files import is_inside, read_json, require_inside
-from packager.source.run import run_folders
+from packager.source.run.folders import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LLAMAFACTORY = "training_args.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from packager.source.hub import is_hub_id
+from packager.source.hub.hub import is_hub_id
 
 _HUGGING_FACE = re.compile(r"(?:^|[/\\])models--([^/\\]+)(?:[/\\]snapshots[/\\]([0-9a-f]{40}))?")
 # `.../modelscope/hub/models/ORG/NAME`, in older versions without `models`; a dot is written `___`.

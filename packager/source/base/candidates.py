@@ -11,9 +11,9 @@ from packager.errors import FtpackError
 from packager.files import existing_folder
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import TensorFile
-from packager.source.hub import is_hub_id
-from packager.source.identity import cached_identity
-from packager.source.training import read_training
+from packager.source.hub.hub import is_hub_id
+from packager.source.hub.identity import cached_identity
+from packager.source.run.record import read_training
 
 _MOST_LOOKED_AT, _MOST_OFFERED, _MOST_PARTS = 200, 4, 4
 # The rank of what has the recorded name.

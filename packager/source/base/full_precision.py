@@ -14,8 +14,8 @@ from pathlib import Path
 from packager.errors import CorruptFileError, SourceNotFoundError
 from packager.files import read_json
 from packager.progress import Progress
-from packager.source.hub import find_cached, find_file, obtain
-from packager.source.whole import is_whole_model
+from packager.source.hub.completeness import is_whole_model
+from packager.source.hub.hub import find_cached, find_file, obtain
 
 _BNB_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 # What two models must have in common for one's adapter to be the other's.

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from packager.errors import SourceNotFoundError
 from packager.progress import Progress
-from packager.source.hub import (
+from packager.source.hub.completeness import is_whole_source
+from packager.source.hub.hub import (
     HubFolder,
     allowed_patterns,
     download_files,
     find_cached,
     list_files,
 )
-from packager.source.trainer import CHECKPOINT_PREFIXES, choose_checkpoint, list_checkpoints
-from packager.source.whole import is_whole_source
+from packager.source.run.checkpoints import CHECKPOINT_PREFIXES, choose_checkpoint, list_checkpoints
 
 # What tells the checkpoints, and which of them is the best one; the card tells the trainer.
 _TELLING = ("adapter_config.json", "config.json", "trainer_state.json")

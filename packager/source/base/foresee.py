@@ -6,12 +6,12 @@ from pathlib import Path
 
 from packager.progress import Silent
 from packager.source.adapter import Adapter
-from packager.source.base import local_folder, may_be_a_path
-from packager.source.candidates import find_candidates, offered
-from packager.source.hub import find_cached, is_hub_id
-from packager.source.modelscope import SCHEME
-from packager.source.twin import is_twin, twin_beside, twin_name
-from packager.source.whole import is_whole_model
+from packager.source.base.candidates import find_candidates, offered
+from packager.source.base.find import local_folder, may_be_a_path
+from packager.source.base.full_precision import is_twin, twin_beside, twin_name
+from packager.source.hub.completeness import is_whole_model
+from packager.source.hub.hub import find_cached, is_hub_id
+from packager.source.hub.modelscope import SCHEME
 
 
 def foresee_base(adapter: Adapter) -> tuple[Path | None, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packager.model.checkpoint import describing_files
-from packager.source.trainer import is_checkpoint_name
+from packager.source.run.checkpoints import is_checkpoint_name
 
 # Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
 TOKENIZER_FILES = re.compile(
