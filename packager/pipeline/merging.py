@@ -18,19 +18,19 @@ from packager.files import (
     whole_file,
     write_json,
 )
-from packager.merge.four_bit import (
-    FourBitPlan,
-    plan_four_bit,
-    require_bitsandbytes,
-    save_four_bit,
-)
-from packager.merge.save import save_safetensors
 from packager.model.checkpoint import Checkpoint
 from packager.pipeline.checks import require_merged, require_rows, require_whole
 from packager.pipeline.prepare import choose_device, described, open_checkpoint
 from packager.plan import Request
 from packager.progress import Progress
 from packager.quality.base_choice import Nearness, measure_nearness
+from packager.save.four_bit import (
+    FourBitPlan,
+    plan_four_bit,
+    require_bitsandbytes,
+    save_four_bit,
+)
+from packager.save.safetensors import save_safetensors
 from packager.source.inputs import find_inputs
 
 _CONFIG = "config.json"

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from packager.errors import OutputExistsError, ToolchainError
-from packager.merge.four_bit import plan_four_bit, save_four_bit
 from packager.model.checkpoint import FolderCheckpoint
 from packager.pipeline.merging import merge
 from packager.plan import Request
 from packager.progress import Silent
+from packager.save.four_bit import plan_four_bit, save_four_bit
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, make_adapter, merge_with_peft
 

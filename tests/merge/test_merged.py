@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
 from packager.merge.lora import Merged
-from packager.merge.save import save_safetensors
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import SafetensorsFile
 from packager.progress import Silent
+from packager.save.safetensors import save_safetensors
 from tests.usual_route import merge_with_peft
 
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from packager.errors import InputRefusedError
 from packager.merge.open import open_merged
-from packager.merge.save import save_safetensors
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
+from packager.save.safetensors import save_safetensors
 from packager.source.adapter import open_adapter
 from tests.merge.compared import config_of, differences, opened
 from tests.merge.deviations import DEVIATIONS

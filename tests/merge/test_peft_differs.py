@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, InputRefusedError
-from packager.merge.save import save_safetensors
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
+from packager.save.safetensors import save_safetensors
 from tests.merge.compared import opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import load_base, make_adapter, merge_with_peft, targets

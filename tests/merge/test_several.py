@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
 from packager.merge.combine import CombinedAdapter, open_combined, parse_combination
 from packager.merge.in_turn import MergedInTurn
-from packager.merge.save import save_safetensors
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import TensorFile
 from packager.progress import Silent
+from packager.save.safetensors import save_safetensors
 from packager.source.adapter import open_adapter
 from tests.merge.compared import config_of, differences, opened
 from tests.merge.methods import METHODS

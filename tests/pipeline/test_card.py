@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from packager.pipeline.card import with_base
+from packager.save.card import with_base
 
 BASE = "meta-llama/Llama-3.2-1B"
 

@@ -18,9 +18,9 @@ from packager.errors import (
     UsageError,
 )
 from packager.model.checkpoint import FolderCheckpoint
-from packager.pipeline.publishing import publish_adapter
 from packager.plan import Request
 from packager.progress import Silent
+from packager.save.clean_adapter import publish_adapter
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base, merge_with_peft
 

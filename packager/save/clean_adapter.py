@@ -23,11 +23,11 @@ from packager.files import (
     write_json,
     write_text,
 )
-from packager.merge.save import write_tensors
-from packager.pipeline.card import is_local_path, with_base
 from packager.pipeline.merging import MergedFolder
 from packager.plan import Request
 from packager.progress import Progress
+from packager.save.card import is_local_path, with_base
+from packager.save.safetensors import write_tensors
 from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.hub.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source

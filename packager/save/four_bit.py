@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from packager.errors import NonFiniteError, ToolchainError, UnsupportedError
 from packager.files import write_json
 from packager.merge.layout import Layout, build_model
-from packager.merge.save import write_tensors
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress, Task
+from packager.save.safetensors import write_tensors
 
 if TYPE_CHECKING:
     import torch
