@@ -19,15 +19,15 @@ from packager.errors import (
     listed,
 )
 from packager.files import read_json
-from packager.merge.by_peft import PeftMerged
-from packager.merge.layout import Layout
-from packager.merge.lora import Merged, delta_of
 from packager.merge.merged import MergedCheckpoint
-from packager.merge.open import is_plain_lora, open_merged
-from packager.merge.peft_config import read_peft_config
-from packager.merge.peft_targets import NotLinearError
-from packager.merge.skeleton import empty_model
-from packager.merge.targets import LoraTarget
+from packager.merge.peft.layout import Layout
+from packager.merge.peft.peft_config import read_peft_config
+from packager.merge.peft.peft_merged import PeftMerged
+from packager.merge.peft.skeleton import empty_model
+from packager.merge.plain.lora import Merged, delta_of
+from packager.merge.plain.peft_targets import NotLinearError
+from packager.merge.plain.targets import LoraTarget
+from packager.merge.route import is_plain_lora, open_merged
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorFile, open_tensor_file
 

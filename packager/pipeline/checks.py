@@ -11,8 +11,8 @@ from packager.gguf.convert import Conversion
 from packager.gguf.quants import Quant
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import TypedQuant
-from packager.merge.layout import Layout
 from packager.merge.merged import MergedCheckpoint
+from packager.merge.peft.layout import Layout
 from packager.model.checkpoint import Checkpoint
 from packager.plan import Request, estimate_run_memory
 from packager.progress import Progress

@@ -20,10 +20,10 @@ from packager.gguf.loads import load_tried
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import TypedQuant, type_quants, write_skeleton
+from packager.merge.adapters import MergedInTurn
 from packager.merge.combine import CombinedAdapter, open_combined
-from packager.merge.in_turn import MergedInTurn
 from packager.merge.merged import MergedCheckpoint, changed_config
-from packager.merge.open import open_merged
+from packager.merge.route import open_merged
 from packager.model.checkpoint import Checkpoint
 from packager.model.dequantize.dequantized import Dequantized
 from packager.model.dequantize.formats import quantization_settings, require_plain

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.errors import NonFiniteError, ToolchainError, UnsupportedError
 from packager.files import write_json
-from packager.merge.layout import Layout, build_model
+from packager.merge.peft.layout import Layout, build_model
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress, Task

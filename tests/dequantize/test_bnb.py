@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.merge.open import open_merged
+from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.source.adapter import open_adapter
 from tests.dequantize.quantized import dequantized, opened, same

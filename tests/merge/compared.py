@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from packager.merge.merged import MergedCheckpoint, changed_config
-from packager.merge.open import open_merged
+from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.source.adapter import open_adapter
 

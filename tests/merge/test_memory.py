@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from packager.merge.by_peft import PeftMerged
+from packager.merge.peft.peft_merged import PeftMerged
 from tests.merge.compared import opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, make_adapter

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
-from packager.merge.lora import Merged
+from packager.merge.plain.lora import Merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import SafetensorsFile
 from packager.progress import Silent

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import InputRefusedError
-from packager.merge.open import open_merged
+from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import CorruptFileError, InputRefusedError
-from packager.merge.open import open_merged
+from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.open import open_source

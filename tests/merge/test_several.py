@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
+from packager.merge.adapters import MergedInTurn
 from packager.merge.combine import CombinedAdapter, open_combined, parse_combination
-from packager.merge.in_turn import MergedInTurn
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import TensorFile
 from packager.progress import Silent

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from packager.merge.peft_targets import targets_by_peft
-from packager.merge.targets import targets_by_name
+from packager.merge.plain.peft_targets import targets_by_peft
+from packager.merge.plain.targets import targets_by_name
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import TensorInfo, open_tensor_file
 
@@ -100,7 +100,7 @@ def test_a_plain_adapter_is_merged_without_peft_and_transformers(
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from packager.model.checkpoint import FolderCheckpoint, open_tensor_file\n"
-        "from packager.merge.open import open_merged\n"
+        "from packager.merge.route import open_merged\n"
         "base, lora = map(Path, sys.argv[1:])\n"
         "weights = open_tensor_file(lora / 'adapter_model.safetensors')\n"
         "merged = open_merged(FolderCheckpoint(base), lora, weights)\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from packager.errors import AdapterMismatchError, NonFiniteError, listed
 from packager.files import read_json
 from packager.merge.merged import require_changed
-from packager.merge.targets import LoraTarget, targets_by_name
+from packager.merge.plain.targets import LoraTarget, targets_by_name
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorFile, TensorInfo
 
@@ -200,7 +200,7 @@ def _find_targets(base: Checkpoint, folder: Path, weights: TensorFile) -> dict[s
     if targets is not None:
         return targets
     # Imported here: transformers and peft take seconds.
-    from packager.merge.peft_targets import targets_by_peft
+    from packager.merge.plain.peft_targets import targets_by_peft
 
     return targets_by_peft(base, folder, weights.tensors)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from packager.allocator import give_back_free_pages, give_back_large_blocks
 from packager.errors import AdapterMismatchError, UnsupportedError, listed
-from packager.merge.batches import Batch, find_batches
-from packager.merge.layout import Layout
-from packager.merge.loading import load_adapter
 from packager.merge.merged import require_changed
-from packager.merge.skeleton import build_skeleton
-from packager.merge.stacks import is_on_stack
-from packager.merge.units import find_units, has_zero_part, merge_unit
+from packager.merge.peft.adapter_values import load_adapter
+from packager.merge.peft.layout import Layout
+from packager.merge.peft.modules import find_units, has_zero_part, merge_unit
+from packager.merge.peft.skeleton import build_skeleton
+from packager.merge.peft.stacks import is_on_stack
+from packager.merge.peft.write_groups import Batch, find_batches
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorFile, TensorInfo
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from packager.errors import AdapterMismatchError
-from packager.merge.targets import PREFIX
+from packager.merge.plain.targets import PREFIX
 from packager.model.tensor_file import TensorFile
 
 # Initialisations of LoRA that compute from the base's weights what no file holds.

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from packager.errors import AdapterMismatchError, listed
-from packager.merge.targets import PREFIX
+from packager.merge.plain.targets import PREFIX
 
 # What is in names that are not as PEFT saves them, or not for this configuration.
 _CAUSES = {

@@ -22,9 +22,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import UnsupportedError
-from packager.merge.placeholders import replaced
-from packager.merge.stored import StoredTensor
-from packager.merge.targets import PREFIX
+from packager.merge.peft.lazy_tensor import StoredTensor
+from packager.merge.peft.placeholders import replaced
+from packager.merge.plain.targets import PREFIX
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import AdapterMismatchError, UnsupportedError, first_line
-from packager.merge.layout import Layout
-from packager.merge.skeleton import ADAPTER, Skeleton
-from packager.merge.stacks import is_on_stack, merge_layer, merge_stacks
-from packager.merge.stored import loaded
+from packager.merge.peft.layout import Layout
+from packager.merge.peft.lazy_tensor import loaded
+from packager.merge.peft.skeleton import ADAPTER, Skeleton
+from packager.merge.peft.stacks import is_on_stack, merge_layer, merge_stacks
 
 if TYPE_CHECKING:
     import torch

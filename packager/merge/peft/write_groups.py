@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from packager.errors import UnsupportedError
-from packager.merge.layout import Layout
-from packager.merge.units import Unit
+from packager.merge.peft.layout import Layout
+from packager.merge.peft.modules import Unit
 from packager.model.tensor_file import TensorInfo
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line, listed
 from packager.files import read_json
-from packager.merge.experts import is_stacked, targeted_as_stacks
-from packager.merge.layout import Layout, build_model, resize
-from packager.merge.peft_config import read_peft_config
-from packager.merge.placeholders import is_made_again, placeholders
-from packager.merge.resized import resized_rows
-from packager.merge.stored import StoredTensor, loaded
-from packager.merge.targets import PREFIX
+from packager.merge.peft.experts import is_stacked, targeted_as_stacks
+from packager.merge.peft.layout import Layout, build_model, resize
+from packager.merge.peft.lazy_tensor import StoredTensor, loaded
+from packager.merge.peft.peft_config import read_peft_config
+from packager.merge.peft.placeholders import is_made_again, placeholders
+from packager.merge.peft.resized import resized_rows
+from packager.merge.plain.targets import PREFIX
 from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from packager.errors import BaseMismatchError
-from packager.merge.targets import PREFIX
+from packager.merge.plain.targets import PREFIX
 from packager.model.tensor_file import TensorFile
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from packager.errors import AdapterMismatchError, BaseMismatchError, listed
-from packager.merge.layout import build_model, tied_parameters
-from packager.merge.leftovers import require_none_left
-from packager.merge.peft_config import read_peft_config
-from packager.merge.targets import PREFIX, LoraTarget
+from packager.merge.peft.layout import build_model, tied_parameters
+from packager.merge.peft.peft_config import read_peft_config
+from packager.merge.plain.targets import PREFIX, LoraTarget
+from packager.merge.unused import require_none_left
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from packager.merge.skeleton import ADAPTER
+from packager.merge.peft.skeleton import ADAPTER
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from packager.errors import CorruptFileError, UnsupportedError, first_line, listed
 from packager.files import read_json
-from packager.merge.experts import LAYOUT_KEYS
+from packager.merge.peft.experts import LAYOUT_KEYS
 
 _NAME = "adapter_config.json"
 # What a JSON value may be where PEFT declares one of these; of other declarations PEFT decides.

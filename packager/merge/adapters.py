@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from packager.files import read_json
 from packager.merge.merged import MergedCheckpoint, changed_config
-from packager.merge.open import open_merged
+from packager.merge.route import open_merged
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorFile, TensorInfo
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from packager.files import read_json
-from packager.merge.lora import Merged
 from packager.merge.merged import MergedCheckpoint
+from packager.merge.plain.lora import Merged
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorFile
 
@@ -46,13 +46,13 @@ def open_merged(
     """
     if is_plain_lora(read_json(folder / "adapter_config.json"), weights):
         # Imported where PEFT is needed: it takes seconds.
-        from packager.merge.peft_targets import NotLinearError
+        from packager.merge.plain.peft_targets import NotLinearError
 
         try:
             return Merged(base, folder, weights, device)
         except NotLinearError:
             pass
-    from packager.merge.by_peft import PeftMerged
+    from packager.merge.peft.peft_merged import PeftMerged
 
     return PeftMerged(base, folder, weights, device)
 

@@ -17,13 +17,13 @@ from packager.errors import (
     listed,
 )
 from packager.files import read_json
-from packager.merge.experts import is_stacked, restacked
-from packager.merge.layout import Layout
-from packager.merge.leftovers import require_none_left
-from packager.merge.placeholders import is_shaped_by_base, is_shared
-from packager.merge.skeleton import ADAPTER, CHECK_BASE, Skeleton
-from packager.merge.stored import StoredTensor, loaded, stored
-from packager.merge.targets import PREFIX
+from packager.merge.peft.experts import is_stacked, restacked
+from packager.merge.peft.layout import Layout
+from packager.merge.peft.lazy_tensor import StoredTensor, loaded, stored
+from packager.merge.peft.placeholders import is_shaped_by_base, is_shared
+from packager.merge.peft.skeleton import ADAPTER, CHECK_BASE, Skeleton
+from packager.merge.plain.targets import PREFIX
+from packager.merge.unused import require_none_left
 from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:

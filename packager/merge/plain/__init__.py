@@ -1,0 +1,1 @@
+"""Plain LoRA, merged without PEFT's layers."""
