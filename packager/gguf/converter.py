@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packager.errors import FtpackError, UnsupportedError
 from packager.gguf.lazy import is_beginning
 from packager.gguf.pre_tokenizer import PreTokenizer
-from packager.gguf.scratch import link_files
+from packager.gguf.staging import link_files
 from packager.gguf.toolchain import Toolchain
 from packager.model.checkpoint import Checkpoint
 

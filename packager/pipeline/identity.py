@@ -11,8 +11,8 @@ from packager import __version__
 from packager.bundle.manifest import SCHEMA, AdapterIdentity, BaseIdentity
 from packager.files import sha256_file
 from packager.gguf.convert import Conversion
+from packager.gguf.projector import Projector
 from packager.model.dequantize.formats import dequantizing_library
-from packager.pipeline.projector import Projector
 from packager.pipeline.prompting import chat_templates
 from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile import ModelfileSpec

@@ -16,7 +16,8 @@ from packager.bundle.manifest import AdapterIdentity
 from packager.errors import UsageError
 from packager.files import read_ahead, read_json
 from packager.gguf.convert import Conversion, convert, require_architecture
-from packager.gguf.loads import load_tried
+from packager.gguf.load_check import load_tried
+from packager.gguf.projector import Projector, find_projector, require_targets_held
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, Quant, parse_quant
 from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import TypedQuant, type_quants, write_skeleton
@@ -34,7 +35,6 @@ from packager.pipeline.checks import (
     warn_of_context,
 )
 from packager.pipeline.identity import adapter_identities, fingerprint
-from packager.pipeline.projector import Projector, find_projector, require_targets_held
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
 from packager.pipeline.vocabulary import content_tokens, prove_found_pre_tokenizer
 from packager.plan import (

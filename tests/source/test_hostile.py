@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from packager.errors import BaseNotFoundError, CorruptFileError, MissingWeightsError
 from packager.files import read_json
-from packager.gguf.scratch import link_files
+from packager.gguf.staging import link_files
 from packager.model.checkpoint import FolderCheckpoint, describing_files
 from packager.model.tensor_file import PickleFile, SafetensorsFile
 from packager.progress import Silent

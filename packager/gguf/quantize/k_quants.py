@@ -10,7 +10,21 @@ from __future__ import annotations
 import numpy as np
 
 from packager.gguf.quantize.jit import compiled
-from packager.gguf.quantize.lanes import (
+from packager.gguf.quantize.search import (
+    FINAL_MINIMUM,
+    FINAL_SCALE,
+    INVERSE,
+    IS_EMPTY,
+    MINIMUM,
+    OFFSET,
+    SCALE,
+    STATE,
+    SUM_W,
+    search_scale,
+    search_scale_and_minimum,
+    search_scale_by_descent,
+)  # fmt: skip
+from packager.gguf.quantize.simd_layout import (
     AREA,
     LANES,
     NOTHING,
@@ -30,20 +44,6 @@ from packager.gguf.quantize.lanes import (
     store_half,
     sum_of_squares,
     weigh_by_importance,
-)  # fmt: skip
-from packager.gguf.quantize.search import (
-    FINAL_MINIMUM,
-    FINAL_SCALE,
-    INVERSE,
-    IS_EMPTY,
-    MINIMUM,
-    OFFSET,
-    SCALE,
-    STATE,
-    SUM_W,
-    search_scale,
-    search_scale_and_minimum,
-    search_scale_by_descent,
 )  # fmt: skip
 
 BLOCK = 256

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from packager.gguf.quantize.jit import compiled
-from packager.gguf.quantize.lanes import (
+from packager.gguf.quantize.search import SCALE, STATE, nonlinear_value, search_nonlinear_scale
+from packager.gguf.quantize.simd_layout import (
     LANES,
     ONE,
     VALUES,
@@ -22,7 +23,6 @@ from packager.gguf.quantize.lanes import (
     sum_of_squares,
     weigh_by_importance,
 )  # fmt: skip
-from packager.gguf.quantize.search import SCALE, STATE, nonlinear_value, search_nonlinear_scale
 
 _SIZE = 32
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from packager.gguf.quantize.jit import compiled, inlined
-from packager.gguf.quantize.lanes import (
+from packager.gguf.quantize.simd_layout import (
     LANES,
     NOTHING,
     ONE,

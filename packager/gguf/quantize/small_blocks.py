@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from packager.gguf.quantize.jit import compiled
-from packager.gguf.quantize.lanes import (
+from packager.gguf.quantize.search import (
+    INVERSE,
+    IS_EMPTY,
+    MINIMUM,
+    OFFSET,
+    SCALE,
+    STATE,
+    search_scale,
+    search_scale_and_minimum,
+)  # fmt: skip
+from packager.gguf.quantize.simd_layout import (
     AREA,
     LANES,
     ONE,
@@ -23,16 +33,6 @@ from packager.gguf.quantize.lanes import (
     store_half,
     sum_of_squares,
     weigh_by_importance,
-)  # fmt: skip
-from packager.gguf.quantize.search import (
-    INVERSE,
-    IS_EMPTY,
-    MINIMUM,
-    OFFSET,
-    SCALE,
-    STATE,
-    search_scale,
-    search_scale_and_minimum,
 )  # fmt: skip
 
 _SIZE = 32
