@@ -46,9 +46,9 @@ def command(conversations: Path | None, **options: Any) -> None:
     from packager.errors import DaemonError
     from packager.pipeline.build import build
     from packager.pipeline.prepare import prepare
-    from packager.pipeline.proving import conversations_with, prove_built, require_proved
     from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.daemon import Daemon
+    from packager.verify.renderers import conversations_with, prove_built, require_proved
 
     console = console_for(options)
     request = make_request(options)

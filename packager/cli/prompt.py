@@ -37,8 +37,8 @@ def command(conversations: Path | None, **options: Any) -> None:
     """
     from packager.cli.report import report_prompt, show_conversation
     from packager.pipeline.prompt import prove_prompt
-    from packager.pipeline.proving import conversations_with, require_proved
     from packager.runtime.daemon import Daemon
+    from packager.verify.renderers import conversations_with, require_proved
 
     console = console_for(options)
     daemon = Daemon(options["against"]) if options["against"] else None

@@ -37,9 +37,9 @@ def command(bundle: Path, conversations: Path | None, **options: Any) -> None:
     from packager.cli.console import result
     from packager.cli.report import registration_json, report_registered
     from packager.errors import SourceNotFoundError
-    from packager.pipeline.proving import conversations_with
     from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.daemon import Daemon
+    from packager.verify.renderers import conversations_with
 
     console = console_for(options)
     manifest = read_bundle(bundle)

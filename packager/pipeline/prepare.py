@@ -36,7 +36,6 @@ from packager.pipeline.checks import (
 )
 from packager.pipeline.identity import adapter_identities, fingerprint
 from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
-from packager.pipeline.vocabulary import content_tokens, prove_found_pre_tokenizer
 from packager.plan import (
     DEFAULT_CONTEXT,
     Plan,
@@ -53,6 +52,7 @@ from packager.prompt.modelfile import ModelfileSpec
 from packager.source.inputs import Inputs, find_inputs
 from packager.source.open import Source
 from packager.source.run.checkpoints import CHECKPOINT_PREFIXES
+from packager.verify.vocabulary import content_tokens, prove_found_pre_tokenizer
 
 # What a disk reads while the plan is made; more would only push other things out of memory.
 _READ_AHEAD_BYTES = 4 << 30

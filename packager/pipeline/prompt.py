@@ -14,7 +14,6 @@ from packager.errors import NotAModelError, UnsupportedError
 from packager.gguf.types import write_skeleton
 from packager.pipeline.prepare import prepare
 from packager.pipeline.prompting import recorded_template
-from packager.pipeline.proving import prove_built, prove_embedded, prove_offline, prove_on_daemon
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate
@@ -23,6 +22,7 @@ from packager.prompt.native import make_native
 from packager.prompt.proof import Proof
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
+from packager.verify.renderers import prove_built, prove_embedded, prove_offline, prove_on_daemon
 
 _BLOB = re.compile(r"^FROM (.+)$", re.MULTILINE)
 

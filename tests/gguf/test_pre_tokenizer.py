@@ -17,11 +17,11 @@ from packager.errors import UnsupportedError
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import write_skeleton
 from packager.pipeline.prepare import Package, prepare
-from packager.pipeline.vocabulary import prove_found_pre_tokenizer
 from packager.plan import Request
 from packager.progress import Silent
-from packager.prompt.corpus import CORPUS
 from packager.runtime.gguf_vocabulary import GgufVocabulary
+from packager.verify.corpus import CORPUS
+from packager.verify.vocabulary import prove_found_pre_tokenizer
 from tests.command import ftpack
 from tests.published_tokenizers import (
     MISTRAL_NEMO,

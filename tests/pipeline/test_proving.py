@@ -235,10 +235,10 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     """HAZARD: a GGUF whose vocabulary is split otherwise than in training."""
     from packager.errors import PromptDifferenceError
     from packager.model.tokenize import load_tokenizer
-    from packager.pipeline.proving import prove_embedded, require_proved
     from packager.prompt.chat_template import load_chat_template
     from packager.prompt.conversation import CORE
     from packager.runtime.gguf_vocabulary import GgufVocabulary
+    from packager.verify.renderers import prove_embedded, require_proved
     from tests.usual_route import convert_with_llama_cpp
 
     model = small_model("llama")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from packager.pipeline.prepare import prepare
-from packager.pipeline.proving import prove_built
 from packager.plan import Request
-from packager.prompt.corpus import CORPUS, prove_vocabulary
 from packager.prompt.proof import TokenizedBy
+from packager.verify.corpus import CORPUS, prove_vocabulary
+from packager.verify.renderers import prove_built
 
 
 def ids(text: str) -> list[int]:

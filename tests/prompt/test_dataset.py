@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from packager.errors import CorruptFileError
-from packager.prompt.dataset import read_conversations
+from packager.verify.dataset import read_conversations
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHARED = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

@@ -9,12 +9,12 @@ import ollama
 import pytest
 
 from packager.errors import PromptRefusedError, RegistrationError
-from packager.pipeline.proving import daemon_renderer
 from packager.prompt.conversation import Conversation, conversation
 from packager.prompt.lint import lint
 from packager.prompt.native import PADDING
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
+from packager.verify.renderers import daemon_renderer
 from tests.daemon import OllamaDaemon
 from tests.prompt.examples import EXAMPLES, MISTRAL_FIRST, make_example
 from tests.runtime.chain_gguf import ANSWER, write_chain_gguf

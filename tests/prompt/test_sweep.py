@@ -71,10 +71,10 @@ def test_without_the_pins_conversations_would_differ(
     ollama_binary: Path, llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     """What the proof is for: the same chat template, handed over as it is."""
-    from packager.pipeline.proving import prove_on_daemon
     from packager.prompt.chat_template import ChatTemplate
     from packager.prompt.conversation import CORE
     from packager.prompt.native import PADDING
+    from packager.verify.renderers import prove_on_daemon
     from tests.runtime.chain_gguf import write_chain_gguf
 
     (path,) = templates(llama_cpp_source, ["meta-llama-Llama-3.1"])

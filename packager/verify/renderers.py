@@ -16,13 +16,13 @@ from packager.model.tokenize import load_tokenizer
 from packager.pipeline.prepare import Package
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import BATTERY, Conversation, Message
-from packager.prompt.corpus import prove_vocabulary
-from packager.prompt.dataset import read_conversations
 from packager.prompt.families import prove_go
 from packager.prompt.proof import Proof, Render, TokenizedBy, prove
 from packager.prompt.server import as_native_server, server_variables
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
+from packager.verify.corpus import prove_vocabulary
+from packager.verify.dataset import read_conversations
 
 
 def conversations_with(own: Path | None) -> tuple[Conversation, ...]:

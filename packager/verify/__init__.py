@@ -1,0 +1,1 @@
+"""Prompts and token ids compared with training: offline, embedded, on a daemon."""
