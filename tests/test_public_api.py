@@ -63,7 +63,7 @@ def test_an_installation_has_the_templates(form: str, tmp_path: Path) -> None:
         subprocess.run([*pip, "--editable", ROOT], check=True)
     code = (
         "import packager, json\n"
-        "from packager.prompt.modelfile import ModelfileSpec, render_modelfile\n"
+        "from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile\n"
         "text = render_modelfile(ModelfileSpec(None, None, ('<end>',), {}), 'x.gguf')\n"
         "print(json.dumps([packager.__file__, text]))\n"
     )

@@ -7,14 +7,14 @@ import shutil
 from collections import Counter
 
 from packager.cli.console import Console, result
+from packager.cli.difference import differing_lines, side_by_side
 from packager.errors import UsageError
 from packager.files import format_bytes
 from packager.pipeline.build import Bundle
 from packager.pipeline.prompt import ProvedPrompt
 from packager.pipeline.register import Registered
 from packager.plan import Plan
-from packager.prompt.difference import differing_lines, side_by_side
-from packager.prompt.proof import Compared, Proof
+from packager.prompt.comparison import Compared, Proof
 
 
 def report_plan(plan: Plan, console: Console, *, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from packager.pipeline.identity import base_identity, tool_versions
 from packager.pipeline.prepare import Package
 from packager.pipeline.prompting import record_template
 from packager.progress import Progress, Silent
-from packager.prompt.modelfile import render_modelfile
+from packager.prompt.modelfile_spec import render_modelfile
 from packager.quality.base_choice import Nearness, measure_nearness, quant_types
 
 _MANIFEST = "manifest.json"

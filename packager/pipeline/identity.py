@@ -15,7 +15,7 @@ from packager.gguf.projector import Projector
 from packager.model.dequantize.formats import dequantizing_library
 from packager.pipeline.prompting import chat_templates
 from packager.prompt.decision import PromptDecision
-from packager.prompt.modelfile import ModelfileSpec
+from packager.prompt.modelfile_spec import ModelfileSpec
 from packager.source.inputs import Inputs
 
 _TOOLS = ("llama-cpp-python", "torch", "transformers", "peft")

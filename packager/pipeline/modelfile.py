@@ -10,7 +10,7 @@ from packager.files import read_text, require_inside
 from packager.pipeline.prompting import decide_prompt, modelfile_spec
 from packager.plan import Request
 from packager.progress import Progress
-from packager.prompt.modelfile import render_modelfile
+from packager.prompt.modelfile_spec import render_modelfile
 from packager.source.inputs import find_inputs
 
 

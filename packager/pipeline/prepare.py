@@ -48,7 +48,7 @@ from packager.plan import (
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision
-from packager.prompt.modelfile import ModelfileSpec
+from packager.prompt.modelfile_spec import ModelfileSpec
 from packager.source.inputs import Inputs, find_inputs
 from packager.source.open import Source
 from packager.source.run.checkpoints import CHECKPOINT_PREFIXES

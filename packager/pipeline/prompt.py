@@ -17,9 +17,9 @@ from packager.pipeline.prompting import recorded_template
 from packager.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.comparison import Proof
 from packager.prompt.conversation import Conversation
 from packager.prompt.native import make_native
-from packager.prompt.proof import Proof
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.verify.renderers import prove_built, prove_embedded, prove_offline, prove_on_daemon

@@ -16,7 +16,7 @@ from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import Choice, PromptDecision, decide
 from packager.prompt.llamafactory import compare_with_name, is_known
-from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, sampling_parameters
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.server import NEWEST_KNOWN
 from packager.source.inputs import Inputs

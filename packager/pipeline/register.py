@@ -16,8 +16,8 @@ from packager.errors import (
 from packager.files import require_disk
 from packager.pipeline.prompting import recorded_template
 from packager.progress import Progress
+from packager.prompt.comparison import Proof
 from packager.prompt.conversation import BATTERY, Conversation
-from packager.prompt.proof import Proof
 from packager.prompt.server import is_native_capable
 from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration, validate_name, with_suffix
 from packager.verify.renderers import prove_on_daemon, require_proved

@@ -10,7 +10,7 @@ from packager.errors import ChatTemplateError
 from packager.model.tokenizer import Vocabulary, load_vocabulary
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import CORE, conversation
-from packager.prompt.families import OllamaTemplate, find_ollama_template
+from packager.prompt.go.families import OllamaTemplate, find_ollama_template
 from packager.prompt.native import PADDING, NativeTemplate, make_native, prompt_or_none
 from packager.prompt.server import (
     NEWEST_KNOWN,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 
+from packager.prompt.comparison import Compared, Proof, TokenizedBy
 from packager.prompt.conversation import Conversation, conversation
-from packager.prompt.proof import Compared, Proof, TokenizedBy
 
 _NOT_NORMALISED = "llama.cpp does not normalise text as this tokenizer does"
 

@@ -15,9 +15,9 @@ from packager.errors import (
 from packager.model.tokenize import load_tokenizer
 from packager.pipeline.prepare import Package
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.comparison import Proof, Render, TokenizedBy, prove
 from packager.prompt.conversation import BATTERY, Conversation, Message
-from packager.prompt.families import prove_go
-from packager.prompt.proof import Proof, Render, TokenizedBy, prove
+from packager.prompt.go.families import prove_go
 from packager.prompt.server import as_native_server, server_variables
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary

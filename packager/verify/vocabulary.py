@@ -16,8 +16,8 @@ from packager.gguf.types import write_skeleton
 from packager.model.tokenize import load_tokenizer
 from packager.pipeline.prompting import chat_templates
 from packager.progress import Progress
+from packager.prompt.comparison import Proof, TokenizedBy
 from packager.prompt.decision import PromptDecision
-from packager.prompt.proof import Proof, TokenizedBy
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.source.inputs import Inputs
 from packager.verify.corpus import CORPUS, prove_vocabulary

@@ -11,7 +11,7 @@ from pathlib import Path
 from packager.gguf.toolchain import find_toolchain
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import Choice, PromptDecision, Vocabulary, decide
-from packager.prompt.modelfile import ModelfileSpec, ParameterValue, render_modelfile
+from packager.prompt.modelfile_spec import ModelfileSpec, ParameterValue, render_modelfile
 
 FOLDER = Path(__file__).parents[2] / "Modelfiles"
 _OPENER = "{% if add_generation_prompt %}{{ 'OPENER' }}{% endif %}"

@@ -19,9 +19,9 @@ from packager.errors import ChatTemplateError
 from packager.gguf.toolchain import find_toolchain
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.comparison import Compared, Proof, prove
 from packager.prompt.conversation import BATTERY, Kind
 from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.proof import Compared, Proof, prove
 from packager.runtime.daemon import Daemon
 from packager.verify.renderers import daemon_renderer
 from tests.daemon import find_ollama, running_daemon

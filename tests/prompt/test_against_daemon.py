@@ -14,9 +14,9 @@ import pytest
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import Messages, conversation
 from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.families import known_templates
-from packager.prompt.go_template import render_go_template
-from packager.prompt.modelfile import ModelfileSpec, render_modelfile
+from packager.prompt.go.families import known_templates
+from packager.prompt.go.render import render_go_template
+from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile
 from packager.runtime.show import read_shown
 from packager.templates import read_template
 from tests.daemon import OllamaDaemon

@@ -10,7 +10,7 @@ import pytest
 
 from packager.pipeline.prepare import prepare
 from packager.plan import Request
-from packager.prompt.proof import TokenizedBy
+from packager.prompt.comparison import TokenizedBy
 from packager.verify.corpus import CORPUS, prove_vocabulary
 from packager.verify.renderers import prove_built
 

@@ -12,8 +12,8 @@ from packager.errors import ChatTemplateError, CorruptFileError
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import conversation
 from packager.prompt.decision import Vocabulary, decide, load_vocabulary
-from packager.prompt.families import find_ollama_template
-from packager.prompt.go_template import render_go_template
+from packager.prompt.go.families import find_ollama_template
+from packager.prompt.go.render import render_go_template
 from tests.prompt.examples import CHATML, EXAMPLES, MISTRAL_FIRST, PHI4, Example, make_example
 
 TURNS = {0: "<|im_start|>", 1: "<|im_end|>", 2: "</s>"}

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.comparison import prove
 from packager.prompt.conversation import CORE, PREFILLED, Conversation, Messages, conversation
-from packager.prompt.derive import derive_ollama_templates, quoted
-from packager.prompt.families import find_ollama_template, known_templates
-from packager.prompt.go_template import render_go_template
-from packager.prompt.proof import prove
+from packager.prompt.go.derive import derive_ollama_templates, quoted
+from packager.prompt.go.families import find_ollama_template, known_templates
+from packager.prompt.go.render import render_go_template
 from tests.prompt.examples import ALPACA, EXAMPLES, LLAMA4, PHI4, VICUNA
 from tests.prompt.oracle import GoOracle, build_oracle
 from tests.prompt.sweep import templates

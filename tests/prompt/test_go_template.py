@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from packager.errors import ChatTemplateError
-from packager.prompt.go_template import render_go_template
+from packager.prompt.go.render import render_go_template
 
 GOLDEN = json.loads(Path(__file__).with_name("ollama_prompts.json").read_text("utf-8"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
-from packager.prompt.modelfile import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, sampling_parameters
 from tests.prompt.examples import FOLDER, REAL, example_modelfile
 
 EMPTY = ModelfileSpec(None, None, ())

@@ -8,8 +8,8 @@ import pytest
 
 from packager.errors import PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.comparison import Proof, Render, TokenizedBy, prove
 from packager.prompt.conversation import BATTERY, CORE, PREFILLED, TOOLS, Conversation, conversation
-from packager.prompt.proof import Proof, Render, TokenizedBy, prove
 from packager.prompt.server import server_variables
 from tests.prompt.examples import CHATML
 

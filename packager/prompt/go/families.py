@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from packager.errors import ChatTemplateError, PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
+from packager.prompt.comparison import Proof, prove
 from packager.prompt.conversation import CORE, PREFILLED, Conversation
-from packager.prompt.derive import derive_ollama_templates
-from packager.prompt.go_template import render_go_template
-from packager.prompt.proof import Proof, prove
+from packager.prompt.go.derive import derive_ollama_templates
+from packager.prompt.go.render import render_go_template
 from packager.templates import read_template, template_names
 
 _FOLDER = "ollama"

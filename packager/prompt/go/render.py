@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 from packager.errors import ChatTemplateError
-from packager.prompt.go_syntax import (
+from packager.prompt.go.syntax import (
     Action,
     Branch,
     Field,

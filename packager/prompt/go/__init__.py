@@ -1,0 +1,1 @@
+"""Ollama's Go templates: parsed, rendered, derived from a chat template."""
