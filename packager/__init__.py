@@ -16,11 +16,11 @@ __all__ = ["Bundle", "FtpackError", "Package", "Plan", "Request", "__version__",
 _HOME = {
     "Bundle": "packager.pipeline.build",
     "FtpackError": "packager.errors",
-    "Package": "packager.pipeline.prepare",
-    "Plan": "packager.plan",
-    "Request": "packager.plan",
+    "Package": "packager.package.prepare",
+    "Plan": "packager.package.plan",
+    "Request": "packager.package.plan",
     "build": "packager.pipeline.build",
-    "prepare": "packager.pipeline.prepare",
+    "prepare": "packager.package.prepare",
 }
 
 

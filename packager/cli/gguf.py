@@ -32,8 +32,8 @@ def command(**options: Any) -> None:
       ftpack gguf ./lora --quant q4_k_m --quant q8_0 --out ./mymodel-gguf
     """
     from packager.cli.report import report_bundle, report_plan
+    from packager.package.prepare import prepare
     from packager.pipeline.build import build
-    from packager.pipeline.prepare import prepare
     from packager.runtime.daemon import validate_name
 
     if options["name"]:

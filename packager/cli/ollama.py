@@ -44,8 +44,8 @@ def command(conversations: Path | None, **options: Any) -> None:
         report_registered,
     )
     from packager.errors import DaemonError
+    from packager.package.prepare import prepare
     from packager.pipeline.build import build
-    from packager.pipeline.prepare import prepare
     from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.daemon import Daemon
     from packager.verify.renderers import conversations_with, prove_built, require_proved

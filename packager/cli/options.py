@@ -11,7 +11,7 @@ import click
 
 from packager.cli.console import Console
 from packager.gguf.quants import QUANTS, parse_quant
-from packager.plan import Request
+from packager.package.plan import Request
 
 if TYPE_CHECKING:
     _StrType = click.ParamType[str]

@@ -10,10 +10,10 @@ from packager.cli.console import Console, result
 from packager.cli.difference import differing_lines, side_by_side
 from packager.errors import UsageError
 from packager.files import format_bytes
+from packager.package.plan import Plan
 from packager.pipeline.build import Bundle
 from packager.pipeline.prompt import ProvedPrompt
 from packager.pipeline.register import Registered
-from packager.plan import Plan
 from packager.prompt.comparison import Compared, Proof
 
 

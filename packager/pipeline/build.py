@@ -23,10 +23,10 @@ from packager.files import (
 from packager.gguf.convert import Conversion
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
-from packager.pipeline.checks import require_merged
-from packager.pipeline.identity import base_identity, tool_versions
-from packager.pipeline.prepare import Package
-from packager.pipeline.prompting import record_template
+from packager.package.checks import require_merged
+from packager.package.fingerprint import base_identity, tool_versions
+from packager.package.prepare import Package
+from packager.package.prompt_choice import record_template
 from packager.progress import Progress, Silent
 from packager.prompt.modelfile_spec import render_modelfile
 from packager.quality.base_choice import Nearness, measure_nearness, quant_types

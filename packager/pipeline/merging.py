@@ -19,9 +19,9 @@ from packager.files import (
     write_json,
 )
 from packager.model.checkpoint import Checkpoint
-from packager.pipeline.checks import require_merged, require_rows, require_whole
-from packager.pipeline.prepare import choose_device, described, open_checkpoint
-from packager.plan import Request
+from packager.package.checks import require_merged, require_rows, require_whole
+from packager.package.plan import Request
+from packager.package.prepare import choose_device, described, open_checkpoint
 from packager.progress import Progress
 from packager.quality.base_choice import Nearness, measure_nearness
 from packager.save.four_bit import (

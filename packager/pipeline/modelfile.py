@@ -7,8 +7,8 @@ from pathlib import Path
 
 from packager.bundle.bundle import read_bundle
 from packager.files import read_text, require_inside
-from packager.pipeline.prompting import decide_prompt, modelfile_spec
-from packager.plan import Request
+from packager.package.plan import Request
+from packager.package.prompt_choice import decide_prompt, modelfile_spec
 from packager.progress import Progress
 from packager.prompt.modelfile_spec import render_modelfile
 from packager.source.inputs import find_inputs

@@ -12,9 +12,9 @@ from packager.bundle.bundle import read_bundle
 from packager.bundle.manifest import MANIFEST
 from packager.errors import NotAModelError, UnsupportedError
 from packager.gguf.types import write_skeleton
-from packager.pipeline.prepare import prepare
-from packager.pipeline.prompting import recorded_template
-from packager.plan import Request
+from packager.package.plan import Request
+from packager.package.prepare import prepare
+from packager.package.prompt_choice import recorded_template
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.comparison import Proof

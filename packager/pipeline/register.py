@@ -14,7 +14,7 @@ from packager.errors import (
     UsageError,
 )
 from packager.files import require_disk
-from packager.pipeline.prompting import recorded_template
+from packager.package.prompt_choice import recorded_template
 from packager.progress import Progress
 from packager.prompt.comparison import Proof
 from packager.prompt.conversation import BATTERY, Conversation

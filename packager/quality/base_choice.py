@@ -23,7 +23,7 @@ from packager.gguf.types import TypedQuant, tensor_bytes
 from packager.model.checkpoint import Checkpoint
 from packager.model.dequantize.dequantized import Dequantized
 from packager.model.tensor_file import TensorInfo
-from packager.pipeline.prepare import merge_adapters
+from packager.package.prepare import merge_adapters
 from packager.progress import Progress
 from packager.quality.bnb_rounding import RoundedByBitsandbytes
 from packager.quality.pair import Pair, find_pair

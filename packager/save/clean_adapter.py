@@ -23,8 +23,8 @@ from packager.files import (
     write_json,
     write_text,
 )
+from packager.package.plan import Request
 from packager.pipeline.merging import MergedFolder
-from packager.plan import Request
 from packager.progress import Progress
 from packager.save.card import is_local_path, with_base
 from packager.save.safetensors import write_tensors

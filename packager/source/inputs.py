@@ -12,7 +12,7 @@ from packager.errors import NotAModelError, UsageError
 from packager.merge.combine import Combination, parse_combination
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tokenizer import Vocabulary, load_vocabulary
-from packager.plan import Request
+from packager.package.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import has_chat_template
 from packager.source.adapter import Adapter

@@ -13,7 +13,7 @@ from packager.errors import (
     UnsupportedError,
 )
 from packager.model.tokenize import load_tokenizer
-from packager.pipeline.prepare import Package
+from packager.package.prepare import Package
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.comparison import Proof, Render, TokenizedBy, prove
 from packager.prompt.conversation import BATTERY, Conversation, Message

@@ -14,7 +14,7 @@ from packager.gguf.pre_tokenizer import PreTokenizer
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import write_skeleton
 from packager.model.tokenize import load_tokenizer
-from packager.pipeline.prompting import chat_templates
+from packager.package.prompt_choice import chat_templates
 from packager.progress import Progress
 from packager.prompt.comparison import Proof, TokenizedBy
 from packager.prompt.decision import PromptDecision

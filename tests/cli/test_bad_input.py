@@ -262,9 +262,9 @@ def test_not_enough_disk(
     small_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from packager.errors import DiskSpaceError
+    from packager.package.plan import Request
+    from packager.package.prepare import prepare
     from packager.pipeline.build import build
-    from packager.pipeline.prepare import prepare
-    from packager.plan import Request
     from packager.progress import Silent
 
     package = prepare(Request(str(small_model("llama")), out=tmp_path / "out"))

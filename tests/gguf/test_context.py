@@ -11,8 +11,8 @@ import pytest
 
 from packager.errors import UnsupportedError
 from packager.gguf.context import stretched_config
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from tests.told import Told
 from tests.usual_route import convert_with_llama_cpp, read_gguf
 

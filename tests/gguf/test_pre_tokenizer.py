@@ -16,8 +16,8 @@ import pytest
 from packager.errors import UnsupportedError
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import write_skeleton
-from packager.pipeline.prepare import Package, prepare
-from packager.plan import Request
+from packager.package.plan import Request
+from packager.package.prepare import Package, prepare
 from packager.progress import Silent
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.verify.corpus import CORPUS

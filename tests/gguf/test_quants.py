@@ -9,9 +9,9 @@ import pytest
 
 from packager.errors import UnknownQuantError, UnsupportedError
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, parse_quant
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from packager.progress import Silent
 from tests.usual_route import convert_with_llama_cpp, quantize_with_llama_cpp, read_gguf
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from packager.gguf.types import write_skeleton
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.conversation import CORE
 from tests.usual_route import read_gguf

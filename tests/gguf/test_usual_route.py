@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from packager.progress import Silent
 from tests.usual_route import (
     convert_with_llama_cpp,

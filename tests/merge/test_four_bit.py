@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from packager.errors import OutputExistsError, ToolchainError
 from packager.model.checkpoint import FolderCheckpoint
+from packager.package.plan import Request
 from packager.pipeline.merging import merge
-from packager.plan import Request
 from packager.progress import Silent
 from packager.save.four_bit import plan_four_bit, save_four_bit
 from tests.merge.methods import METHODS

@@ -9,9 +9,9 @@ import pytest
 
 from packager.bundle.bundle import read_bundle, verify_bundle, write_bundle
 from packager.errors import CorruptFileError, UsageError
+from packager.package.plan import Request
 from packager.pipeline.modelfile import modelfile_of
 from packager.pipeline.running import open_chat
-from packager.plan import Request
 from packager.progress import Silent
 from tests.test_bundle import MANIFEST
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
 from packager.pipeline.merging import merge
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from packager.progress import Silent
 from tests.usual_route import read_gguf
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import ChatTemplateError, InputRefusedError
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.prompt.chat_template import ChatTemplate
 from tests.told import Told
 

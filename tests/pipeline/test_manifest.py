@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 
 
 def digest(path: Path) -> str:

@@ -18,9 +18,9 @@ from bench.model import Adapter, Shape, make_inputs
 from packager.gguf import write
 from packager.gguf.convert import Conversion, GgufTensor
 from packager.model.checkpoint import FolderCheckpoint
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from tests.vocabularies import Kind
 
 

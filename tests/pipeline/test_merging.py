@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from packager.errors import NonFiniteError, OutputExistsError
 from packager.merge import save
 from packager.model.checkpoint import FolderCheckpoint
+from packager.package.plan import Request
 from packager.pipeline.merging import merge
-from packager.plan import Request
 from packager.progress import Silent
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from packager.package.fingerprint import tool_versions
+from packager.package.plan import Request
+from packager.package.prepare import Package, prepare
 from packager.pipeline.build import build
-from packager.pipeline.identity import tool_versions
 from packager.pipeline.merging import merge
-from packager.pipeline.prepare import Package, prepare
-from packager.plan import Request
 from packager.progress import Silent
 from packager.quality.base_choice import Nearness
 from tests.command import ftpack

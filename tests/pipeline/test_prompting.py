@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from packager.errors import ChatTemplateError, UsageError
+from packager.package.plan import Request
+from packager.package.prepare import Package, prepare
 from packager.pipeline.inspecting import inspect
-from packager.pipeline.prepare import Package, prepare
-from packager.plan import Request
 from packager.progress import Silent
 from tests.told import Told
 

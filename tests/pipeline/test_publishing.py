@@ -18,7 +18,7 @@ from packager.errors import (
     UsageError,
 )
 from packager.model.checkpoint import FolderCheckpoint
-from packager.plan import Request
+from packager.package.plan import Request
 from packager.progress import Silent
 from packager.save.clean_adapter import publish_adapter
 from tests.merge.methods import METHODS

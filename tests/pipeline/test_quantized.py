@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from packager.model.checkpoint import FolderCheckpoint
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
 from packager.pipeline.merging import merge
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from tests.told import Told
 
 FORMAT = {"quant_method": "fp8", "weight_block_size": [64, 64], "activation_scheme": "dynamic"}

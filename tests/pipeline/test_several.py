@@ -13,10 +13,10 @@ import pytest
 from packager.bundle.bundle import read_bundle
 from packager.errors import NotAModelError, UsageError
 from packager.model.checkpoint import FolderCheckpoint
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import build
 from packager.pipeline.merging import merge
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from packager.progress import Silent
 from packager.source.inputs import find_inputs
 from tests.merge.methods import METHODS

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from packager.bundle.bundle import verify_bundle
 from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.build import Bundle, build
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from tests.command import ftpack
 from tests.daemon import OllamaDaemon, find_ollama
 from tests.told import Told

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from packager.errors import MissingWeightsError
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.pipeline.merging import merge
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
 from packager.progress import Silent
 from tests.told import Told
 

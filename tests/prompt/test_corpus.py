@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.pipeline.prepare import prepare
-from packager.plan import Request
+from packager.package.plan import Request
+from packager.package.prepare import prepare
 from packager.prompt.comparison import TokenizedBy
 from packager.verify.corpus import CORPUS, prove_vocabulary
 from packager.verify.renderers import prove_built

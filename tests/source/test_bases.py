@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
-from packager.pipeline.identity import base_identity
+from packager.package.fingerprint import base_identity
 from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter

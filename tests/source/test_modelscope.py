@@ -12,10 +12,10 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from packager.errors import SourceNotFoundError, ToolchainError
-from packager.pipeline.identity import base_identity
+from packager.package.fingerprint import base_identity
+from packager.package.plan import Request
+from packager.package.prepare import model_name
 from packager.pipeline.inspecting import inspect
-from packager.pipeline.prepare import model_name
-from packager.plan import Request
 from packager.progress import Silent
 from packager.source.inputs import find_inputs
 from packager.source.open import open_source

@@ -14,7 +14,7 @@ from packager.gguf.types import TypedQuant
 from packager.merge.merged import MergedCheckpoint
 from packager.merge.peft.layout import Layout
 from packager.model.checkpoint import Checkpoint
-from packager.plan import Request, estimate_run_memory
+from packager.package.plan import Request, estimate_run_memory
 from packager.progress import Progress
 from packager.source.inputs import Inputs
 

@@ -13,7 +13,7 @@ from packager.files import sha256_file
 from packager.gguf.convert import Conversion
 from packager.gguf.projector import Projector
 from packager.model.dequantize.formats import dequantizing_library
-from packager.pipeline.prompting import chat_templates
+from packager.package.prompt_choice import chat_templates
 from packager.prompt.decision import PromptDecision
 from packager.prompt.modelfile_spec import ModelfileSpec
 from packager.source.inputs import Inputs

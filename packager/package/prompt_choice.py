@@ -11,7 +11,7 @@ from typing import cast
 from packager.bundle.manifest import TrainedTemplate
 from packager.errors import ChatTemplateError, SourceNotFoundError, UsageError
 from packager.files import read_json
-from packager.plan import Request
+from packager.package.plan import Request
 from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import Choice, PromptDecision, decide

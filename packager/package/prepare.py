@@ -28,15 +28,14 @@ from packager.merge.route import open_merged
 from packager.model.checkpoint import Checkpoint
 from packager.model.dequantize.dequantized import Dequantized
 from packager.model.dequantize.formats import quantization_settings, require_plain
-from packager.pipeline.checks import (
+from packager.package.checks import (
     refuse_imatrix,
     require_loaded,
     require_rows,
     warn_of_context,
 )
-from packager.pipeline.identity import adapter_identities, fingerprint
-from packager.pipeline.prompting import chat_templates, decide_prompt, modelfile_spec
-from packager.plan import (
+from packager.package.fingerprint import adapter_identities, fingerprint
+from packager.package.plan import (
     DEFAULT_CONTEXT,
     Plan,
     PlannedProjector,
@@ -45,6 +44,7 @@ from packager.plan import (
     estimate_memory,
     estimate_run_memory,
 )
+from packager.package.prompt_choice import chat_templates, decide_prompt, modelfile_spec
 from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision
