@@ -14,12 +14,12 @@ __version__ = "0.1.0"
 __all__ = ["Bundle", "FtpackError", "Package", "Plan", "Request", "__version__", "build", "prepare"]
 
 _HOME = {
-    "Bundle": "packager.pipeline.build",
+    "Bundle": "packager.verbs.build",
     "FtpackError": "packager.errors",
     "Package": "packager.package.prepare",
     "Plan": "packager.package.plan",
     "Request": "packager.package.plan",
-    "build": "packager.pipeline.build",
+    "build": "packager.verbs.build",
     "prepare": "packager.package.prepare",
 }
 

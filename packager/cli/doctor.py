@@ -25,7 +25,7 @@ def command(**options: Any) -> None:
 
     from packager.cli.console import result
     from packager.gguf.toolchain import install_toolchain
-    from packager.pipeline.checkup import check_up
+    from packager.verbs.doctor import check_up
 
     console = console_for(options)
     if options["install_toolchain"]:

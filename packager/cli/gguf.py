@@ -33,8 +33,8 @@ def command(**options: Any) -> None:
     """
     from packager.cli.report import report_bundle, report_plan
     from packager.package.prepare import prepare
-    from packager.pipeline.build import build
     from packager.runtime.daemon import validate_name
+    from packager.verbs.build import build
 
     if options["name"]:
         validate_name(options["name"])

@@ -24,7 +24,7 @@ def command(source: str, **options: Any) -> None:
     import json
 
     from packager.cli.console import result
-    from packager.pipeline.inspecting import inspect
+    from packager.verbs.inspect import inspect
 
     found = inspect(source, options["checkpoint"], options["revision"], console_for(options))
     if options["as_json"]:

@@ -35,8 +35,8 @@ def command(**options: Any) -> None:
 
     from packager.cli.console import result
     from packager.files import format_bytes
-    from packager.pipeline.merging import merge
     from packager.save.clean_adapter import publish_adapter
+    from packager.verbs.merge import merge
 
     console = console_for(options)
     request, folder = make_request(options), options["out"]

@@ -36,7 +36,7 @@ def command(**options: Any) -> None:
 
     from packager.cli.console import result
     from packager.files import write_text
-    from packager.pipeline.modelfile import modelfile_of
+    from packager.verbs.modelfile import modelfile_of
 
     console = console_for(options)
     path = options.pop("out")

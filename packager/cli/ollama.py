@@ -45,9 +45,9 @@ def command(conversations: Path | None, **options: Any) -> None:
     )
     from packager.errors import DaemonError
     from packager.package.prepare import prepare
-    from packager.pipeline.build import build
-    from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.daemon import Daemon
+    from packager.verbs.build import build
+    from packager.verbs.register import model_names, register, require_store_space
     from packager.verify.renderers import conversations_with, prove_built, require_proved
 
     console = console_for(options)

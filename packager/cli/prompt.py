@@ -36,8 +36,8 @@ def command(conversations: Path | None, **options: Any) -> None:
       ftpack prompt ./lora --against 127.0.0.1:11434 --name mymodel
     """
     from packager.cli.report import report_prompt, show_conversation
-    from packager.pipeline.prompt import prove_prompt
     from packager.runtime.daemon import Daemon
+    from packager.verbs.prompt import prove_prompt
     from packager.verify.renderers import conversations_with, require_proved
 
     console = console_for(options)

@@ -37,8 +37,8 @@ def command(bundle: Path, conversations: Path | None, **options: Any) -> None:
     from packager.cli.console import result
     from packager.cli.report import registration_json, report_registered
     from packager.errors import SourceNotFoundError
-    from packager.pipeline.register import model_names, register, require_store_space
     from packager.runtime.daemon import Daemon
+    from packager.verbs.register import model_names, register, require_store_space
     from packager.verify.renderers import conversations_with
 
     console = console_for(options)

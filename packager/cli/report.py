@@ -11,10 +11,10 @@ from packager.cli.difference import differing_lines, side_by_side
 from packager.errors import UsageError
 from packager.files import format_bytes
 from packager.package.plan import Plan
-from packager.pipeline.build import Bundle
-from packager.pipeline.prompt import ProvedPrompt
-from packager.pipeline.register import Registered
 from packager.prompt.comparison import Compared, Proof
+from packager.verbs.build import Bundle
+from packager.verbs.prompt import ProvedPrompt
+from packager.verbs.register import Registered
 
 
 def report_plan(plan: Plan, console: Console, *, as_json: bool) -> None:

@@ -31,7 +31,7 @@ def command(model: Path, prompt: str | None, **options: Any) -> None:
     Example:
       ftpack run ./mymodel-gguf "Where do birds live?"
     """
-    from packager.pipeline.running import open_chat
+    from packager.verbs.run import open_chat
 
     quiet_libraries(is_verbose=options["verbose"])
     chat = open_chat(

@@ -24,7 +24,6 @@ from packager.files import (
     write_text,
 )
 from packager.package.plan import Request
-from packager.pipeline.merging import MergedFolder
 from packager.progress import Progress
 from packager.save.card import is_local_path, with_base
 from packager.save.safetensors import write_tensors
@@ -32,6 +31,7 @@ from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.hub.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source
 from packager.source.run.folders import TOKENIZER_FILES
+from packager.verbs.merge import MergedFolder
 
 if TYPE_CHECKING:
     import torch

@@ -264,8 +264,8 @@ def test_not_enough_disk(
     from packager.errors import DiskSpaceError
     from packager.package.plan import Request
     from packager.package.prepare import prepare
-    from packager.pipeline.build import build
     from packager.progress import Silent
+    from packager.verbs.build import build
 
     package = prepare(Request(str(small_model("llama")), out=tmp_path / "out"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))

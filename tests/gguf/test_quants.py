@@ -11,8 +11,8 @@ from packager.errors import UnknownQuantError, UnsupportedError
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, parse_quant
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
 from packager.progress import Silent
+from packager.verbs.build import build
 from tests.usual_route import convert_with_llama_cpp, quantize_with_llama_cpp, read_gguf
 
 

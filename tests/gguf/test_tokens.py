@@ -14,9 +14,9 @@ import pytest
 from packager.gguf.types import write_skeleton
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.conversation import CORE
+from packager.verbs.build import build
 from tests.usual_route import read_gguf
 
 MESSAGES = [

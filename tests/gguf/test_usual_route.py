@@ -9,8 +9,8 @@ import pytest
 
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
 from packager.progress import Silent
+from packager.verbs.build import build
 from tests.usual_route import (
     convert_with_llama_cpp,
     merge_with_peft,

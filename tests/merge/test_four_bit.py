@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from packager.errors import OutputExistsError, ToolchainError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.package.plan import Request
-from packager.pipeline.merging import merge
 from packager.progress import Silent
 from packager.save.four_bit import plan_four_bit, save_four_bit
+from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, make_adapter, merge_with_peft
 

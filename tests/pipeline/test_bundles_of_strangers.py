@@ -10,9 +10,9 @@ import pytest
 from packager.bundle.bundle import read_bundle, verify_bundle, write_bundle
 from packager.errors import CorruptFileError, UsageError
 from packager.package.plan import Request
-from packager.pipeline.modelfile import modelfile_of
-from packager.pipeline.running import open_chat
 from packager.progress import Silent
+from packager.verbs.modelfile import modelfile_of
+from packager.verbs.run import open_chat
 from tests.test_bundle import MANIFEST
 
 

@@ -10,9 +10,9 @@ import torch
 
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
-from packager.pipeline.merging import merge
 from packager.progress import Silent
+from packager.verbs.build import build
+from packager.verbs.merge import merge
 from tests.usual_route import read_gguf
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
+from packager.verbs.build import build
 
 
 def digest(path: Path) -> str:

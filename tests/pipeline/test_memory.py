@@ -20,7 +20,7 @@ from packager.gguf.convert import Conversion, GgufTensor
 from packager.model.checkpoint import FolderCheckpoint
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
+from packager.verbs.build import build
 from tests.vocabularies import Kind
 
 

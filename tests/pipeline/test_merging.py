@@ -16,8 +16,8 @@ from packager.errors import NonFiniteError, OutputExistsError
 from packager.merge import save
 from packager.model.checkpoint import FolderCheckpoint
 from packager.package.plan import Request
-from packager.pipeline.merging import merge
 from packager.progress import Silent
+from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base
 from tests.told import Told

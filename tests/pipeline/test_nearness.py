@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from packager.package.fingerprint import tool_versions
 from packager.package.plan import Request
 from packager.package.prepare import Package, prepare
-from packager.pipeline.build import build
-from packager.pipeline.merging import merge
 from packager.progress import Silent
 from packager.quality.base_choice import Nearness
+from packager.verbs.build import build
+from packager.verbs.merge import merge
 from tests.command import ftpack
 from tests.told import Told
 from tests.usual_route import (

@@ -190,8 +190,8 @@ def test_a_full_disk_of_the_daemon_is_refused_before_the_work(
     from types import SimpleNamespace
 
     from packager.errors import DiskSpaceError
-    from packager.pipeline.register import require_store_space
     from packager.runtime.daemon import Daemon
+    from packager.verbs.register import require_store_space
 
     # Two files are kept, and the larger one stands there three times while create rewrites it.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=39 << 20))

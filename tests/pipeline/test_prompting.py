@@ -12,8 +12,8 @@ import pytest
 from packager.errors import ChatTemplateError, UsageError
 from packager.package.plan import Request
 from packager.package.prepare import Package, prepare
-from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
+from packager.verbs.inspect import inspect
 from tests.told import Told
 
 

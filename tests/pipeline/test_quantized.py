@@ -12,8 +12,8 @@ import torch
 from packager.model.checkpoint import FolderCheckpoint
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
-from packager.pipeline.merging import merge
+from packager.verbs.build import build
+from packager.verbs.merge import merge
 from tests.told import Told
 
 FORMAT = {"quant_method": "fp8", "weight_block_size": [64, 64], "activation_scheme": "dynamic"}

@@ -15,10 +15,10 @@ from packager.errors import NotAModelError, UsageError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import build
-from packager.pipeline.merging import merge
 from packager.progress import Silent
 from packager.source.inputs import find_inputs
+from packager.verbs.build import build
+from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base, merge_with_peft
 from tests.told import Told

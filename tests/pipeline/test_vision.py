@@ -18,7 +18,7 @@ from packager.bundle.bundle import verify_bundle
 from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.build import Bundle, build
+from packager.verbs.build import Bundle, build
 from tests.command import ftpack
 from tests.daemon import OllamaDaemon, find_ollama
 from tests.told import Told

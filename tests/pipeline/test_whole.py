@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from packager.errors import MissingWeightsError
 from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.pipeline.merging import merge
 from packager.progress import Silent
+from packager.verbs.merge import merge
 from tests.told import Told
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
 from packager.package.fingerprint import base_identity
-from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.adapter import Adapter, open_adapter
 from packager.source.base.find import find_base
 from packager.source.hub.identity import cached_identity
 from packager.source.inputs import Inputs
 from packager.source.open import open_source
+from packager.verbs.inspect import inspect
 from tests.source.hub import Hub, hub
 from tests.source.test_modelscope import Files
 from tests.source.test_twin import quantized_copy

@@ -15,10 +15,10 @@ from packager.errors import SourceNotFoundError, ToolchainError
 from packager.package.fingerprint import base_identity
 from packager.package.plan import Request
 from packager.package.prepare import model_name
-from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.inputs import find_inputs
 from packager.source.open import open_source
+from packager.verbs.inspect import inspect
 
 Asked = list[tuple[str, str | None]]
 

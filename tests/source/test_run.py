@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.open import Source, open_source
 from packager.source.run.record import read_training
+from packager.verbs.inspect import inspect
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 

@@ -21,12 +21,12 @@ from packager.errors import (
     SourceNotFoundError,
     UnsupportedError,
 )
-from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.base.find import find_base
 from packager.source.open import Source, open_source
 from packager.source.run.checkpoints import list_checkpoints
 from packager.source.run.record import training_length
+from packager.verbs.inspect import inspect
 
 
 def open_(path: Path, checkpoint: str | None = None) -> Source:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from packager.errors import UnsupportedError
-from packager.pipeline.inspecting import inspect
 from packager.progress import Silent
 from packager.source.open import open_source
 from packager.source.run.checkpoints import list_checkpoints
 from packager.source.run.record import Training, read_training
+from packager.verbs.inspect import inspect
 
 CHATML_USER = "<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n"
 
