@@ -22,9 +22,9 @@ from packager.source.hub.identity import cached_identity
 from packager.source.inputs import Inputs
 from packager.source.open import open_source
 from packager.verbs.inspect import inspect
-from tests.source.hub import Hub, hub
-from tests.source.test_modelscope import Files
-from tests.source.test_twin import quantized_copy
+from tests.source.base.test_full_precision import quantized_copy
+from tests.source.hub.fake_hub import Hub, hub
+from tests.source.hub.test_modelscope import Files
 
 __all__ = ["hub"]
 

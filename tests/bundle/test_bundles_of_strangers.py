@@ -13,7 +13,7 @@ from packager.package.plan import Request
 from packager.progress import Silent
 from packager.verbs.modelfile import modelfile_of
 from packager.verbs.run import open_chat
-from tests.test_bundle import MANIFEST
+from tests.bundle.test_bundle import MANIFEST
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from packager.errors import CorruptFileError, UnsupportedError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.dequantize.formats import require_plain
-from tests.dequantize.quantized import dequantized, opened, same, write
+from tests.model.dequantize.quantized import dequantized, opened, same, write
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SETTINGS = {"quant_method": "fp8"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.dequantize.quantized import dequantized, same
+from tests.model.dequantize.quantized import dequantized, same
 
 NAME = "model.layers.0.mlp.experts.down_proj"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from packager.errors import CorruptFileError, UnsupportedError
-from tests.dequantize.quantized import dequantized, same
+from tests.model.dequantize.quantized import dequantized, same
 
 MODULE = "model.layers.0.mlp.up_proj"
 GROUP = 32

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from packager.errors import UnsupportedError
-from tests.dequantize.quantized import dequantized, same
+from tests.model.dequantize.quantized import dequantized, same
 
 MODULE = "model.layers.0.mlp.up_proj"
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {

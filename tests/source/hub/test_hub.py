@@ -19,8 +19,8 @@ from packager.source.adapter import Adapter
 from packager.source.base.find import find_base
 from packager.source.hub.hub import download, find_cached, find_file
 from packager.source.open import open_source
-from tests.source.hub import COMMIT, Hub, hub
-from tests.source.test_twin import adapter_of, quantized_copy
+from tests.source.base.test_full_precision import adapter_of, quantized_copy
+from tests.source.hub.fake_hub import COMMIT, Hub, hub
 from tests.told import Told
 
 __all__ = ["hub"]

@@ -13,8 +13,8 @@ from packager.errors import CorruptFileError, UnsupportedError
 from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.source.adapter import open_adapter
-from tests.dequantize.quantized import dequantized, opened, same
 from tests.merge.tiny import Kind, make_base
+from tests.model.dequantize.quantized import dequantized, opened, same
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},

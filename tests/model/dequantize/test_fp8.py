@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from packager.errors import CorruptFileError, UnsupportedError
-from tests.dequantize.quantized import dequantized, same
+from tests.model.dequantize.quantized import dequantized, same
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 BLOCK = [64, 32]
