@@ -56,7 +56,7 @@ DEVIATIONS = (
         "LoRA-GA and PiSSA by fast SVD, as saved: puts the change on a base that is not that of "
         "training. CorDA, as saved: fails.",
         "Refuses them, and names the conversion that PEFT has for them.",
-        "test_initialisations.py::test_what_no_file_holds_is_refused_with_the_way_out",
+        "peft/test_initialisations.py::test_what_no_file_holds_is_refused_with_the_way_out",
     ),
     Deviation(
         "Leaves out what it does not find by name, or keeps what no tensor is there for at its "
@@ -79,19 +79,19 @@ DEVIATIONS = (
         "A LoRA on stacked experts that PEFT before 0.19.1 saved: fails on its shapes; a square "
         "one is merged transposed.",
         "Takes the sides from the dimensions; refuses a square one that nothing tells.",
-        "test_experts.py::test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout",
+        "peft/test_experts.py::test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout",
     ),
     Deviation(
         "A LoRA on stacked experts that Unsloth trained before 2026.9.6: gives ranks of one expert "
         "to another.",
         "Regroups them, by what Unsloth has left in the configuration.",
-        "test_experts.py::test_peft_itself_fails_on_the_one_and_scrambles_the_other",
+        "peft/test_experts.py::test_peft_itself_fails_on_the_one_and_scrambles_the_other",
     ),
     Deviation(
         "A LoRA on stacked experts whose `target_modules` name the layers in the stack as well: "
         "doubles the rank, and fails on the shapes.",
         "Merges the stack's LoRA, which is all there is.",
-        "test_experts.py::test_experts_that_unsloth_targets_twice_are_merged_once",
+        "peft/test_experts.py::test_experts_that_unsloth_targets_twice_are_merged_once",
     ),
     Deviation(
         "`add_weighted_adapter`: scales everything once more if the first LoRA is an rsLoRA.",

@@ -75,7 +75,7 @@ def oracle() -> GoOracle:
 @cache
 def ollamas_templates() -> dict[str, str]:
     """The chat templates that Ollama knows, the first one of each name."""
-    version = (Path(__file__).parents[2] / "scripts" / "install-ollama").read_text("utf-8")
+    version = (Path(__file__).parents[3] / "scripts" / "install-ollama").read_text("utf-8")
     (number,) = [line[8:] for line in version.splitlines() if line.startswith("version=")]
     done = subprocess.run(
         ["go", "mod", "download", "-json", f"github.com/ollama/ollama@v{number}"],

@@ -15,7 +15,7 @@ import pytest
 from packager.errors import ChatTemplateError
 from packager.prompt.go.render import render_go_template
 
-GOLDEN = json.loads(Path(__file__).with_name("ollama_prompts.json").read_text("utf-8"))
+GOLDEN = json.loads(Path(__file__).parents[1].joinpath("ollama_prompts.json").read_text("utf-8"))
 
 
 def test_a_template_is_rendered_as_by_ollama() -> None:
