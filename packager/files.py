@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -67,6 +68,13 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder for one run, removed with everything in it when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="ftpack-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Make a folder and those above it; after an error, those of them that are empty go again."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -109,14 +117,24 @@ def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object.
 
     Raises:
-        CorruptFileError: if the file cannot be read, is no JSON, or no object.
+        CorruptFileError: if the file cannot be read, is not JSON, or does not hold an object.
+    """
+    return parse_json(path)[1]
+
+
+def parse_json(path: Path) -> tuple[bytes, dict[str, object]]:
+    """Read a JSON object, and give the file's bytes with it, so that nobody reads them again.
+
+    Raises:
+        CorruptFileError: if the file cannot be read, is not JSON, or does not hold an object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        text = content.decode("utf-8")
         value = json.loads(text, parse_int=_whole)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
-    # ValueError: no UTF-8, no JSON, a number that is too large, or half a character.
+    # ValueError: not UTF-8, not JSON, a number that is too large, or half a character.
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as JSON: {error}",
@@ -127,7 +145,7 @@ def read_json(path: Path) -> dict[str, object]:
             f"{path} holds a JSON {type(value).__name__}, not an object.",
             next_step="Restore the file from the training run, or download it again.",
         )
-    return value
+    return content, value
 
 
 def _whole(digits: str) -> int:

@@ -1,0 +1,71 @@
+"""A PEFT adapter: `adapter_config.json`, parsed once, and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from packager.model.model_file import ModelFile
+from packager.model.tensor_file import TensorFile
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What `adapter_config.json` says.
+
+    Attributes:
+        file: the file; messages name it.
+        raw: all of its keys, for PEFT.
+        method: the method's name for people, such as `LoRA` or `DoRA`.
+        rank: `r`, where the method has one.
+        alpha: `lora_alpha` or `alpha`, where the method has one.
+        base_model_name_or_path: what the trainer recorded as base, if anything.
+        revision: the base's revision as recorded, if any.
+    """
+
+    file: ModelFile
+    raw: Mapping[str, object]
+    method: str
+    rank: int | None
+    alpha: float | None
+    base_model_name_or_path: str | None
+    revision: str | None
+
+    @property
+    def path(self) -> Path:
+        """The file that it was read from."""
+        return self.file.path
+
+    @property
+    def peft_type(self) -> object:
+        """PEFT's name of the method, such as `LORA`."""
+        return self.raw.get("peft_type")
+
+    @property
+    def target_modules(self) -> str:
+        """The kinds of targeted modules, for people.
+
+        Newer PEFT lists every single module by its full name.
+        """
+        targets = self.raw.get("target_modules")
+        if not isinstance(targets, list):
+            return str(targets)
+        return ", ".join(sorted({str(target).rpartition(".")[2] for target in targets}))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that ftpack can merge.
+
+    Attributes:
+        folder: where `adapter_config.json` is.
+        config: what it says.
+        weights: the tensor file; nothing of it is read yet.
+    """
+
+    folder: Path
+    config: AdapterConfig
+    weights: TensorFile
