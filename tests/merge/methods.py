@@ -347,9 +347,9 @@ What ftpack makes of the adapters of each of PEFT's methods, on small random mod
 
 PiSSA, OLoRA, CorDA and LoRA-GA that were converted on saving
 (`path_initial_model_for_weight_conversion`) are plain LoRAs; so is a LoRA on a base that LoftQ has
-saved, and so is EVA's. `tests/merge/peft/test_initialisations.py` runs each of these initialisations and
-conversions, and AdaLoRA's pruning of ranks, and holds the merges against PEFT's and against the
-tuned model's logits.
+saved, and so is EVA's. `tests/merge/peft/test_initialisations.py` runs each of these
+initialisations and conversions, and AdaLoRA's pruning of ranks, and compares the merges with PEFT's
+and with the tuned model's logits.
 
 As saved, PiSSA, OLoRA, MiCA, KaSA, OSF, PSOFT, FRoD and AdaMSS take factors of the base's weights
 when they are loaded. These depend on the machine and on the number of threads, in their last bits,
