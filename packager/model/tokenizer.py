@@ -147,8 +147,8 @@ def _added_tokens(files: Mapping[str, ModelFile]) -> Iterator[tuple[int, str, bo
             yield _added_token(number, entry, file.path)
     if file := files.get(TOKENIZER):
         for entry in _list(added_tokens(file) or [], file.path):
-            number = entry.get("id") if isinstance(entry, dict) else None
-            yield _added_token(number, entry, file.path)
+            own_id = entry.get("id") if isinstance(entry, dict) else None
+            yield _added_token(own_id, entry, file.path)
 
 
 def _added_token(number: object, entry: object, path: Path) -> tuple[int, str, bool]:

@@ -145,15 +145,12 @@ def _base(source: Source, options: SourceOptions, progress: Progress) -> Base:
 
 def _warn_of_other_bases(sources: Sequence[Source], progress: Progress) -> None:
     """Say where an adapter records another base than the first one does; shapes are checked."""
-    adapters = [source.adapter for source in sources if source.adapter is not None]
-    for adapter in adapters[1:]:
-        first, other = (
-            adapters[0].config.base_model_name_or_path,
-            adapter.config.base_model_name_or_path,
-        )
-        if first and other and first != other:
-            progress.warn(f"{adapter.folder} was trained on {other}, {adapters[0].folder} on "
-                          f"{first}")  # fmt: skip
+    first, *others = [source.adapter for source in sources if source.adapter is not None]
+    own = first.config.base_model_name_or_path
+    for adapter in others:
+        other = adapter.config.base_model_name_or_path
+        if own and other and own != other:
+            progress.warn(f"{adapter.folder} was trained on {other}, {first.folder} on {own}")
 
 
 def _warn_of_one_twice(sources: Sequence[Source], progress: Progress) -> None:

@@ -99,8 +99,8 @@ def _plan(source: Source) -> str:
         return f"The model is taken as it is, {quantize}"
     adapter = source.adapter
     return (
-        f"The base is found, the {adapter.config.method} adapter is merged into it in memory, tensor by "
-        f"tensor, {quantize}"
+        f"The base is found, the {adapter.config.method} adapter is merged into it in memory, "
+        f"tensor by tensor, {quantize}"
     )
 
 
