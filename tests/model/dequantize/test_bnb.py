@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.merge.route import open_merged
+from packager.merge.route import merge_one
 from packager.model.checkpoint import FolderCheckpoint
 from packager.source.adapter_folder import open_adapter
 from tests.merge.tiny import Kind, make_base
@@ -89,18 +88,16 @@ def test_merging_on_it_is_dequantizing_and_merging(
             torch.nn.init.normal_(parameter, std=0.05)
     tuned.save_pretrained(tmp_path / "lora")
 
-    merged = open_merged(
-        opened(tmp_path / "quantized"), tmp_path / "lora", open_adapter(tmp_path / "lora").weights
-    )
+    merged = merge_one(opened(tmp_path / "quantized"), open_adapter(tmp_path / "lora"), "cpu")
     found = {key: merged.load(key) for key in merged.tensors}
     merged.require_all_used()
 
     usual = PeftModel.from_pretrained(model.dequantize(dtype=torch.bfloat16), tmp_path / "lora")
     wanted = usual.merge_and_unload().state_dict()
-    assert merged.targets == 4
+    assert merged.facts.modules == 4
     assert set(found) == set(wanted)
     assert all(same(found[key], wanted[key]) for key in found)
-    assert "quantization_config" not in json.loads(merged.files["config.json"].read_text())
+    assert "quantization_config" not in merged.config.values
 
 
 def test_int8_without_scales_is_refused_by_name(tmp_path: Path) -> None:
