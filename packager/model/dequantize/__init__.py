@@ -1,1 +1,1 @@
-"""Quantized checkpoints as plain ones: 16-bit weights, one tensor at a time."""
+"""Quantized checkpoints, dequantized to 16 bits one tensor at a time."""
