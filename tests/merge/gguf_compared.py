@@ -21,9 +21,9 @@ from packager.gguf.write import write_ggufs
 from packager.merge.merged import MergedCheckpoint
 from packager.model.checkpoint import Checkpoint
 from packager.progress import Silent
+from testing.usual_route import quantize_with_llama_cpp, read_gguf
 from tests.merge.compared import config_of
 from tests.merge.tiny import VOCABULARY
-from tests.usual_route import quantize_with_llama_cpp, read_gguf
 
 
 def gguf_differences(

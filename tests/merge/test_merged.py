@@ -17,7 +17,7 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import SafetensorsFile
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
-from tests.usual_route import merge_with_peft
+from testing.usual_route import merge_with_peft
 
 
 def merged(base: Path, adapter: Path) -> Merged:
