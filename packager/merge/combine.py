@@ -268,7 +268,7 @@ def _combine(
     import torch
     from peft import PeftModel
 
-    layout = Layout(base.tensors, base.files["config.json"].parent)
+    layout = Layout(base.tensors, base.config)
     names = [f"adapter_{number}" for number in range(len(folders))]
     # The seed is for PEFT alone: the caller's random numbers go on as they were.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

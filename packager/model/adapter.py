@@ -10,6 +10,7 @@ from packager.model.model_file import ModelFile
 from packager.model.tensor_file import TensorFile
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)

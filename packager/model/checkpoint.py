@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from packager.errors import CorruptFileError, MissingWeightsError
 from packager.files import is_inside, read_json, require_inside, sha256_file
+from packager.model.config import CONFIG_NAME, ModelConfig, read_config
+from packager.model.model_file import ModelFile
 from packager.model.tensor_file import (
     SafetensorsFile,
     TensorFile,
@@ -41,8 +43,13 @@ class Checkpoint(Protocol):
         ...
 
     @property
-    def files(self) -> Mapping[str, Path]:
-        """The files that are not weights (config, tokenizer, licence, ...), by file name."""
+    def config(self) -> ModelConfig:
+        """What `config.json` says of these tensors."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, ModelFile]:
+        """The other files that are not weights (tokenizer, licence, ...), by file name."""
         ...
 
     def load(self, name: str) -> torch.Tensor:
@@ -57,14 +64,18 @@ class Checkpoint(Protocol):
 class FolderCheckpoint:
     """A model folder as `save_pretrained` writes it: `config.json`, and one weight file or shards.
 
+    Args:
+        folder: where it is.
+        config: its configuration, if that was read already.
+
     Raises:
         MissingWeightsError: if there are no weights, or a shard that the index names is not there.
         CorruptFileError: if a file cannot be read, or shards and index do not agree.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: ModelConfig | None = None) -> None:
         self.folder = folder
-        self.config = read_json(folder / "config.json")
+        self.config = config or read_config(folder / CONFIG_NAME)
         paths, self._index = find_weight_files(folder)
         self.weight_files = [require_filled(open_tensor_file(path)) for path in paths]
         self._file_of: dict[str, TensorFile] = {}
@@ -98,8 +109,8 @@ class FolderCheckpoint:
         return self._tensors
 
     @cached_property
-    def files(self) -> Mapping[str, Path]:
-        """The files that are not weights, by file name."""
+    def files(self) -> Mapping[str, ModelFile]:
+        """The files that are neither weights nor `config.json`, by file name."""
         return describing_files(self.folder)
 
     def index_sha256(self) -> str | None:
@@ -120,22 +131,16 @@ class FolderCheckpoint:
             yield self._file_of[name].load_rows(name, start, min(start + rows, total))
 
 
-def config_parts(config: Mapping[str, object]) -> tuple[Mapping[str, object], ...]:
-    """A model's configuration, and the part of it that is on text, where it has one."""
-    text = config.get("text_config")
-    return (config, text) if isinstance(text, dict) else (config,)
+def describing_files(folder: Path) -> dict[str, ModelFile]:
+    """The plain files of a folder that are neither weights nor `config.json`, by name.
 
-
-def describing_files(folder: Path) -> dict[str, Path]:
-    """The plain files of a folder that are no weights, by name; further chat templates too.
-
-    transformers keeps those in a folder inside: their names begin with it.
+    transformers keeps further chat templates in a folder inside: their names begin with it.
 
     Raises:
         CorruptFileError: if one that may be needed cannot be read, or leads out of the folder.
     """
     templates = sorted(folder.glob("additional_chat_templates/*.jinja"))
-    found = {
+    paths = {
         path.relative_to(folder).as_posix(): path
         for path in (*sorted(folder.iterdir()), *templates)
         if path.is_file()
@@ -145,10 +150,14 @@ def describing_files(folder: Path) -> dict[str, Path]:
         and not path.name.endswith((".index.json", ".partial"))
     }
     _require_readable(folder)
-    for name, path in found.items():
+    for name, path in paths.items():
         if _NEEDED.fullmatch(name):
             require_inside(path, folder)
-    return {name: path for name, path in found.items() if is_inside(path, folder)}
+    return {
+        name: ModelFile(path)
+        for name, path in paths.items()
+        if name != CONFIG_NAME and is_inside(path, folder)
+    }
 
 
 def _require_readable(folder: Path) -> None:

@@ -1,18 +1,24 @@
-"""The special tokens of a tokenizer, and which of them end what a model generates."""
+"""What a tokenizer's files say: special tokens, the ids that end an answer; and its ids for a text.
+
+Each file is read once (`ModelFile`), whoever asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import CorruptFileError
-from packager.files import read_json
-from packager.model.checkpoint import config_parts
-from packager.prompt.chat_template import token_text
+from packager.model.config import ModelConfig
+from packager.model.model_file import ModelFile
 
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_GENERATION_CONFIG = "generation_config.json"
 _EOS = "eos_token_id"
 _MOST_TOKENS = 1 << 31  # llama.cpp counts them in 32 bits
+_RESTORE = "Restore the file from the training run, or download it again."
 
 
 @dataclass(frozen=True)
@@ -30,70 +36,136 @@ class Vocabulary:
     control_tokens: frozenset[str]
 
 
-def load_vocabulary(files: Mapping[str, Path]) -> Vocabulary:
-    """Read the vocabulary's special tokens and the ids that end generation.
+def added_tokens(file: ModelFile) -> object:
+    """The value of `added_tokens` in a `tokenizer.json`: a list if the file is sound.
 
-    The ids are `generation_config.json`'s, as transformers' `generate` takes them, else those of
-    `config.json`.
+    The file is parsed once; its megabytes of tokens and merges are not kept.
+
+    Raises:
+        CorruptFileError: if it cannot be read, or does not hold a JSON object.
+    """
+    return file.parsed_by(_added_tokens_value)
+
+
+def load_vocabulary(files: Mapping[str, ModelFile], config: ModelConfig | None) -> Vocabulary:
+    """The special tokens of a tokenizer, and the ids that end generation.
+
+    The ids are those of `generation_config.json`, as transformers' `generate` takes them, else
+    those of `config.json`.
 
     Args:
-        files: file names and paths, the fine-tune's own before the base's.
+        files: the files by name, the fine-tune's own before the base's.
+        config: the model's configuration; None if there is none at hand.
 
     Raises:
         CorruptFileError: if a file is not what its name says.
     """
-    path = files.get("tokenizer.json")
-    # Read once: it is tens of megabytes.
-    tokenizer = read_json(path) if path else {}
     token_of: dict[int, str] = {}
     special: dict[int, bool] = {}
-    for number, token, is_special in _added_tokens(files, tokenizer):
-        token_of[number], special[number] = token, is_special
+    for number, text, is_special in _added_tokens(files):
+        token_of[number], special[number] = text, is_special
     control_tokens = frozenset(token_of[number] for number, is_it in special.items() if is_it)
-    eos_token_ids = _eos_token_ids(files)
-    unnamed = set(eos_token_ids) - token_of.keys()
-    if unnamed:
-        token_of |= {number: t for number, t in _model_tokens(tokenizer) if number in unnamed}
+    eos_token_ids = _eos_token_ids(files, config)
+    if (unnamed := set(eos_token_ids) - token_of.keys()) and TOKENIZER in files:
+        # Rarely needed, and large: read for its own sake.
+        tokens = files[TOKENIZER].parsed_by(_model_tokens)
+        token_of |= {number: tokens[number] for number in unnamed & tokens.keys()}
     return Vocabulary(eos_token_ids, token_of, control_tokens)
 
 
-def _added_tokens(
-    files: Mapping[str, Path], tokenizer: Mapping[str, object]
-) -> Iterator[tuple[int, str, bool]]:
-    """Each added token, its id and whether it is special; `tokenizer.json` has the last word."""
-    if path := files.get("tokenizer_config.json"):
-        decoder = read_json(path).get("added_tokens_decoder") or {}
-        for number, entry in _items(decoder, path):
-            yield _added_token(number, entry, path)
-    if path := files.get("tokenizer.json"):
-        for entry in _list(tokenizer.get("added_tokens") or [], path):
-            yield _added_token(entry.get("id") if isinstance(entry, dict) else None, entry, path)
+def token_text(value: object) -> str | None:
+    """The text of a token that a configuration gives as a string or as an `AddedToken`."""
+    match value:
+        case str(text) | {"content": str(text)}:
+            return text
+    return None
+
+
+def load_tokenizer(files: Mapping[str, ModelFile], scratch: Path) -> Callable[[str], list[int]]:
+    """The training tokenizer: from a text, which may contain special tokens, to ids.
+
+    The ids are those of `apply_chat_template(tokenize=True)`: nothing is added at either end.
+
+    Args:
+        files: the files by name, the fine-tune's own before the base's.
+        scratch: a folder of the run, used where there is no `tokenizer.json`.
+
+    Raises:
+        CorruptFileError: if no tokenizer can be made of the files.
+    """
+    try:
+        if file := files.get(TOKENIZER):
+            from tokenizers import Tokenizer
+
+            fast = Tokenizer.from_file(str(file.path))
+            fast.no_truncation()
+            fast.no_padding()
+            return lambda prompt: list(fast.encode(prompt, add_special_tokens=False).ids)
+        return _load_slow_tokenizer(files, scratch)
+    # Both libraries raise whatever comes up in them, often a bare Exception.
+    except Exception as error:
+        raise CorruptFileError(
+            f"The tokenizer cannot be read: {error}",
+            next_step="Restore tokenizer.json from the training run or the base.",
+        ) from error
+
+
+def _load_slow_tokenizer(
+    files: Mapping[str, ModelFile], scratch: Path
+) -> Callable[[str], list[int]]:
+    from transformers import AutoTokenizer
+
+    folder = scratch / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    for name, file in files.items():
+        if "/" not in name and not (folder / name).is_symlink():
+            (folder / name).symlink_to(file.path.absolute())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda prompt: list(tokenizer.encode(prompt, add_special_tokens=False))
+
+
+def _added_tokens_value(_: Path, content: Mapping[str, object]) -> object:
+    return content.get("added_tokens")
+
+
+def _model_tokens(_: Path, content: Mapping[str, object]) -> dict[int, str]:
+    """Every token of the model itself: a table of ids (BPE), or pieces in their order (Unigram)."""
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        return {number: token for token, number in vocabulary.items()}
+    if isinstance(vocabulary, list):
+        return {number: str(piece[0]) for number, piece in enumerate(vocabulary)}
+    return {}
+
+
+def _added_tokens(files: Mapping[str, ModelFile]) -> Iterator[tuple[int, str, bool]]:
+    """Each added token's id, its text, and whether it is special; `tokenizer.json` comes last."""
+    if file := files.get(TOKENIZER_CONFIG):
+        decoder = file.json.get("added_tokens_decoder") or {}
+        for number, entry in _items(decoder, file.path):
+            yield _added_token(number, entry, file.path)
+    if file := files.get(TOKENIZER):
+        for entry in _list(added_tokens(file) or [], file.path):
+            own_id = entry.get("id") if isinstance(entry, dict) else None
+            yield _added_token(own_id, entry, file.path)
 
 
 def _added_token(number: object, entry: object, path: Path) -> tuple[int, str, bool]:
-    token = token_text(entry)
-    if token is None or not str(number).isdecimal():
+    text = token_text(entry)
+    if text is None or not str(number).isdecimal():
         raise _corrupt(path, "added_tokens", entry)
     is_special = isinstance(entry, dict) and entry.get("special") is True
-    return int(str(number)), token, is_special
+    return int(str(number)), text, is_special
 
 
-def _model_tokens(tokenizer: Mapping[str, object]) -> Iterator[tuple[int, str]]:
-    """Every token of the model itself: a table of ids (BPE), or pieces in their order (Unigram)."""
-    model = tokenizer.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        yield from ((number, token) for token, number in vocabulary.items())
-    elif isinstance(vocabulary, list):
-        yield from ((number, str(piece[0])) for number, piece in enumerate(vocabulary))
-
-
-def _eos_token_ids(files: Mapping[str, Path]) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        if path := files.get(name):
-            for values in config_parts(read_json(path)):
-                if (value := values.get(_EOS)) is not None:
-                    return _ids(value, path)
+def _eos_token_ids(files: Mapping[str, ModelFile], config: ModelConfig | None) -> tuple[int, ...]:
+    file = files.get(_GENERATION_CONFIG)
+    if file and (value := file.json.get(_EOS)) is not None:
+        return _ids(value, file.path)
+    for part in config.parts if config else ():
+        if config and (value := part.get(_EOS)) is not None:
+            return _ids(value, config.path)
     return ()
 
 
@@ -118,6 +190,6 @@ def _list(value: object, path: Path) -> list[object]:
 
 def _corrupt(path: Path, key: str, value: object) -> CorruptFileError:
     return CorruptFileError(
-        f"{path} has {str(value)[:80]!r} under {key!r}, which no tokenizer has there.",
-        next_step="Restore the file from the training run, or download it again.",
+        f"{path} has {str(value)[:80]!r} under {key!r}, which is not valid there.",
+        next_step=_RESTORE,
     )

@@ -40,8 +40,8 @@ def adapter_identities(inputs: Inputs) -> tuple[AdapterIdentity, ...]:
         AdapterIdentity(
             name=adapter.folder.absolute().name,
             sha256=sha256_file(adapter.weights.path),
-            method=adapter.method,
-            rank=adapter.rank,
+            method=adapter.config.method,
+            rank=adapter.config.rank,
         )
         for adapter in inputs.adapters
     )

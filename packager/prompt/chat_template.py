@@ -16,14 +16,16 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from packager.errors import ChatTemplateError, CorruptFileError
-from packager.files import read_json, read_text
+from packager.errors import ChatTemplateError
+from packager.model.model_file import ModelFile
+from packager.model.template_files import (
+    TemplateText,
+    find_template,
+    read_template_file,
+    special_tokens,
+)
 from packager.prompt.conversation import REASONING_FIELDS, Conversation
 
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-# Where transformers 5 writes a template named `tool_use`.
-_TOOL_USE_FILE = "additional_chat_templates/tool_use.jinja"
-_SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Of all loops over a `range` in one rendering; real templates have none, or as many as messages.
 _MAX_STEPS = 1_000_000
 # Put after the text that the model is to continue, to find its end in the prompt; white space that
@@ -145,16 +147,15 @@ def _with_reasoning(message: Mapping[str, object]) -> dict[str, object]:
 
 
 def load_chat_template(
-    adapter_files: Mapping[str, Path], base_files: Mapping[str, Path], override: Path | None
+    adapter_files: Mapping[str, ModelFile],
+    base_files: Mapping[str, ModelFile],
+    override: Path | None,
 ) -> ChatTemplate | None:
-    """Find the template of training: `override`, else the adapter's, else the base's.
-
-    On each side `chat_template.jinja` goes before `tokenizer_config.json`, as in transformers,
-    and both before a processor's `chat_template.json`.
+    """The training chat template: `override`, else the adapter's, else the base's.
 
     Args:
-        adapter_files: file names and paths of the fine-tune (adapter or full model).
-        base_files: the same of the base; empty for a full model.
+        adapter_files: the files of the fine-tune (adapter or full model), by name.
+        base_files: those of the base; empty for a full model.
         override: a Jinja file that the user named.
 
     Returns:
@@ -164,86 +165,17 @@ def load_chat_template(
         ChatTemplateError: if there are several and none is the default.
         CorruptFileError: if a file cannot be read as what its name says.
     """
-    found: tuple[str, str, str | None] | None = None
+    text, origin = None, str(override)
     if override:
-        found = _read_template(override), str(override), None
+        text = TemplateText(read_template_file(override), None, str(override))
     for files, owner in ((adapter_files, "the fine-tune"), (base_files, "the base")):
-        found = found or _find(files, owner)
-    if found is None:
+        if text is None and (text := find_template(files)):
+            origin = f"{text.file_name} of {owner}"
+    if text is None:
         return None
-    tokens = _special_tokens(adapter_files) or _special_tokens(base_files) or {}
+    tokens = special_tokens(adapter_files) or special_tokens(base_files) or {}
     bos_token, eos_token = tokens.pop("bos_token", None), tokens.pop("eos_token", None)
-    source, origin, tool_use = found
-    return ChatTemplate(source, origin, bos_token, eos_token, tokens, tool_use)
-
-
-def has_chat_template(files: Mapping[str, Path]) -> bool:
-    """Whether there is a template among the files of a tokenizer."""
-    return _find(files, "it") is not None
-
-
-def _find(files: Mapping[str, Path], owner: str) -> tuple[str, str, str | None] | None:
-    """The template, where it is from, and the one for tools beside it."""
-    if (path := files.get("chat_template.jinja")) and (source := _read_template(path)).strip():
-        other = files.get(_TOOL_USE_FILE)
-        return source, f"chat_template.jinja of {owner}", _read_template(other) if other else None
-    for name in (_TOKENIZER_CONFIG, "chat_template.json"):
-        if path := files.get(name):
-            chosen, tool_use = _chosen(read_json(path).get("chat_template"), path)
-            if chosen and chosen.strip():
-                return chosen, f"{name} of {owner}", tool_use
-    return None
-
-
-def _chosen(value: object, path: Path) -> tuple[str | None, str | None]:
-    """The template itself, or of several named ones the default and that for tools."""
-    if value is None or isinstance(value, str):
-        return value, None
-    named: dict[str, str] = {}
-    for item in value if isinstance(value, list) else [value]:
-        match item:
-            case {"name": str(name), "template": str(source)}:
-                named[name] = source
-            case _:
-                raise CorruptFileError(
-                    f"chat_template in {path} is neither a text nor a list of names and templates.",
-                    next_step="Restore the file, or name the Jinja file with --template FILE.",
-                )
-    if named and "default" not in named:
-        raise ChatTemplateError(
-            f"{path} has the chat templates {', '.join(sorted(named))}, and none is the default.",
-            next_step="Write the one of training into a file and name it with --template FILE.",
-        )
-    return named.get("default"), named.get("tool_use")
-
-
-def _special_tokens(files: Mapping[str, Path]) -> dict[str, str] | None:
-    """The special tokens by name; None where no file tells of them."""
-    paths = [
-        files[name] for name in (_TOKENIZER_CONFIG, "special_tokens_map.json") if name in files
-    ]
-    if not paths:
-        return None
-    tokens: dict[str, str] = {}
-    for values in reversed([read_json(path) for path in paths]):
-        for name in (f"{stem}_token" for stem in _SPECIAL_TOKENS):
-            if name in values:
-                tokens.pop(name, None)
-                if (text := token_text(values[name])) is not None:
-                    tokens[name] = text
-    return tokens
-
-
-def token_text(value: object) -> str | None:
-    """The text of a token that a configuration gives as a string or as an `AddedToken`."""
-    match value:
-        case str(text) | {"content": str(text)}:
-            return text
-    return None
-
-
-def _read_template(path: Path) -> str:
-    return read_text(path, "Save it as UTF-8 text, or name another file with --template FILE.")
+    return ChatTemplate(text.source, origin, bos_token, eos_token, tokens, text.tool_use)
 
 
 def parse_chat_template(source: str, origin: str) -> nodes.Template:

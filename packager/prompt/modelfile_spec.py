@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
 from packager.errors import ChatTemplateError, CorruptFileError
-from packager.files import read_json
+from packager.model.model_file import ModelFile
 from packager.templates import read_template
 
 ParameterValue = int | float | str | bool
@@ -52,7 +51,7 @@ class ModelfileSpec:
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
 
 
-def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
+def sampling_parameters(files: Mapping[str, ModelFile]) -> dict[str, int | float]:
     """The sampling settings of `generation_config.json`, under Ollama's names; nothing added.
 
     Where it says `do_sample: false`, what only concerns sampling has no effect in transformers,
@@ -61,10 +60,10 @@ def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
     Raises:
         CorruptFileError: if a setting is no number.
     """
-    path = files.get("generation_config.json")
-    if path is None:
+    file = files.get("generation_config.json")
+    if file is None:
         return {}
-    config = read_json(path)
+    config = file.json
     found: dict[str, int | float] = {}
     for key, name in _SAMPLING.items():
         value = config.get(key)
@@ -77,7 +76,7 @@ def sampling_parameters(files: Mapping[str, Path]) -> dict[str, int | float]:
             or (key in _WHOLE and (type(value) is not int or abs(value) >= _LARGEST))
         ):
             raise CorruptFileError(
-                f"{path} has {value!r} under {key!r}, which has to be a "
+                f"{file.path} has {value!r} under {key!r}, which has to be a "
                 f"{'whole ' if key in _WHOLE else ''}number.",
                 next_step="Correct the value, or take the line out.",
             )

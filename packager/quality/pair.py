@@ -8,10 +8,10 @@ from pathlib import Path
 
 from packager.errors import CorruptFileError, FtpackError
 from packager.files import read_json
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.dequantize.formats import quant_method, quantization_settings
 from packager.progress import Silent
-from packager.source.adapter import Adapter
 from packager.source.base.find import Base, local_folder, open_model
 from packager.source.base.full_precision import is_twin, twin_beside, twin_name
 from packager.source.hub.hub import find_cached, is_hub_id
@@ -48,10 +48,10 @@ def find_pair(base: Base, adapter: Adapter) -> Pair | None:
             return None
         name = base.model_id or used.folder.absolute().name
         return Pair(name, settings, used, _twin_of(base), is_twin_used=False)
-    recorded = adapter.base_model_name_or_path or ""
+    recorded = adapter.config.base_model_name_or_path or ""
     folder = local_folder(recorded, adapter.folder) if recorded else None
     if folder is None and is_hub_id(recorded):
-        cached = find_cached(recorded, adapter.revision)
+        cached = find_cached(recorded, adapter.config.revision)
         folder = cached.folder if cached else None
     settings = _settings_in(folder)
     if folder is None or settings is None:

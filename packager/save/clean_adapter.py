@@ -23,11 +23,11 @@ from packager.files import (
     write_json,
     write_text,
 )
+from packager.model.adapter import ADAPTER_CONFIG_NAME, Adapter
 from packager.package.plan import Request
 from packager.progress import Progress
 from packager.save.card import is_local_path, with_base
 from packager.save.safetensors import write_tensors
-from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.hub.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source
 from packager.source.run.folders import TOKENIZER_FILES
@@ -68,9 +68,9 @@ def publish_adapter(request: Request, folder: Path, progress: Progress) -> Merge
             "--save adapter writes SOURCE alone, and --adapter or --combine is given.",
             next_step="Leave it away, and save each adapter by itself.",
         )
-    if (folder / CONFIG_NAME).exists() and not request.force:
+    if (folder / ADAPTER_CONFIG_NAME).exists() and not request.force:
         raise OutputExistsError(
-            f"{folder} holds an adapter already ({CONFIG_NAME}).",
+            f"{folder} holds an adapter already ({ADAPTER_CONFIG_NAME}).",
             next_step="Choose another folder with --out, or overwrite it with --force.",
         )
     source = open_source(request.source, request.checkpoint, request.revision, progress)
@@ -95,14 +95,14 @@ def publish_adapter(request: Request, folder: Path, progress: Progress) -> Merge
 
 def _public_base(adapter: Adapter, wanted: str | None) -> tuple[str, str | None]:
     """The Hub id of an adapter's base, and its revision where that is recorded."""
-    name = wanted or adapter.base_model_name_or_path or ""
+    name = wanted or adapter.config.base_model_name_or_path or ""
     if cached := _CACHED.search(name):
         return f"{cached[1]}/{cached[2]}", cached[3]
     if is_hub_id(name) and not Path(name).is_dir() and (wanted or _has_owner(name)):
-        return name, None if wanted else adapter.revision
+        return name, None if wanted else adapter.config.revision
     raise BaseNotFoundError(
-        f"{adapter.folder / CONFIG_NAME}: `base_model_name_or_path` is "
-        f"{adapter.base_model_name_or_path!r}"
+        f"{adapter.folder / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is "
+        f"{adapter.config.base_model_name_or_path!r}"
         + (f", and --base is {wanted!r}" if wanted else "")
         + ": no Hub id with an owner, by which others find the base.",
         next_step="Name the base's Hub id with --base OWNER/NAME.",
@@ -143,7 +143,7 @@ def _write_all(
     folder: Path,
 ) -> list[Path]:
     # Without its configuration it is no adapter, until everything is whole.
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    (folder / ADAPTER_CONFIG_NAME).unlink(missing_ok=True)
     write_tensors(tensors, folder / _WEIGHTS)
     (folder / "adapter_model.bin").unlink(missing_ok=True)
     written = [folder / _WEIGHTS]
@@ -153,10 +153,10 @@ def _write_all(
             _copy(path, folder / name)
             written.append(folder / name)
     write_text(folder / _CARD, card)
-    config = read_json(source.folder / CONFIG_NAME)
+    config = read_json(source.folder / ADAPTER_CONFIG_NAME)
     config |= {"base_model_name_or_path": base[0], "revision": base[1], "inference_mode": True}
-    write_json(folder / CONFIG_NAME, config)
-    return [*written, folder / _CARD, folder / CONFIG_NAME]
+    write_json(folder / ADAPTER_CONFIG_NAME, config)
+    return [*written, folder / _CARD, folder / ADAPTER_CONFIG_NAME]
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -182,21 +182,21 @@ def _card(source: Source, adapter: Adapter, base: str) -> str:
     if path.is_file():
         text = read_text(path, "Save it as UTF-8, or remove it: a short one is written then.")
         if _PLACEHOLDER not in text:
-            return with_base(text, adapter.base_model_name_or_path or "", base)
-    ranks = f", rank {adapter.rank}" if adapter.rank is not None else ""
-    ranks += f", alpha {adapter.alpha:g}" if adapter.alpha is not None else ""
+            return with_base(text, adapter.config.base_model_name_or_path or "", base)
+    ranks = f", rank {adapter.config.rank}" if adapter.config.rank is not None else ""
+    ranks += f", alpha {adapter.config.alpha:g}" if adapter.config.alpha is not None else ""
     return f"""---
 base_model: {base}
 library_name: peft
 pipeline_tag: text-generation
 tags:
-- {"lora" if "LoRA" in adapter.method else "peft"}
+- {"lora" if "LoRA" in adapter.config.method else "peft"}
 ---
 
 # {source.folder.absolute().name}
 
-A {adapter.method} adapter for [{base}](https://huggingface.co/{base}){ranks}, on
-{adapter.target_modules}.
+A {adapter.config.method} adapter for [{base}](https://huggingface.co/{base}){ranks}, on
+{adapter.config.target_modules}.
 
 ```python
 from peft import PeftModel

@@ -6,19 +6,18 @@ import filecmp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from packager.errors import NotAModelError, UsageError
-from packager.merge.combine import Combination, parse_combination
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import FolderCheckpoint
+from packager.model.model_file import ModelFile
+from packager.model.template_files import find_template
 from packager.model.tokenizer import Vocabulary, load_vocabulary
-from packager.package.plan import Request
 from packager.progress import Progress
-from packager.prompt.chat_template import has_chat_template
-from packager.source.adapter import Adapter
 from packager.source.base.find import Base, find_base
 from packager.source.open import Source, open_source
 from packager.source.run.folders import TOKENIZER_FILES
+from packager.source.source_options import SourceOptions
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class Inputs:
         source: the fine-tune.
         more: further adapters.
         base: the base that the adapters need; None for a full model by itself.
-        combination: how the adapters become one; None to merge them in turn.
         files: config and tokenizer files, the fine-tune's own before the base's.
         own_files: the fine-tune's own: those of the adapter that knows the prompt.
     """
@@ -37,9 +35,8 @@ class Inputs:
     source: Source
     more: tuple[Source, ...]
     base: Base | None
-    combination: Combination | None
-    files: Mapping[str, Path]
-    own_files: Mapping[str, Path]
+    files: Mapping[str, ModelFile]
+    own_files: Mapping[str, ModelFile]
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -59,44 +56,51 @@ class Inputs:
         return model
 
     @property
-    def base_files(self) -> Mapping[str, Path]:
+    def base_files(self) -> Mapping[str, ModelFile]:
         """The base's files; none where there is no base."""
         return self.base.checkpoint.files if self.base else {}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """That of `files`, read once: it is half a second of a tokenizer's megabytes."""
-        return load_vocabulary(self.files)
+        return load_vocabulary(self.files, self.model.config)
 
     @cached_property
     def base_vocabulary(self) -> Vocabulary:
         """The base's own, read once."""
-        return load_vocabulary(self.base_files)
+        return load_vocabulary(self.base_files, self.base.checkpoint.config if self.base else None)
 
 
-def find_inputs(request: Request, progress: Progress) -> Inputs:
+def find_inputs(options: SourceOptions, progress: Progress, *, first_leads: bool = False) -> Inputs:
     """Find the source, further adapters, and the base that they need.
 
+    Args:
+        options: what the user said about them.
+        progress: told what was chosen, and why.
+        first_leads: whether tokenizer and chat template are the first adapter's, as where several
+            are combined into one; else the last one's, whose training came last.
+
     Raises:
-        UsageError: if the options on several adapters do not fit together.
-        NotAModelError: if what `--adapter` names is no adapter.
+        UsageError: if a base is named, and the source is a full model itself.
+        NotAModelError: if what `--adapter` names is not an adapter.
     """
-    source = open_source(request.source, request.checkpoint, request.revision, progress)
+    source = open_source(options.source, options.checkpoint, options.revision, progress)
     progress.note(f"Source: {source.reason}")
-    more = tuple(_open_adapter(given, progress) for given in request.adapters)
-    combination = _combination(request, len(more) + (source.adapter is not None))
+    more = tuple(_open_adapter(given, progress) for given in options.adapters)
     if source.adapter is None and not more:
-        return Inputs(source, (), None, None, source.files, source.files)
-    base = _base(source, request, progress)
+        return Inputs(source, (), None, source.files, source.files)
+    base = _base(source, options, progress)
     _warn_of_other_bases((source, *more), progress)
     _warn_of_one_twice((source, *more), progress)
-    own_files = _own_files([s for s in (source, *more) if s.adapter], combination, progress)
+    own_files = _own_files([s for s in (source, *more) if s.adapter], first_leads, progress)
     own = {name: path for name, path in own_files.items() if TOKENIZER_FILES.fullmatch(name)}
     files = {**_beside(base.checkpoint.files, own), **own}
-    return Inputs(source, more, base, combination, files, own_files)
+    return Inputs(source, more, base, files, own_files)
 
 
-def _beside(base_files: Mapping[str, Path], own: Mapping[str, Path]) -> Mapping[str, Path]:
+def _beside(
+    base_files: Mapping[str, ModelFile], own: Mapping[str, ModelFile]
+) -> Mapping[str, ModelFile]:
     """The base's files, less those by which transformers would overrule the adapter's own.
 
     Of transformers 4 there are files that version 5 no longer writes, and still reads last.
@@ -106,7 +110,7 @@ def _beside(base_files: Mapping[str, Path], own: Mapping[str, Path]) -> Mapping[
         overruling.add("special_tokens_map.json")
     if own.keys() & {"tokenizer.json", "tokenizer_config.json"}:
         overruling.add("added_tokens.json")
-    if has_chat_template(own):
+    if find_template(own) is not None:
         overruling |= {name for name in base_files if "chat_template" in name}
     return {name: path for name, path in base_files.items() if name not in overruling}
 
@@ -122,46 +126,31 @@ def _open_adapter(given: str, progress: Progress) -> Source:
     return found
 
 
-def _combination(request: Request, adapters: int) -> Combination | None:
-    if request.combine is not None:
-        return parse_combination(
-            request.combine, request.weights, request.density, request.seed, adapters
-        )
-    if request.weights or request.density is not None:
-        option = "--weight" if request.weights else "--density"
-        raise UsageError(
-            f"{option} is given without --combine: adapters that are merged in turn have no "
-            "weights.",
-            next_step="Say how to combine them, such as --combine linear, or leave it away.",
-        )
-    return None
-
-
-def _base(source: Source, request: Request, progress: Progress) -> Base:
+def _base(source: Source, options: SourceOptions, progress: Progress) -> Base:
     """The base of every adapter: the source, where that is a full model."""
     if source.model is not None:
-        if request.base is not None:
+        if options.base is not None:
             raise UsageError(
-                f"--base {request.base} is given, and SOURCE {request.source} is a full model "
+                f"--base {options.base} is given, and SOURCE {options.source} is a full model "
                 "itself.",
                 next_step="Leave --base away, or name an adapter as SOURCE.",
             )
         return Base(source.model, source.model_id, source.revision, f"SOURCE, {source.reason}")
     assert source.adapter is not None
-    revision = None if source.model_id else request.revision
-    base = find_base(source.adapter, request.base, revision, progress, request.keep_base_quantized)
+    revision = None if source.model_id else options.revision
+    base = find_base(source.adapter, options.base, revision, progress, options.keep_base_quantized)
     progress.note(f"Base: {base.reason}")
     return base
 
 
 def _warn_of_other_bases(sources: Sequence[Source], progress: Progress) -> None:
     """Say where an adapter records another base than the first one does; shapes are checked."""
-    adapters = [source.adapter for source in sources if source.adapter is not None]
-    for adapter in adapters[1:]:
-        first, other = adapters[0].base_model_name_or_path, adapter.base_model_name_or_path
-        if first and other and first != other:
-            progress.warn(f"{adapter.folder} was trained on {other}, {adapters[0].folder} on "
-                          f"{first}")  # fmt: skip
+    first, *others = [source.adapter for source in sources if source.adapter is not None]
+    own = first.config.base_model_name_or_path
+    for adapter in others:
+        other = adapter.config.base_model_name_or_path
+        if own and other and own != other:
+            progress.warn(f"{adapter.folder} was trained on {other}, {first.folder} on {own}")
 
 
 def _warn_of_one_twice(sources: Sequence[Source], progress: Progress) -> None:
@@ -177,14 +166,14 @@ def _warn_of_one_twice(sources: Sequence[Source], progress: Progress) -> None:
 
 
 def _own_files(
-    sources: Sequence[Source], combination: Combination | None, progress: Progress
-) -> Mapping[str, Path]:
+    sources: Sequence[Source], first_leads: bool, progress: Progress
+) -> Mapping[str, ModelFile]:
     """The files of the one adapter that tokenizer and chat template are taken from.
 
     Merged in turn, the last training is the one that the model has had; combined, the first named
     leads. Never of two: their tokenizers need not agree.
     """
-    order = sources if combination is not None else sources[::-1]
+    order = sources if first_leads else sources[::-1]
     with_tokenizer = [s for s in order if any(map(TOKENIZER_FILES.fullmatch, s.files))]
     chosen = (with_tokenizer or order)[0]
     if len(with_tokenizer) > 1:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from packager.errors import MissingWeightsError, NotAModelError, SourceNotFoundError
 from packager.files import existing_folder, require_inside
+from packager.model.adapter import ADAPTER_CONFIG_NAME, Adapter
 from packager.model.checkpoint import FolderCheckpoint
+from packager.model.model_file import ModelFile
 from packager.progress import Progress
-from packager.source.adapter import CONFIG_NAME, Adapter, open_adapter
+from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import open_model
 from packager.source.hub.completeness import is_whole_source
 from packager.source.hub.hub import is_hub_id, obtain
@@ -45,7 +47,7 @@ class Source:
     model_id: str | None
     revision: str | None
     reason: str
-    files: Mapping[str, Path]
+    files: Mapping[str, ModelFile]
 
 
 def open_source(
@@ -64,14 +66,14 @@ def open_source(
     folder, reason = _choose(located, checkpoint)
     require_inside(folder, located)
     refuse_shards(folder)
-    is_adapter = (folder / CONFIG_NAME).is_file()
+    is_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
     try:
         adapter = open_adapter(folder) if is_adapter else None
         model = None if is_adapter else open_model(folder)
     except MissingWeightsError as error:
         raise _with_checkpoints(error, located, folder) from error
     files = find_describing_files(run_folders(folder, located))
-    what = f"{adapter.method} adapter" if adapter is not None else "full model"
+    what = f"{adapter.config.method} adapter" if adapter is not None else "full model"
     reason = f"{what} in {folder}{reason}{_from_above(folder, files)}"
     return Source(given, folder, adapter, model, model_id, commit, reason, files)
 
@@ -93,9 +95,10 @@ def _with_checkpoints(error: MissingWeightsError, run: Path, folder: Path) -> Mi
     )
 
 
-def _from_above(folder: Path, files: Mapping[str, Path]) -> str:
+def _from_above(folder: Path, files: Mapping[str, ModelFile]) -> str:
     """What is to be said of files that lie above the folder that has the weights."""
-    names = sorted(path.name for path in files.values() if not path.is_relative_to(folder))
+    paths = [file.path for file in files.values()]
+    names = sorted(path.name for path in paths if not path.is_relative_to(folder))
     return f"; from the run's folder above it: {', '.join(names)}" if names else ""
 
 
@@ -131,7 +134,7 @@ def _locate(
 
 
 def _is_packageable(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (CONFIG_NAME, "config.json"))
+    return any((folder / name).is_file() for name in (ADAPTER_CONFIG_NAME, "config.json"))
 
 
 def list_adapters(folder: Path) -> list[str]:
@@ -139,7 +142,7 @@ def list_adapters(folder: Path) -> list[str]:
     return sorted(
         path.name
         for path in folder.iterdir()
-        if (path / CONFIG_NAME).is_file() and not path.name.startswith("checkpoint-")
+        if (path / ADAPTER_CONFIG_NAME).is_file() and not path.name.startswith("checkpoint-")
     )
 
 
@@ -193,7 +196,7 @@ def _final_save(folder: Path) -> str:
     run = read_run(folder)
     merged = folder / "merged"
     # axolotl's merge writes there; the adapter is what ftpack merges itself.
-    has_merged = (folder / CONFIG_NAME).is_file() and (merged / "config.json").is_file()
+    has_merged = (folder / ADAPTER_CONFIG_NAME).is_file() and (merged / "config.json").is_file()
     notes = [f"a merged model is in {merged}"] if has_merged else []
     if run.checkpoints:
         notes[:0] = ["its final save", f"{len(run.checkpoints)} checkpoints beside it"]

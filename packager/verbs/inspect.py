@@ -46,12 +46,12 @@ def inspect(
         adapter = source.adapter
         base_folder, where = foresee_base(adapter)
         found |= {
-            "method": adapter.method,
-            "rank": adapter.rank,
-            "alpha": adapter.alpha,
-            "targets": adapter.target_modules,
+            "method": adapter.config.method,
+            "rank": adapter.config.rank,
+            "alpha": adapter.config.alpha,
+            "targets": adapter.config.target_modules,
             "adapter tensors": _summary(adapter.weights.tensors.values()),
-            "base": adapter.base_model_name_or_path or "not recorded: name it with --base",
+            "base": adapter.config.base_model_name_or_path or "not recorded: name it with --base",
             "base found": where,
         }
     if source.model is not None:
@@ -99,8 +99,8 @@ def _plan(source: Source) -> str:
         return f"The model is taken as it is, {quantize}"
     adapter = source.adapter
     return (
-        f"The base is found, the {adapter.method} adapter is merged into it in memory, tensor by "
-        f"tensor, {quantize}"
+        f"The base is found, the {adapter.config.method} adapter is merged into it in memory, "
+        f"tensor by tensor, {quantize}"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from packager.merge.merged import MergedCheckpoint, changed_config
 from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
-from packager.source.adapter import open_adapter
+from packager.source.adapter_folder import open_adapter
 
 
 class Unreadable(FolderCheckpoint):

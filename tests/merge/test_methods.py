@@ -21,7 +21,7 @@ from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
-from packager.source.adapter import open_adapter
+from packager.source.adapter_folder import open_adapter
 from tests.merge.compared import config_of, differences, opened
 from tests.merge.deviations import DEVIATIONS
 from tests.merge.gguf_compared import gguf_differences

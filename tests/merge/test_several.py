@@ -19,7 +19,7 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.model.tensor_file import TensorFile
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
-from packager.source.adapter import open_adapter
+from packager.source.adapter_folder import open_adapter
 from tests.merge.compared import config_of, differences, opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, load_base, make_adapter, merge_with_peft

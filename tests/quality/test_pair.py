@@ -12,7 +12,8 @@ import pytest
 
 from packager.progress import Silent
 from packager.quality.pair import Pair, find_pair
-from packager.source.adapter import Adapter, open_adapter
+from packager.model.adapter import Adapter
+from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 
 RECORDED = "someone/tiny-bnb-4bit"

@@ -6,10 +6,11 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import BaseMismatchError, UnsupportedError
+from packager.files import scratch_folder, write_json
+from packager.model.config import CONFIG_NAME, ModelConfig
 from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
@@ -39,17 +40,17 @@ class Layout:
 
     Args:
         tensors: the checkpoint's, by name.
-        folder: where its `config.json` is.
+        config: its configuration.
 
     Raises:
         UnsupportedError: if transformers does not know the architecture.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    def __init__(self, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> None:
         self.tensors = tensors
-        self.folder = folder
+        self.config = config
         # On the meta device and without PEFT's layers: some conversions look a parameter up in it.
-        self.model = build_model(folder)
+        self.model = build_model(config)
         self._state = self.model.state_dict()
         self.groups = _groups(self.model, self._state, tensors)
         self._resized: set[str] = set()
@@ -211,30 +212,40 @@ def _absent(parameter: str) -> BaseMismatchError:
     )
 
 
-def build_model(folder: Path) -> Any:
-    """The model that `folder/config.json` describes, on the meta device, its parameters tied.
+def build_model(config: ModelConfig) -> Any:
+    """The model that a configuration describes, on the meta device, its parameters tied.
 
     Raises:
         UnsupportedError: if transformers cannot build it.
     """
     import torch
-    import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        model_class = _model_class(config)
+        described = _read_by_transformers(config)
+        model_class = _model_class(described)
         with torch.device("meta"):
-            model: Any = model_class._from_config(config)
+            model: Any = model_class._from_config(described)
         model.tie_weights()
     # Its model classes raise whatever comes up in a configuration that is not theirs.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnsupportedError(
-            f"transformers cannot build the base of {folder / 'config.json'}: {reason}",
+            f"transformers cannot build the model of {config.path}: {reason}",
             next_step="Check `model_type` and `architectures` there; a newer transformers may "
             "know the model.",
         ) from error
     return model.eval()
+
+
+def _read_by_transformers(config: ModelConfig) -> Any:
+    """Transformers' own object, which it makes of a file alone: one that lives as long as this."""
+    import transformers
+
+    if not config.is_changed:
+        return transformers.AutoConfig.from_pretrained(config.path.parent)
+    with scratch_folder() as folder:
+        write_json(folder / CONFIG_NAME, config.values)
+        return transformers.AutoConfig.from_pretrained(folder)
 
 
 def resize(model: Any, rows: int) -> None:

@@ -63,7 +63,7 @@ class PeftMerged:
         self._base = base
         self._weights = weights
         self._device = device
-        self._layout = Layout(base.tensors, base.files["config.json"].parent)
+        self._layout = Layout(base.tensors, base.config)
         self._skeleton = build_skeleton(self._layout, folder, weights)
         load_adapter(self._skeleton, self._layout, folder, weights)
         plan = find_batches(self._layout, find_units(self._skeleton))

@@ -104,7 +104,7 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
         UnsupportedError: with PEFT's reason, where it does not take this adapter on this model.
         BaseMismatchError: if the base has not the targeted modules, or another vocabulary.
     """
-    model = build_model(layout.folder)
+    model = build_model(layout.config)
     rows = resized_rows(model, weights)
     if rows is not None:
         layout.resize(rows)
@@ -118,7 +118,7 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
 
 def empty_model(layout: Layout) -> Any:
     """The base's model, its weights zeros that take no memory."""
-    model = build_model(layout.folder)
+    model = build_model(layout.config)
     _empty(model, layout)
     return model
 

@@ -41,7 +41,7 @@ def targets_by_peft(
         UnsupportedError: if transformers does not know the base's architecture.
         NotLinearError: if there is more to merge than a product of two matrices.
     """
-    model = build_model(base.files["config.json"].parent)
+    model = build_model(base.config)
     prefix = f"{model.base_model_prefix}."
     tied = tied_parameters(model)
     layers: dict[str, Any] = {}

@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from packager.files import read_json
-from packager.model.checkpoint import Checkpoint, config_parts
+from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 
 PREFIX = "base_model.model."
@@ -90,7 +89,7 @@ def targets_by_name(
 
 def _is_untied(base: Checkpoint) -> bool:
     """Whether `config.json` says that embeddings are not tied; its default is each model's own."""
-    parts = config_parts(read_json(base.files["config.json"]))
+    parts = base.config.parts
     said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
     return bool(said) and all(value is False for value in said)
 

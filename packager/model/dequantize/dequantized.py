@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.errors import CorruptFileError
-from packager.files import write_json
-from packager.model.checkpoint import FolderCheckpoint, config_parts
+from packager.model.checkpoint import FolderCheckpoint
 from packager.model.dequantize.formats import (
     FORMATS,
     plain_config,
@@ -22,6 +16,7 @@ from packager.model.dequantize.formats import (
     require_known,
 )
 from packager.model.dequantize.packed import PackedWeight, QuantizedModel, is_of_activations
+from packager.model.derived import Derived
 from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
@@ -32,7 +27,7 @@ _NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 _PLAIN = ("BF16", "F16", "F32", "F64", "BOOL", "I64")
 
 
-class Dequantized:
+class Dequantized(Derived):
     """The tensors of a quantized checkpoint with plain weights, as its library dequantizes them.
 
     Which weights there are is told by headers alone (for some formats, by small tensors that hold
@@ -48,17 +43,17 @@ class Dequantized:
     """
 
     def __init__(self, checkpoint: FolderCheckpoint) -> None:
-        path = checkpoint.folder / "config.json"
-        require_known(checkpoint.config, path)
+        require_known(checkpoint.config)
         settings = quantization_settings(checkpoint.config)
         if settings is None:
-            raise ValueError(f"{path} has no quantization_config")
-        self._base = checkpoint
+            raise ValueError(f"{checkpoint.config.path} has no quantization_config")
+        super().__init__(checkpoint, plain_config(checkpoint.config))
+        self._folder = checkpoint.folder
         self.dtype = _plain_dtype(checkpoint)
         model = QuantizedModel(checkpoint, settings, self.dtype)
-        found = FORMATS[quant_method(settings)](model)
-        self.label = found.label
-        self._packed = {weight.info.name: weight for weight in found.weights}
+        quantization = FORMATS[quant_method(settings)](model)
+        self.label = quantization.label
+        self._packed = {weight.info.name: weight for weight in quantization.weights}
         self._tensors = _plain_tensors(checkpoint, self._packed)
 
     @property
@@ -71,22 +66,6 @@ class Dequantized:
         """Every plain tensor, by name, in the order of the files."""
         return self._tensors
 
-    @property
-    def config(self) -> dict[str, object]:
-        """The configuration of the plain model."""
-        return plain_config(self._base.config)
-
-    @cached_property
-    def files(self) -> Mapping[str, Path]:
-        """The checkpoint's files, with a `config.json` that says nothing of quantization.
-
-        That one is in a scratch folder of its own, for as long as this object is there.
-        """
-        folder = Path(tempfile.mkdtemp(prefix="ftpack-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        write_json(folder / "config.json", self.config)
-        return {**self._base.files, "config.json": folder / "config.json"}
-
     def is_packed(self, name: str) -> bool:
         """Whether a tensor is dequantized, and not read as it is."""
         return name in self._packed
@@ -95,10 +74,10 @@ class Dequantized:
         """One whole tensor, on the CPU, in memory of its own."""
         weight = self._packed.get(name)
         if weight is None:
-            return self._base.load(name)
+            return self.base.load(name)
         if weight.is_by_slice:
             return self._load_by_slice(name, weight.info)
-        parts = {role: self._base.load(part) for role, part in weight.parts.items()}
+        parts = {role: self.base.load(part) for role, part in weight.parts.items()}
         return self._dequantize(weight, parts)
 
     def _load_by_slice(self, name: str, info: TensorInfo) -> torch.Tensor:
@@ -114,9 +93,9 @@ class Dequantized:
         """One tensor in pieces of `rows` slices of its first dimension."""
         weight = self._packed.get(name)
         if weight is None:
-            yield from self._base.blocks(name, rows)
+            yield from self.base.blocks(name, rows)
         elif weight.is_by_slice:
-            readers = [self._base.blocks(part, rows) for part in weight.parts.values()]
+            readers = [self.base.blocks(part, rows) for part in weight.parts.values()]
             for pieces in zip(*readers, strict=True):
                 yield self._dequantize(weight, dict(zip(weight.parts, pieces, strict=True)))
         else:
@@ -131,7 +110,7 @@ class Dequantized:
             made = weight.dequantize(parts).to(weight.info.torch_dtype)
         if tuple(made.shape)[1:] != weight.info.shape[1:]:
             raise CorruptFileError(
-                f"The quantized weight {weight.info.name!r} in {self._base.folder} makes a tensor "
+                f"The quantized weight {weight.info.name!r} in {self._folder} makes a tensor "
                 f"of {list(made.shape)}, not {list(weight.info.shape)}.",
                 next_step="Download or save the model again.",
             )
@@ -140,7 +119,7 @@ class Dequantized:
 
 def _plain_dtype(checkpoint: FolderCheckpoint) -> str:
     """The element type to dequantize to: the configuration's, else the first plain tensor's."""
-    for part in config_parts(checkpoint.config):
+    for part in checkpoint.config.parts:
         for key in ("dtype", "torch_dtype"):
             if str(part.get(key)) in _DTYPES:
                 return _DTYPES[str(part[key])]

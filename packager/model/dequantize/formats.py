@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.model.checkpoint import Checkpoint, config_parts
+from packager.model.checkpoint import Checkpoint
+from packager.model.config import ModelConfig
 from packager.model.dequantize.bnb import find_bitsandbytes
 from packager.model.dequantize.compressed import find_compressed_tensors
 from packager.model.dequantize.fp8 import find_fp8
@@ -30,9 +30,9 @@ FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
 _LIBRARIES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
 
 
-def quantization_settings(config: Mapping[str, object]) -> Mapping[str, object] | None:
+def quantization_settings(config: ModelConfig) -> Mapping[str, object] | None:
     """The `quantization_config` of a `config.json`, or None for plain weights."""
-    for part in config_parts(config):
+    for part in config.parts:
         settings = part.get(_KEY)
         if isinstance(settings, dict):
             return settings
@@ -46,22 +46,22 @@ def quant_method(settings: Mapping[str, object]) -> str:
     return str(settings.get("quant_method"))
 
 
-def dequantizing_library(config: Mapping[str, object]) -> str | None:
+def dequantizing_library(config: ModelConfig) -> str | None:
     """The distribution that dequantizes a model's weights; None for plain ones and ftpack's own."""
     settings = quantization_settings(config)
     return None if settings is None else _LIBRARIES.get(quant_method(settings))
 
 
-def plain_config(config: Mapping[str, object]) -> dict[str, object]:
-    """A `config.json` of the same model with plain weights."""
-    plain = {key: value for key, value in config.items() if key != _KEY}
+def plain_config(config: ModelConfig) -> ModelConfig:
+    """The configuration of the same model with plain weights."""
+    plain = {key: value for key, value in config.values.items() if key != _KEY}
     text = plain.get("text_config")
     if isinstance(text, dict):
         plain["text_config"] = {key: value for key, value in text.items() if key != _KEY}
-    return plain
+    return config.replaced(plain)
 
 
-def require_known(config: Mapping[str, object], path: Path) -> None:
+def require_known(config: ModelConfig) -> None:
     """Check that a model's weights are plain, or of a format that can be dequantized.
 
     Raises:
@@ -71,13 +71,13 @@ def require_known(config: Mapping[str, object], path: Path) -> None:
     if settings is None or quant_method(settings) in FORMATS:
         return
     raise UnsupportedError(
-        f"{path} describes quantized weights (`quant_method` {quant_method(settings)!r}) that "
-        f"ftpack does not dequantize; it does {', '.join(sorted(FORMATS))}.",
+        f"{config.path} describes quantized weights (`quant_method` {quant_method(settings)!r}), "
+        f"which ftpack does not dequantize; it reads {', '.join(sorted(FORMATS))}.",
         next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
     )
 
 
-def require_plain(checkpoint: Checkpoint, config_path: Path) -> None:
+def require_plain(checkpoint: Checkpoint) -> None:
     """Check that weights are numbers by themselves: packed ones need what their config tells.
 
     Buffers of older versions of transformers (masks, positions) may be of any type.
@@ -92,7 +92,7 @@ def require_plain(checkpoint: Checkpoint, config_path: Path) -> None:
     ]
     if packed:
         raise CorruptFileError(
-            f"{config_path} describes no quantization of {len(packed)} weights that are packed or "
-            f"quantized, such as {packed[0]}.",
+            f"{checkpoint.config.path} does not describe how {len(packed)} weights are quantized "
+            f"or packed, such as {packed[0]}.",
             next_step=f"Restore the `{_KEY}` that belongs to them, or use the 16-bit model.",
         )

@@ -83,7 +83,7 @@ class QuantizedModel:
 
     def is_conv1d(self, module: str) -> bool:
         """Whether the plain model keeps this module's weight transposed."""
-        ends = _CONV1D.get(str(self.checkpoint.config.get("model_type")), ())
+        ends = _CONV1D.get(str(self.checkpoint.config.values.get("model_type")), ())
         return module.rpartition(".")[2] in ends
 
     def refuse(self, what: str) -> UnsupportedError:

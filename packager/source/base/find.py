@@ -14,11 +14,12 @@ from packager.errors import (
     NotAModelError,
     SourceNotFoundError,
 )
-from packager.files import existing_folder, read_json
+from packager.files import existing_folder, require_inside
+from packager.model.adapter import ADAPTER_CONFIG_NAME, Adapter
 from packager.model.checkpoint import FolderCheckpoint
+from packager.model.config import CONFIG_NAME, read_config
 from packager.model.dequantize.formats import require_known
 from packager.progress import Progress
-from packager.source.adapter import CONFIG_NAME, Adapter
 from packager.source.base.candidates import find_candidates, find_namesakes, offered
 from packager.source.base.full_precision import twin_beside, twin_name, twin_on_hub
 from packager.source.hub.completeness import is_whole_model
@@ -65,8 +66,8 @@ def find_base(
     """
     name, why = wanted, "as asked with --base"
     if name is None:
-        name, why = adapter.base_model_name_or_path, f"recorded in {CONFIG_NAME}"
-        revision = revision or adapter.revision
+        name, why = adapter.config.base_model_name_or_path, f"recorded in {ADAPTER_CONFIG_NAME}"
+        revision = revision or adapter.config.revision
     if name is None:
         raise _unrecorded(adapter)
     folder = local_folder(name, adapter.folder if wanted is None else None)
@@ -122,7 +123,7 @@ def _find_twin(
 def _from_folder(folder: Path, why: str) -> Base:
     """A base by its path, which saving may have put in the place of its name."""
     checkpoint = open_model(folder)
-    identity = folder_identity(str(folder.absolute()), checkpoint.config)
+    identity = folder_identity(str(folder.absolute()), checkpoint.config.values)
     reason = f"{why}: the folder {folder}"
     if identity is None:
         return Base(checkpoint, None, None, reason)
@@ -132,10 +133,10 @@ def _from_folder(folder: Path, why: str) -> Base:
 
 def _unrecorded(adapter: Adapter) -> BaseNotFoundError:
     """The error for an adapter that names no base, with what fits."""
-    path = adapter.folder / CONFIG_NAME
-    config = read_json(path)
+    path = adapter.config.path
+    raw = adapter.config.raw
     key = "base_model_name_or_path"
-    value = json.dumps(config[key])[:100] if key in config else "missing"
+    value = json.dumps(raw[key])[:100] if key in raw else "missing"
     return _not_found(adapter, "", f"{path} records no base (`{key}` is {value}).")
 
 
@@ -208,11 +209,12 @@ def open_model(folder: Path) -> FolderCheckpoint:
         NotAModelError: if there is no `config.json`.
         UnsupportedError: if the weights are quantized in a way that cannot be undone.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_NAME
     if not path.is_file():
         raise NotAModelError(
             f"{folder} has no config.json.",
             next_step="Name a folder that save_pretrained has written.",
         )
-    require_known(read_json(path), path)
-    return FolderCheckpoint(folder)
+    config = read_config(require_inside(path, folder))
+    require_known(config)
+    return FolderCheckpoint(folder, config)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from packager.model.adapter import Adapter
 from packager.progress import Silent
-from packager.source.adapter import Adapter
 from packager.source.base.candidates import find_candidates, offered
 from packager.source.base.find import local_folder, may_be_a_path
 from packager.source.base.full_precision import is_twin, twin_beside, twin_name
@@ -20,17 +20,17 @@ def foresee_base(adapter: Adapter) -> tuple[Path | None, str]:
     Returns:
         its folder, if it is on this machine, whole or not; and in words where it would come from.
     """
-    name = adapter.base_model_name_or_path
+    name = adapter.config.base_model_name_or_path
     if name is None:
         return None, _gone(adapter, "", "no")
     if (folder := local_folder(name, adapter.folder)) is not None:
         return _foresee_folder(folder)
     if name.startswith(SCHEME):
         return None, "by ModelScope's client: from its cache, or downloaded"
-    if not is_hub_id(name) or may_be_a_path(adapter, name, adapter.revision):
+    if not is_hub_id(name) or may_be_a_path(adapter, name, adapter.config.revision):
         what = "a Hub id with an owner" if is_hub_id(name) else "a Hub id"
         return None, _gone(adapter, name, f"no: neither a folder here nor {what}")
-    return _foresee_id(name, adapter.revision)
+    return _foresee_id(name, adapter.config.revision)
 
 
 def _foresee_folder(folder: Path) -> tuple[Path, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from packager.errors import MissingWeightsError
+from packager.model.adapter import ADAPTER_CONFIG_NAME, WEIGHT_NAMES
 from packager.model.checkpoint import find_weight_files
-from packager.source.adapter import CONFIG_NAME, WEIGHT_NAMES
 
 
 def is_whole_model(folder: Path) -> bool:
@@ -22,14 +22,14 @@ def is_whole_model(folder: Path) -> bool:
 
 def is_whole_source(folder: Path) -> bool:
     """Whether a folder has an adapter, or several in folders of their own, or a model."""
-    if (folder / CONFIG_NAME).is_file():
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
         return _has_weights(folder)
     if (folder / "config.json").is_file():
         return is_whole_model(folder)
     # A checkpoint alone may have been asked for before: what is above it is still to come.
     named = [
         path.parent
-        for path in folder.glob(f"*/{CONFIG_NAME}")
+        for path in folder.glob(f"*/{ADAPTER_CONFIG_NAME}")
         if not path.parent.name.startswith("checkpoint-")
     ]
     return bool(named) and all(map(_has_weights, named))

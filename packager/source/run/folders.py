@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packager.model.checkpoint import describing_files
+from packager.model.model_file import ModelFile
 from packager.source.run.checkpoints import is_checkpoint_name
 
 # Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
@@ -43,7 +44,7 @@ def run_folders(folder: Path, given: Path | None = None) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def find_describing_files(folders: Sequence[Path]) -> dict[str, Path]:
+def find_describing_files(folders: Sequence[Path]) -> dict[str, ModelFile]:
     """The files beside the weights, by name; a tokenizer or chat template from above if need be.
 
     Never of two tokenizers: from above nothing is taken of what the folder itself has.
@@ -58,8 +59,8 @@ def find_describing_files(folders: Sequence[Path]) -> dict[str, Path]:
         if not all(map(_CHAT_TEMPLATES.fullmatch, own)):
             break
         found |= {
-            name: path
-            for name, path in describing_files(folder).items()
+            name: file
+            for name, file in describing_files(folder).items()
             if TOKENIZER_FILES.fullmatch(name)
             and not (has_chat_template and _CHAT_TEMPLATES.fullmatch(name))
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from packager.errors import CorruptFileError
 from packager.files import is_inside, read_json, require_inside
+from packager.model.model_file import ModelFile
 from packager.source.run.folders import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -124,7 +125,9 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def training_length(own_files: Mapping[str, Path], base_files: Mapping[str, Path]) -> int | None:
+def training_length(
+    own_files: Mapping[str, ModelFile], base_files: Mapping[str, ModelFile]
+) -> int | None:
     """The sequence length of training in tokens, where it is known.
 
     Trainers that set one write it as the tokenizer's `model_max_length`; where that is the base's,
@@ -134,8 +137,8 @@ def training_length(own_files: Mapping[str, Path], base_files: Mapping[str, Path
     return own if own is not None and own != base else None
 
 
-def _max_length(files: Mapping[str, Path]) -> int | None:
+def _max_length(files: Mapping[str, ModelFile]) -> int | None:
     if _TOKENIZER_CONFIG not in files:
         return None
-    value = read_json(files[_TOKENIZER_CONFIG]).get("model_max_length")
+    value = files[_TOKENIZER_CONFIG].json.get("model_max_length")
     return value if isinstance(value, int) and 0 < value < 10_000_000 else None

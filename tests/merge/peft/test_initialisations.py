@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from packager.errors import InputRefusedError
 from packager.model.checkpoint import FolderCheckpoint
-from packager.source.adapter import open_adapter
+from packager.source.adapter_folder import open_adapter
 from tests.merge.compared import differences, opened
 from tests.merge.tiny import VOCABULARY, load_base, merge_with_peft
 

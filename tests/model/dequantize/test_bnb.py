@@ -12,7 +12,7 @@ import torch
 from packager.errors import CorruptFileError, UnsupportedError
 from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
-from packager.source.adapter import open_adapter
+from packager.source.adapter_folder import open_adapter
 from tests.merge.tiny import Kind, make_base
 from tests.model.dequantize.quantized import dequantized, opened, same
 

@@ -16,7 +16,8 @@ import pytest
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
 from packager.package.fingerprint import base_identity
 from packager.progress import Silent
-from packager.source.adapter import Adapter, open_adapter
+from packager.model.adapter import Adapter
+from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 from packager.source.hub.identity import cached_identity
 from packager.source.inputs import Inputs

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from packager.progress import Silent
-from packager.source.adapter import Adapter, open_adapter
+from packager.model.adapter import Adapter
+from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 from packager.source.base.full_precision import twin_name
 from tests.told import Told

@@ -1,4 +1,4 @@
-"""A PEFT adapter folder: its configuration as a typed object, and its weight file."""
+"""Opening a PEFT adapter's folder: its configuration, checked, and its weight file."""
 
 from __future__ import annotations
 
@@ -6,42 +6,15 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
-from packager.files import read_json, require_inside
+from packager.files import require_inside
+from packager.model.adapter import ADAPTER_CONFIG_NAME, WEIGHT_NAMES, Adapter, AdapterConfig
+from packager.model.model_file import ModelFile
 from packager.model.tensor_file import TensorFile, open_tensor_file, require_filled
 from packager.source.methods import find_refusal, method_name
-
-CONFIG_NAME = "adapter_config.json"
-WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter that ftpack can merge.
-
-    Attributes:
-        folder: where `adapter_config.json` is.
-        weights: its tensor file; nothing of it is read yet.
-        method: the method's name for people, such as `LoRA` or `DoRA`.
-        rank: `r` of the configuration, where the method has one.
-        alpha: `lora_alpha` or `alpha` of the configuration, where the method has one.
-        target_modules: the targets as configured, for people.
-        base_model_name_or_path: what the trainer recorded as base, if anything.
-        revision: the base's revision as recorded, if any.
-    """
-
-    folder: Path
-    weights: TensorFile
-    method: str
-    rank: int | None
-    alpha: float | None
-    target_modules: str
-    base_model_name_or_path: str | None
-    revision: str | None
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -52,8 +25,9 @@ def open_adapter(folder: Path) -> Adapter:
         CorruptFileError: if either file cannot be read.
         UnsupportedError: naming the method or option that cannot be merged, and why.
     """
-    path = require_inside(folder / CONFIG_NAME, folder)
-    config = read_json(path)
+    path = require_inside(folder / ADAPTER_CONFIG_NAME, folder)
+    file = ModelFile(path)
+    config = file.json
     _refuse_mlx(path, config)
     refusal = find_refusal(config)
     if refusal is not None:
@@ -63,18 +37,17 @@ def open_adapter(folder: Path) -> Adapter:
         )
     weights = _open_weights(folder)
     rank, alpha = _read_ranks(path, config)
-    targets = config.get("target_modules")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    return Adapter(
-        folder=folder,
-        weights=weights,
+    typed = AdapterConfig(
+        file=file,
+        raw=config,
         method=method_name(config),
         rank=rank,
         alpha=alpha,
-        target_modules=_summary(targets),
         base_model_name_or_path=base if isinstance(base, str) and base else None,
         revision=revision if isinstance(revision, str) and revision else None,
     )
+    return Adapter(folder, typed, weights)
 
 
 def _open_weights(folder: Path) -> TensorFile:
@@ -91,7 +64,7 @@ def _open_weights(folder: Path) -> TensorFile:
         if pieces := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
             raise _in_pieces(folder, pieces)
         raise MissingWeightsError(
-            f"{folder} has {CONFIG_NAME}, but no {WEIGHT_NAMES[0]}.",
+            f"{folder} has {ADAPTER_CONFIG_NAME}, but no {WEIGHT_NAMES[0]}.",
             next_step="Save the adapter again with save_pretrained, or name the folder that has "
             "its weights.",
         )
@@ -134,7 +107,7 @@ def _refuse_mlx(path: Path, config: Mapping[str, object]) -> None:
     )
 
 
-def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, float | None]:
+def _read_ranks(path: Path, config: Mapping[str, object]) -> tuple[int | None, float | None]:
     """The rank and alpha, which a LoRA must have and many another method has not.
 
     Raises:
@@ -153,10 +126,3 @@ def _read_ranks(path: Path, config: dict[str, object]) -> tuple[int | None, floa
             next_step="Restore the configuration from the training run.",
         )
     return rank if has_rank else None, alpha if has_alpha else None
-
-
-def _summary(targets: object) -> str:
-    """The kinds of targeted modules: newer PEFT lists every single module by its full name."""
-    if not isinstance(targets, list):
-        return str(targets)
-    return ", ".join(sorted({str(target).rpartition(".")[2] for target in targets}))
