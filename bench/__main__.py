@@ -211,7 +211,7 @@ def _require_disk_space(shape: str, plan: Plan, work: Path, model: Path) -> None
         needed += 2 * sixteen_bits  # the merged model, and its 16-bit GGUF
     if not (model / "bench.json").is_file():
         needed += sixteen_bits
-    _say(f"the bench needs up to {format_bytes(needed)} of disk space")
+    _say(f"up to {format_bytes(needed)} of disk space are needed")
     require_disk(work, int(needed), "The bench")
 
 

@@ -81,8 +81,8 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--host", help="an Ollama server; without it, BASE and TUNED are bundles")
-    parser.add_argument("base")
-    parser.add_argument("tuned")
+    parser.add_argument("base", metavar="BASE", help="the base model's name or bundle")
+    parser.add_argument("tuned", metavar="TUNED", help="the tuned model's name or bundle")
     options = parser.parse_args()
     show_answers(options.base, options.tuned, options.host)
 
