@@ -9,7 +9,7 @@ from packager.gguf.context import warn_of_context
 from packager.gguf.convert import Conversion, GgufPrompt, ModelSource, convert
 from packager.gguf.projector import Projector, find_projector
 from packager.gguf.toolchain import Toolchain
-from packager.package.request import BuildOptions
+from packager.package.request import Request
 from packager.progress import Progress
 from packager.verify.vocabulary import check_pre_tokenizer
 
@@ -31,7 +31,7 @@ def convert_model(
     toolchain: Toolchain,
     source: ModelSource,
     prompt: GgufPrompt,
-    options: BuildOptions,
+    request: Request,
     scratch: Path,
     progress: Progress,
 ) -> Converted:
@@ -41,7 +41,7 @@ def convert_model(
         toolchain: where the converter is.
         source: the merged model.
         prompt: what the GGUF says about prompts.
-        options: whether the text model is made alone, and its context.
+        request: whether the text model is made alone, and its context.
         scratch: the run's temporary folder.
         progress: told what is left out, and what a longer context costs.
 
@@ -50,10 +50,11 @@ def convert_model(
             llama.cpp would split text otherwise than the training tokenizer.
         MissingWeightsError: if files that say how images are prepared are missing.
     """
-    text = convert(toolchain, source, prompt, scratch, options.context_length)
+    context_length = request.prompt.context_length
+    text = convert(toolchain, source, prompt, scratch, context_length)
     projector = find_projector(
-        toolchain, text, source, scratch, progress, is_text_only=options.text_only
+        toolchain, text, source, scratch, progress, is_text_only=request.build.text_only
     )
     check_pre_tokenizer(text, source.files, toolchain, scratch, progress)
-    warn_of_context(options.context_length, text, progress)
+    warn_of_context(context_length, text, progress)
     return Converted(text, projector)

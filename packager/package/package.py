@@ -48,6 +48,7 @@ class Package:
         prompt: the chat template, who renders it, and what the Modelfile says.
         files: the files to be made: the quants in the order of the request, then the `mmproj`.
         options: where they go, and how many threads quantize.
+        context_length: the context in tokens that was asked for; None for the model's own.
         force: whether another model's files may be overwritten.
     """
 
@@ -60,6 +61,7 @@ class Package:
     prompt: PromptPlan
     files: tuple[PlannedGguf, ...]
     options: BuildOptions
+    context_length: int | None
     force: bool
 
     @property

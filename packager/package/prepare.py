@@ -63,7 +63,7 @@ def _prepare(request: Request, scratch: Path, progress: Progress, *, will_build:
     require_rows(inputs, model.config, model.tensors)
     source = ModelSource(model, inputs.files, name)
     converted = convert_model(
-        toolchain, source, _gguf_prompt(inputs, prompt), request.build, scratch, progress
+        toolchain, source, _gguf_prompt(inputs, prompt), request, scratch, progress
     )
     text, projector = converted.text, converted.projector
     is_text_only = request.build.text_only
@@ -87,6 +87,7 @@ def _prepare(request: Request, scratch: Path, progress: Progress, *, will_build:
         prompt=prompt,
         files=_planned_files(name, converted, typed),
         options=request.build,
+        context_length=request.prompt.context_length,
         force=request.force,
     )
 

@@ -86,14 +86,14 @@ def _compare_with_training(folder: Path, chat_template: ChatTemplate, progress: 
 
 def _modelfile(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
     """What the Modelfile says: the model's own files first, then what was asked for."""
-    options, context_length = request.prompt, request.build.context_length
+    options = request.prompt
     parameters: dict[str, Scalar] = dict(sampling_parameters(inputs.files))
     if inputs.base is not None:
         length = training_length(inputs.own_files, inputs.base_files)
         if length is not None:
             parameters["num_ctx"] = length
-    if context_length:
-        parameters["num_ctx"] = context_length
+    if options.context_length:
+        parameters["num_ctx"] = options.context_length
     if options.preset:
         parameters |= find_preset(options.preset).parameters
     stops = tuple(dict.fromkeys((*decision.stops, *options.stops)))

@@ -19,15 +19,12 @@ class BuildOptions:
         quants: the quants to make, in order; empty for the default.
         out: the bundle's folder; None for `NAME-gguf` in the current folder.
         text_only: make only the text model of a multimodal model, without its `mmproj`.
-        context_length: the context in tokens, by YaRN if it exceeds the model's own; None for the
-            model's own.
         threads: how many threads quantize; 0 for one per core.
     """
 
     quants: tuple[Quant, ...] = ()
     out: Path | None = None
     text_only: bool = False
-    context_length: int | None = None
     threads: int = 0
 
     @property

@@ -19,8 +19,8 @@ from packager.gguf.types import type_quants, write_skeleton
 from packager.gguf.write import write_ggufs
 from packager.model.checkpoint import Checkpoint
 from packager.progress import Silent
+from testing.usual_route import quantize_with_llama_cpp, read_gguf
 from tests.merge.tiny import VOCABULARY
-from tests.usual_route import quantize_with_llama_cpp, read_gguf
 
 
 def gguf_differences(

@@ -17,7 +17,7 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
 from packager.source.adapter_folder import open_adapter
-from tests.usual_route import merge_with_peft
+from testing.usual_route import merge_with_peft
 
 
 def merged(base: Path, adapter: Path, device: str = "cpu") -> LoraMerged:
