@@ -128,7 +128,7 @@ def search_scale_and_minimum(
 
 @compiled
 def _add_up(v: Floats, quants: Floats, s: Floats, size: int, top: int) -> None:
-    """Quantize with the scale that is tried, and take the sums of the least squares."""
+    """Quantize with the scale that is conversation, and take the sums of the least squares."""
     for k in range(LANES):
         s[_SUM_L + k] = ZERO
         s[_SUM_L2 + k] = ZERO
