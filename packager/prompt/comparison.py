@@ -119,7 +119,7 @@ def compare(
         _compare(chat_template, conversation, render, tokenized_by)
         for conversation in conversations
     )
-    return Comparison(level, tuple(_without_excuses(item, mended) for item in compared))
+    return Comparison(level, tuple(_without_excuses(item, avoidable) for item in compared))
 
 
 def _without_excuses(item: ComparedPrompt, avoidable: set[str]) -> ComparedPrompt:

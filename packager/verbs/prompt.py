@@ -126,9 +126,7 @@ def _compare_source(
         offline = compare_offline(chat_template, native, modelfile.ollama_template, conversations)
         gguf = scratch / "vocabulary.gguf"
         write_skeleton(gguf, package.text)
-        compared = compare_gguf(
-            chat_template, package.inputs.files, gguf, conversations, scratch
-        )
+        compared = compare_gguf(chat_template, package.inputs.files, gguf, conversations, scratch)
     comparisons = [offline, compared.prompts]
     if daemon is not None:
         comparisons.append(
