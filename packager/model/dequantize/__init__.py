@@ -1,1 +1,1 @@
-"""Quantized checkpoints as plain ones: 16-bit weights, one tensor at a time."""
+"""Quantized checkpoints read as 16-bit ones, one tensor at a time."""

@@ -1,4 +1,4 @@
-"""bitsandbytes: nf4 and fp4 in blocks, LLM.int8() by rows."""
+"""bitsandbytes: nf4 and fp4 by blocks, LLM.int8() by rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TORCH_TYPES = ("bfloat16", "float16", "float32")
 
 
 def find_bitsandbytes(model: QuantizedModel) -> Quantization:
-    """The weights that bitsandbytes has packed.
+    """The weights that bitsandbytes packed.
 
-    Shapes of 4-bit weights are in a small JSON text beside each of them, which is read here.
+    This reads the small JSON text beside each 4-bit weight, which holds its shape.
 
     Raises:
         UnsupportedError: if bitsandbytes is not installed.
@@ -54,11 +54,11 @@ def _four_bits(model: QuantizedModel, state: str) -> PackedWeight:
 
 
 def _read_state(model: QuantizedModel, name: str) -> dict[str, object]:
-    """What bitsandbytes keeps of a weight as JSON in a tensor of bytes."""
+    """What bitsandbytes records about a weight, as JSON in a tensor of bytes."""
     try:
         settings = json.loads(bytes(model.checkpoint.load(name).tolist()))
     except ValueError as error:
-        raise model.damaged(name, f"is no JSON text: {error}") from error
+        raise model.damaged(name, f"is not JSON text: {error}") from error
     return settings if isinstance(settings, dict) else {}
 
 
@@ -67,7 +67,7 @@ def _dequantizer_4bit(is_transposed: bool) -> Callable[[dict[str, torch.Tensor]]
         import bitsandbytes.functional as bnb
         import torch
 
-        # `bnb_4bit_quant_storage` may call the bytes anything; the kernels want them as bytes.
+        # `bnb_4bit_quant_storage` may give the bytes any type; the kernels need uint8.
         packed = parts.pop("").view(torch.uint8)
         state = bnb.QuantState.from_dict(parts, device=torch.device("cpu"))
         weight: torch.Tensor = bnb.dequantize_4bit(packed, state)
@@ -87,7 +87,7 @@ def _int8(model: QuantizedModel, name: str) -> PackedWeight:
     parts = {"weight": name, "SCB": scales}
     if layout in model.tensors:
         if int(model.checkpoint.load(layout)):
-            raise model.damaged(name, "is kept in the tiles of an old GPU's kernels")
+            raise model.damaged(name, "is stored in the tiles of an old GPU's kernels")
         parts["weight_format"] = layout
     is_transposed = model.is_conv1d(module)
     info = model.plain(name, reversed(shape) if is_transposed else shape)

@@ -1,4 +1,4 @@
-"""A quantized checkpoint as a plain one: each weight is dequantized when it is asked for."""
+"""A quantized checkpoint read as a plain one: each weight is dequantized when it is loaded."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _PLAIN = ("BF16", "F16", "F32", "F64", "BOOL", "I64")
 
 
 class Dequantized(Derived):
-    """The tensors of a quantized checkpoint with plain weights, as its library dequantizes them.
+    """A quantized checkpoint's tensors as plain weights, equal to those of the format's library.
 
-    Which weights there are is told by headers alone (for some formats, by small tensors that hold
-    shapes); one weight at a time is in memory. Everything is computed on the CPU, and each weight
-    is rounded to `dtype`; tensors that are not quantized stay as they are.
+    Opening it reads only headers (and, for some formats, small tensors that hold shapes). One
+    weight at a time is in memory. Weights are dequantized on the CPU and rounded to `dtype`;
+    tensors that are not quantized stay as they are.
 
     Args:
         checkpoint: a folder whose `config.json` has a `quantization_config`.
 
     Raises:
-        UnsupportedError: naming a format or variant that is not read, or a library that is missing.
-        CorruptFileError: naming a weight whose parts do not fit, or a tensor of no known meaning.
+        UnsupportedError: naming an unsupported format or variant, or a library that is missing.
+        CorruptFileError: naming a weight whose parts do not fit, or a tensor of unknown meaning.
     """
 
     def __init__(self, checkpoint: FolderCheckpoint) -> None:
@@ -58,7 +58,7 @@ class Dequantized(Derived):
 
     @property
     def description(self) -> str:
-        """What is done with the weights, for people."""
+        """What happens to the weights, in words."""
         return f"quantized ({self.label}): dequantized to {_NAMES[self.dtype]} tensor by tensor"
 
     @property
@@ -67,7 +67,7 @@ class Dequantized(Derived):
         return self._tensors
 
     def is_packed(self, name: str) -> bool:
-        """Whether a tensor is dequantized, and not read as it is."""
+        """Whether a tensor is dequantized, rather than read as it is."""
         return name in self._packed
 
     def load(self, name: str) -> torch.Tensor:
@@ -81,7 +81,7 @@ class Dequantized(Derived):
         return self._dequantize(weight, parts)
 
     def _load_by_slice(self, name: str, info: TensorInfo) -> torch.Tensor:
-        """A stack of experts, in no more memory than it takes itself."""
+        """A stack of experts, in little more memory than its own size."""
         import torch
 
         whole = torch.empty(info.shape, dtype=info.torch_dtype)
@@ -110,15 +110,15 @@ class Dequantized(Derived):
             made = weight.dequantize(parts).to(weight.info.torch_dtype)
         if tuple(made.shape)[1:] != weight.info.shape[1:]:
             raise CorruptFileError(
-                f"The quantized weight {weight.info.name!r} in {self._folder} makes a tensor "
-                f"of {list(made.shape)}, not {list(weight.info.shape)}.",
+                f"The quantized weight {weight.info.name!r} in {self._folder} gives a tensor "
+                f"of shape {list(made.shape)}, not {list(weight.info.shape)}.",
                 next_step="Download or save the model again.",
             )
         return made
 
 
 def _plain_dtype(checkpoint: FolderCheckpoint) -> str:
-    """The element type to dequantize to: the configuration's, else the first plain tensor's."""
+    """The dtype to dequantize to: the configuration's, else that of the first plain tensor."""
     for part in checkpoint.config.parts:
         for key in ("dtype", "torch_dtype"):
             if str(part.get(key)) in _DTYPES:
@@ -130,7 +130,7 @@ def _plain_dtype(checkpoint: FolderCheckpoint) -> str:
 def _plain_tensors(
     checkpoint: FolderCheckpoint, packed: Mapping[str, PackedWeight]
 ) -> dict[str, TensorInfo]:
-    """The plain tensors in the order of the files; each stands where its first part does."""
+    """The plain tensors in the order of the files; each takes the place of its first part."""
     owner = {part: weight for weight in packed.values() for part in weight.parts.values()}
     tensors: dict[str, TensorInfo] = {}
     for name, info in checkpoint.tensors.items():
@@ -142,7 +142,7 @@ def _plain_tensors(
         elif info.dtype not in _PLAIN:
             raise CorruptFileError(
                 f"{checkpoint.folder} holds the tensor {name!r} ({info.dtype}), which is neither "
-                "a plain weight nor part of a quantized one of the format in config.json.",
+                "a plain weight nor part of a weight in config.json's quantization format.",
                 next_step="Download or save the model again, or use its 16-bit original "
                 "with --base.",
             )
@@ -152,6 +152,9 @@ def _plain_tensors(
 
 
 def _is_beside_weight(info: TensorInfo, packed: Mapping[str, PackedWeight]) -> bool:
-    """Whether a tensor is one number, or stands beside a packed weight: no plain model's own."""
+    """Whether a tensor is a single number, or belongs to a packed weight's module.
+
+    The plain model does not have such a tensor.
+    """
     module = info.name.rpartition(".")[0]
     return math.prod(info.shape) == 1 or f"{module}.weight" in packed

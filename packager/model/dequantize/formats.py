@@ -16,7 +16,7 @@ from packager.model.dequantize.packed import Quantization, QuantizedModel
 
 _KEY = "quantization_config"
 _PLAIN = ("BF16", "F16", "F32", "F64")
-# `quant_method` as transformers writes it, and what finds its weights.
+# By `quant_method` as transformers writes it: the function that finds the packed weights.
 FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
     "awq": find_awq,
     "bitsandbytes": find_bitsandbytes,
@@ -26,7 +26,7 @@ FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
     "gptq": find_gptq,
     "mxfp4": find_mxfp4,
 }
-# Whose code some of them are dequantized by; the others are by ftpack's own.
+# The formats that are dequantized by a library's code; ftpack's own code does the others.
 _LIBRARIES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
 
 
@@ -40,14 +40,14 @@ def quantization_settings(config: ModelConfig) -> Mapping[str, object] | None:
 
 
 def quant_method(settings: Mapping[str, object]) -> str:
-    """The name of the method; older bitsandbytes checkpoints have only its switches."""
+    """The method's name; older bitsandbytes checkpoints have only its `load_in_*` switches."""
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return "bitsandbytes"
     return str(settings.get("quant_method"))
 
 
 def dequantizing_library(config: ModelConfig) -> str | None:
-    """The distribution that dequantizes a model's weights; None for plain ones and ftpack's own."""
+    """The distribution that dequantizes a model's weights; None if none is needed."""
     settings = quantization_settings(config)
     return None if settings is None else _LIBRARIES.get(quant_method(settings))
 
@@ -62,7 +62,7 @@ def plain_config(config: ModelConfig) -> ModelConfig:
 
 
 def require_known(config: ModelConfig) -> None:
-    """Check that a model's weights are plain, or of a format that can be dequantized.
+    """Check that a model's weights are plain, or in a format that ftpack dequantizes.
 
     Raises:
         UnsupportedError: naming the format.
@@ -78,12 +78,12 @@ def require_known(config: ModelConfig) -> None:
 
 
 def require_plain(checkpoint: Checkpoint) -> None:
-    """Check that weights are numbers by themselves: packed ones need what their config tells.
+    """Check that the weights are plain floats: packed ones cannot be read without settings.
 
-    Buffers of older versions of transformers (masks, positions) may be of any type.
+    The buffers that older versions of transformers saved (masks, positions) may have any type.
 
     Raises:
-        CorruptFileError: listing weights of other types.
+        CorruptFileError: naming a weight of another type, and their number.
     """
     packed = [
         f"{name} ({info.dtype})"

@@ -1,4 +1,4 @@
-"""FP8 with scales per tensor, channel or block, as transformers, DeepSeek and fbgemm write it."""
+"""FP8 with scales by tensor, channel or block, as transformers, DeepSeek and fbgemm write it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATS = ("F8_E4M3", "F8_E5M2")
-# Scales beside `weight`, in the names that checkpoints have for them.
+# The names that checkpoints use for the scales of `weight`.
 _SUFFIXES = ("_scale_inv", "_scale")
 _SIBLINGS = ("scale", "qscale_weight")
 
@@ -23,7 +23,7 @@ def find_fp8(model: QuantizedModel) -> Quantization:
     A weight is the product of its FP8 values and their scales in fp32, rounded once.
 
     Raises:
-        UnsupportedError: for a block size that is no pair.
+        UnsupportedError: for a block size that is not a pair of positive integers.
         CorruptFileError: naming a weight without scales, or with scales that do not fit.
     """
     block = model.settings.get("weight_block_size")
@@ -64,10 +64,10 @@ def _scaled(model: QuantizedModel, name: str, block: object) -> PackedWeight:
 def _spans(
     shape: tuple[int, ...], scale_shape: tuple[int, ...], block: object
 ) -> tuple[int, int] | None:
-    """How many rows and columns each scale counts for; None where weight and scales do not fit.
+    """How many rows and columns each scale applies to; None if weight and scales do not fit.
 
-    The configuration's block comes first: where it does not divide a weight (the last block is cut
-    short), the number of scales alone would give other blocks.
+    The configuration's block takes precedence: if it does not divide the weight (the last block is
+    shorter), the number of scales alone would suggest other blocks.
     """
     if len(shape) < 2:
         return None
@@ -102,7 +102,7 @@ def _dequantizer(spans: tuple[int, int]) -> Callable[[dict[str, torch.Tensor]], 
             scale = scale[:, None]
         rows, columns = weight.shape[-2:]
         scale = scale.repeat_interleave(spans[0], dim=-2)[..., :rows, :]
-        # By columns of blocks: scales as large as the weight would take as much memory again.
+        # By columns of blocks: scales of the weight's size would double the memory.
         for index in range(scale.shape[-1]):
             start = index * spans[1]
             weight[..., start : min(start + spans[1], columns)].mul_(scale[..., index : index + 1])

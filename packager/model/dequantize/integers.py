@@ -1,4 +1,4 @@
-"""GPTQ and AWQ: integers of 2, 4 or 8 bits with a scale and a zero point for each group of rows."""
+"""GPTQ and AWQ: integers of 2, 4 or 8 bits, with a scale and a zero point per group of rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 _GPTQ_BITS = (2, 4, 8)
 _WORD_BITS = 32
-# The order in which AWQ's kernels find the eight columns of a word.
+# The positions in a word of its eight columns, as AWQ's kernels expect them.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def find_gptq(model: QuantizedModel) -> Quantization:
-    """The weights that GPTQ has packed (`qweight`, `qzeros`, `scales`, `g_idx`).
+    """The weights that GPTQ packed (`qweight`, `qzeros`, `scales`, `g_idx`).
 
     Raises:
-        UnsupportedError: for 3 bits, and for the layouts of single kernels (Marlin, BitBLAS).
+        UnsupportedError: for 3 bits, and for the layouts of particular kernels (Marlin, BitBLAS).
         CorruptFileError: naming a weight whose parts do not fit.
     """
     bits = model.settings.get("bits")
@@ -31,15 +31,15 @@ def find_gptq(model: QuantizedModel) -> Quantization:
     if layout not in ("gptq", "gptq_v2"):
         raise model.refuse(f"`checkpoint_format` {layout!r} of GPTQ")
     assert isinstance(bits, int)
-    # The first layout keeps zero points less one, taken from each word as a whole: where a zero
-    # point is 0, its neighbour has lent a bit, and gets it back when the word is added to.
+    # The "gptq" layout stores zero points less one, subtracted from each word as a whole. A zero
+    # point of 0 has borrowed from its neighbour; adding to the whole word gives that back.
     lent = sum(1 << shift for shift in range(0, _WORD_BITS, bits)) if layout == "gptq" else 0
     weights = [_gptq(model, module, bits, lent) for module in _modules(model)]
     return Quantization(f"GPTQ, {bits} bits", tuple(weights))
 
 
 def find_awq(model: QuantizedModel) -> Quantization:
-    """The weights that AWQ has packed (`qweight`, `qzeros`, `scales`), in its GEMM layout.
+    """The weights that AWQ packed (`qweight`, `qzeros`, `scales`), in its GEMM layout.
 
     Raises:
         UnsupportedError: for other widths and layouts.
@@ -61,7 +61,7 @@ def _modules(model: QuantizedModel) -> list[str]:
 def _parts(
     model: QuantizedModel, module: str, names: Sequence[str]
 ) -> tuple[dict[str, str], list[TensorInfo]]:
-    """The tensors that a module must have, each of two dimensions."""
+    """The tensors that a module must have, by role, and their infos; all are matrices."""
     parts = {name: f"{module}.{name}" for name in names}
     for full in parts.values():
         if full not in model.tensors or len(model.tensors[full].shape) != 2:
@@ -100,7 +100,7 @@ def _gptq_dequantizer(
             size = values.shape[0] // zeros.shape[0]
             group_of = torch.arange(values.shape[0]).div(size, rounding_mode="floor")
         rows = group_of.long()
-        # In the scales' own element type, as the libraries' kernels have it.
+        # In the dtype of the scales, as in the libraries' kernels.
         weight = parts["scales"][rows].mul_(values.sub_(zeros[rows]))
         return weight if is_transposed else weight.T.contiguous()
 
@@ -112,7 +112,7 @@ def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     import torch
 
     shifts = range(0, _WORD_BITS, bits)
-    # One place of the words at a time: all at once take twice the memory, as int32.
+    # One position in the words at a time: all at once, as int32, would take twice the memory.
     made = torch.empty((*words.shape, len(shifts)), dtype=torch.int16)
     for index, shift in enumerate(shifts):
         made[..., index] = (words >> shift) & ((1 << bits) - 1)

@@ -1,4 +1,4 @@
-"""MXFP4, as gpt-oss keeps its experts: blocks of 32 4-bit floats with one power of two."""
+"""MXFP4, the format of gpt-oss's experts: blocks of 32 4-bit floats with one power of two."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from packager.model.dequantize.packed import PackedWeight, Quantization, Quantiz
 if TYPE_CHECKING:
     import torch
 
-# The values of E2M1 (OCP Microscaling Formats 1.0, 5.3.3), the sign in the highest bit.
+# The values of E2M1 (OCP Microscaling Formats 1.0, 5.3.3); the sign is in the highest bit.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _BIAS = 127
 
 
 def find_mxfp4(model: QuantizedModel) -> Quantization:
-    """The experts that are kept as `*_blocks` and `*_scales`.
+    """The experts that are stored as `*_blocks` and `*_scales`.
 
     Raises:
-        CorruptFileError: naming blocks without scales that fit them.
+        CorruptFileError: naming blocks whose scales are missing or do not fit.
     """
     names = [name for name in model.tensors if name.endswith(_BLOCKS)]
     return Quantization("mxfp4", tuple(_experts(model, name) for name in names))
@@ -32,7 +32,7 @@ def _experts(model: QuantizedModel, blocks: str) -> PackedWeight:
     if len(shape) != 4 or scales not in model.tensors or model.tensors[scales].shape != shape[:-1]:
         raise model.damaged(name, f"has blocks {shape} without scales that fit them")
     experts, out_features, groups, block_bytes = shape
-    # The plain model keeps experts as `[experts, in_features, out_features]`.
+    # The plain model stores experts as `[experts, in_features, out_features]`.
     info = model.plain(name, (experts, groups * block_bytes * 2, out_features))
     return PackedWeight(info, {"blocks": blocks, "scales": scales}, _dequantize, is_by_slice=True)
 

@@ -1,4 +1,4 @@
-"""A weight that several tensors of a quantized checkpoint hold together."""
+"""Packed weights: one weight of the model in several tensors of a quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from packager.model.tensor_file import TensorInfo
 if TYPE_CHECKING:
     import torch
 
-# Architectures whose linear layers are transformers' Conv1D, kept as `[in_features, out_features]`.
-# Quantizers make ordinary linear layers of them, `[out_features, in_features]`.
+# Architectures whose linear layers are transformers' Conv1D, with `[in_features, out_features]`.
+# Quantizers turn them into ordinary linear layers, with `[out_features, in_features]`.
 _CONV1D = {
     "gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"),
     "openai-gpt": ("c_attn", "c_proj", "c_fc"),
 }
-# What quantized checkpoints keep for activations and caches: a plain model has no use for it.
+# Tensors for activations and caches in quantized checkpoints: a plain model does not use them.
 _OF_ACTIVATIONS = (
     ".activation_scale", ".input_global_scale", ".input_scale", ".input_scale_ub",
     ".input_zero_point", ".k_scale", ".output_scale", ".output_zero_point", ".q_scale",
@@ -30,13 +30,13 @@ _OF_ACTIVATIONS = (
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """One weight of the plain model, and what it is made of.
+    """One weight of the plain model, and the tensors that it is computed from.
 
     Attributes:
-        info: the plain weight: its name, shape and element type.
+        info: the plain weight's name, shape and dtype.
         parts: the names of the checkpoint's tensors, by their role in the format.
-        dequantize: makes the weight of the parts, in an element type of its choice.
-        is_by_slice: whether slices of the parts' first dimension make slices of the weight's.
+        dequantize: computes the weight from the parts by role, in any float dtype.
+        is_by_slice: whether slices of the parts' first dimension give slices of the weight.
     """
 
     info: TensorInfo
@@ -60,12 +60,12 @@ class Quantization:
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A checkpoint with what its configuration says of its quantization.
+    """A quantized checkpoint, with the settings of its quantization.
 
     Attributes:
         checkpoint: the quantized tensors.
         settings: `quantization_config`.
-        dtype: safetensors' name of the element type to dequantize to.
+        dtype: the dtype to dequantize to, by safetensors' name (`BF16`).
     """
 
     checkpoint: FolderCheckpoint
@@ -78,16 +78,16 @@ class QuantizedModel:
         return self.checkpoint.tensors
 
     def plain(self, name: str, shape: Iterable[int]) -> TensorInfo:
-        """A weight of the plain model."""
+        """The name, shape and dtype of a weight of the plain model."""
         return TensorInfo(name, tuple(shape), self.dtype)
 
     def is_conv1d(self, module: str) -> bool:
-        """Whether the plain model keeps this module's weight transposed."""
+        """Whether the plain model stores this module's weight transposed."""
         ends = _CONV1D.get(str(self.checkpoint.config.values.get("model_type")), ())
         return module.rpartition(".")[2] in ends
 
     def refuse(self, what: str) -> UnsupportedError:
-        """The error for a variant of a format that is not read."""
+        """The error for an unsupported variant of a format."""
         return UnsupportedError(
             f"{self.checkpoint.folder / 'config.json'}: `quantization_config` has {what}, which "
             "ftpack does not dequantize.",
@@ -95,7 +95,7 @@ class QuantizedModel:
         )
 
     def damaged(self, name: str, why: str) -> CorruptFileError:
-        """The error for a tensor that is not what its format says."""
+        """The error for a tensor that is not as its format requires."""
         return CorruptFileError(
             f"The quantized weight {name!r} in {self.checkpoint.folder} {why}.",
             next_step="Download or save the model again, or use its 16-bit original with --base.",
@@ -103,19 +103,19 @@ class QuantizedModel:
 
 
 def is_of_activations(name: str) -> bool:
-    """Whether a tensor of a quantized checkpoint has a name of those that belong to no weight."""
+    """Whether a tensor's name is one for activations or caches."""
     return name.endswith(_OF_ACTIVATIONS)
 
 
 def require_library(module: str, extra: str, label: str) -> None:
-    """Check that an optional library is installed; it is not imported yet.
+    """Check that an optional library is installed, without importing it.
 
     Raises:
         UnsupportedError: with the command that installs it.
     """
     if importlib.util.find_spec(module) is None:
         raise UnsupportedError(
-            f"The model's weights are quantized ({label}), and {extra} dequantizes them: it is "
-            "not installed.",
+            f"The model's weights are quantized ({label}), and {extra}, which dequantizes them, "
+            "is not installed.",
             next_step=f"pip install 'ftpack[{extra}]', or name the 16-bit model with --base.",
         )
