@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,12 +205,18 @@ def existing_folder(text: str) -> Path | None:
         return None
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def sha256_file(path: Path, advance: Callable[[int], None] = lambda size_bytes: None) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        path: the file.
+        advance: called with the number of bytes after each block.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 

@@ -1,12 +1,11 @@
-"""Whether llama.cpp loads a GGUF: tried in a process of its own, since it may abort.
+"""Whether llama.cpp can load a GGUF, checked in a separate process, since llama.cpp may abort.
 
-Without memory for the weights (`no_alloc`), it reads header and vocabulary, and looks for each
-tensor that its architecture needs, in its shape. A file with holes in the place of the data does.
+Without memory for the weights (`no_alloc`), llama.cpp reads the header and the vocabulary, and
+requires each tensor of the architecture, in its shape. A file with holes instead of data is enough.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -15,14 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from packager.errors import UnsupportedError
+from packager.gguf.llama_log import collect_log
+from packager.gguf.toolchain import Toolchain
+from packager.override import refuse_unless
+from packager.progress import Progress
+
 _REASON = "error loading model:"
 # LLAMA_LOAD_MODE_NONE of llama.h: a mapped file would be read as a whole.
 _LOAD_MODE_NONE = 0
 
 
 @contextmanager
-def load_tried(path: Path) -> Iterator[Callable[[], str | None]]:
-    """Begin to load a GGUF; gives what waits for the reason why llama.cpp refuses it, or None."""
+def begin_load_check(path: Path) -> Iterator[Callable[[], str | None]]:
+    """Begin to load a GGUF; gives a function that waits for llama.cpp's reason to refuse it.
+
+    The function returns None if llama.cpp loads the file. The process ends with the block.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(path)],
         env=os.environ | {"GGML_NO_BACKTRACE": "1"},
@@ -34,10 +42,10 @@ def load_tried(path: Path) -> Iterator[Callable[[], str | None]]:
     )
 
     def reason() -> str | None:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
         if process.returncode == 0:
             return None
-        return said.strip() or f"its loader ends with status {process.returncode}"
+        return output.strip() or f"its loader ended with status {process.returncode}"
 
     with process:
         try:
@@ -46,24 +54,42 @@ def load_tried(path: Path) -> Iterator[Callable[[], str | None]]:
             process.kill()
 
 
+def require_loadable(
+    reason: str | None, toolchain: Toolchain, force: bool, progress: Progress
+) -> None:
+    """Refuse a model that llama.cpp cannot load. Most often, tensors are missing.
+
+    Args:
+        reason: llama.cpp's reason, as `begin_load_check` gives it; None if it loads the model.
+        toolchain: names the version in the message.
+        force: warn instead of refusing.
+        progress: gets that warning.
+
+    Raises:
+        UnsupportedError: with the reason, unless `force` is true.
+    """
+    if reason is None:
+        return
+    error = UnsupportedError(
+        f"llama.cpp (llama-cpp-python {toolchain.version}) cannot load this model: {reason}.",
+        next_step="Compare config.json with the weights, or download or save the model again. "
+        "With --force the files are written anyway.",
+    )
+    refuse_unless(force, error, progress)
+
+
 def _main(path: str) -> int:
     import llama_cpp
 
-    pieces: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(_level: int, text: bytes, _data: object) -> None:
-        pieces.append(text.decode(errors="replace"))
-
     library: Any = llama_cpp
-    library.llama_log_set(collect, ctypes.c_void_p(0))
     parameters = library.llama_model_default_params()
     parameters.no_alloc = True
     parameters.load_mode = _LOAD_MODE_NONE
     parameters.n_gpu_layers = 0
-    if library.llama_model_load_from_file(path.encode(), parameters):
-        return 0
-    lines = [line for line in "".join(pieces).splitlines() if _REASON in line]
+    with collect_log() as log:
+        if library.llama_model_load_from_file(path.encode(), parameters):
+            return 0
+    lines = [line for line in log.text.splitlines() if _REASON in line]
     sys.stdout.write(lines[-1].partition(_REASON)[2].strip() if lines else "")
     return 1
 

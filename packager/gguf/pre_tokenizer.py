@@ -1,10 +1,11 @@
 r"""Which of llama.cpp's pre-tokenizers a tokenizer has, read from its own definition.
 
-llama.cpp's converter recognises a pre-tokenizer by a digest of the ids that it makes of one text.
-They depend on the vocabulary too: a fine-tune that has changed it is unknown there, though it
-splits text as its base does. How it splits is written in `tokenizer.json`; here that is held
-against what llama.cpp does under each name (`llm_tokenizer_bpe` in llama-vocab.cpp). That is not
-always the same to the letter, so the ids have to prove the choice.
+llama.cpp's converter recognises a pre-tokenizer by a digest of one text's token ids. These depend
+on the vocabulary too, so the converter does not recognise a fine-tune that changed the vocabulary,
+even if it splits text as its base does. `tokenizer.json` defines how text is split; this module
+compares that definition with what llama.cpp does under each name (`llm_tokenizer_bpe` in
+llama-vocab.cpp). The two can still differ in detail, so the choice is trusted only after token ids
+were compared.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.files import read_json
+from packager.model.model_file import ModelFile
 
-# Steps other than a regular expression by which text is split.
+# Steps that do not split text by a regular expression.
 _BYTES = "ByteLevel"
 _BY_PUNCTUATION = "Punctuation (Contiguous)"
 _SPACE_AS_PIECE = "' ' becomes '\u2581'"
@@ -40,7 +41,7 @@ _O200K = "|".join(
         _SPACE,
     )
 )
-# DeepSeek's: letters that have a case, punctuation, and Chinese characters (with others).
+# DeepSeek's classes: letters with case, punctuation, and Chinese characters (and some others).
 _CASED_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-"
     "\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1"
@@ -69,9 +70,10 @@ class _Known:
     """What llama.cpp does under a name.
 
     Attributes:
-        name: for `tokenizer.ggml.pre`; of several that do the same, the oldest.
+        name: for `tokenizer.ggml.pre`; the oldest of several names that do the same.
         steps: what is done to a text, in order, in the spelling of `tokenizer.json`.
-        ignores_merges: whether a piece that is a token of the vocabulary is taken whole.
+        ignores_merges: whether a piece that is itself in the vocabulary becomes one token, whatever
+            the merges say.
     """
 
     name: str
@@ -79,8 +81,8 @@ class _Known:
     ignores_merges: bool = False
 
 
-# Left out: what llama.cpp does only nearly ("tekken" tears marks off too, "tiny_aya" splits
-# capitals otherwise), and what no published definition was at hand for.
+# Left out are pre-tokenizers that llama.cpp only approximates ("tekken" separates marks from their
+# letters, "tiny_aya" splits capitals differently), and those without a published definition.
 _KNOWN = (
     _Known("gpt-2", (_GPT2, _BYTES)),
     _Known("starcoder", (r"\p{N}", _GPT2, _BYTES)),
@@ -120,7 +122,7 @@ _KNOWN = (
         ),
         ignores_merges=True,
     ),
-    # What llama.cpp does as "gpt-4o" tears marks off their letters (Hindi, Thai).
+    # llama.cpp's own "gpt-4o" separates marks from their letters (Hindi, Thai).
     _Known("granite-embed-multi-97m", (_O200K, _BYTES), ignores_merges=True),
     _Known(
         "deepseek-llm",
@@ -139,7 +141,8 @@ _KNOWN = (
     _Known("gemma4", (_SPACE_AS_PIECE, _AFTER_SPACES)),
     _Known("gemma4", (_SPACE_AS_PIECE,)),
 )
-# Other ways to write the same; where a quantifier is possessive, nothing could be given back.
+# Equivalent ways to write an expression. Possessive quantifiers are the same as greedy ones here:
+# no match needs backtracking.
 _SPELLINGS = (
     ("\r", r"\r"),
     ("\n", r"\n"),
@@ -154,13 +157,13 @@ _SPELLINGS = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One of llama.cpp's pre-tokenizers, found for a tokenizer that its converter does not know.
+    """One of llama.cpp's pre-tokenizers, for a tokenizer that its converter does not know.
 
     Attributes:
-        name: llama.cpp's, for `tokenizer.ggml.pre`.
-        definition: what of `tokenizer.json` it was found by, in short.
-        is_byte_level: whether every piece is made of bytes written as letters; else a character
-            that is no token falls back on tokens such as `<0x0A>`.
+        name: llama.cpp's name, for `tokenizer.ggml.pre`.
+        definition: a short form of the definition in `tokenizer.json`.
+        is_byte_level: whether every piece consists of bytes, written as letters. Otherwise a
+            character without a token falls back on tokens such as `<0x0A>`.
     """
 
     name: str
@@ -168,29 +171,51 @@ class PreTokenizer:
     is_byte_level: bool
 
 
-def find_pre_tokenizer(path: Path | None, toolchain_version: str) -> PreTokenizer:
-    """Find llama.cpp's name for how a `tokenizer.json` splits text.
+def find_pre_tokenizer(file: ModelFile | None, toolchain_version: str) -> PreTokenizer:
+    """Find llama.cpp's name for the way in which a `tokenizer.json` splits text.
 
     Args:
-        path: the file, if there is one.
-        toolchain_version: the version of llama-cpp-python, to be named in an error.
+        file: the `tokenizer.json`, if there is one.
+        toolchain_version: the version of llama-cpp-python, for error messages.
 
     Raises:
-        UnsupportedError: naming the definition, if llama.cpp does nothing of the kind.
-        CorruptFileError: if the file is no tokenizer's.
+        UnsupportedError: naming the definition, if llama.cpp has no equal pre-tokenizer.
+        CorruptFileError: if the file does not hold a tokenizer.
     """
-    if path is None:
+    if file is None:
         raise UnsupportedError(
-            "llama.cpp's converter does not know this vocabulary, and without a tokenizer.json "
-            "nothing says how it splits text.",
+            "llama.cpp's converter does not know this vocabulary, and there is no tokenizer.json "
+            "that says how it splits text.",
             next_step="Write one beside the model: AutoTokenizer.from_pretrained(FOLDER)"
             ".save_pretrained(FOLDER).",
         )
-    tokenizer = read_json(path)
+    match = file.parsed_by(_match)
+    if match.name is None:
+        raise UnsupportedError(
+            f"llama.cpp's converter (llama-cpp-python {toolchain_version}) does not know the "
+            f"pre-tokenizer of {file.path}, and llama.cpp has none that does the same: "
+            f"{match.definition}.",
+            next_step="Use the base's pre_tokenizer and normalizer if the fine-tune changed only "
+            "the vocabulary; else a newer llama-cpp-python may have it: pip install -U "
+            "llama-cpp-python, then `ftpack doctor --install-toolchain`.",
+        )
+    return PreTokenizer(match.name, match.definition, match.is_byte_level)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What a `tokenizer.json` was recognised as: `PreTokenizer`, whose name is None if unknown."""
+
+    name: str | None
+    definition: str
+    is_byte_level: bool
+
+
+def _match(path: Path, tokenizer: Mapping[str, Any]) -> _Match:
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         raise CorruptFileError(
-            f"{path} has {str(model)[:80]!r} under 'model', which no tokenizer has there.",
+            f"{path} has {str(model)[:80]!r} under 'model', which is not valid there.",
             next_step="Restore the file from the training run, or download it again.",
         )
     steps = (*_steps(tokenizer.get("normalizer")), *_steps(tokenizer.get("pre_tokenizer")))
@@ -198,49 +223,52 @@ def find_pre_tokenizer(path: Path | None, toolchain_version: str) -> PreTokenize
     alike = [known for known in _KNOWN if known.steps == steps and model.get("type") == "BPE"]
     ignores_merges = model.get("ignore_merges") is True
     exact = [known for known in alike if known.ignores_merges == ignores_merges]
+    name = None
     if exact or (alike and _merges_make_every_token(tokenizer)):
-        return PreTokenizer((exact or alike)[0].name, definition, _BYTES in steps)
-    if alike:
+        name = (exact or alike)[0].name
+    elif alike:
         definition += f", ignore_merges {str(ignores_merges).lower()}"
-    raise UnsupportedError(
-        f"llama.cpp's converter (llama-cpp-python {toolchain_version}) does not know the "
-        f"pre-tokenizer of {path}, and llama.cpp has none that does the same: {definition}.",
-        next_step="Use the base's pre_tokenizer and normalizer if the fine-tune only changed the "
-        "vocabulary; else a newer llama-cpp-python may have it: pip install -U llama-cpp-python, "
-        "then `ftpack doctor --install-toolchain`.",
-    )
+    return _Match(name, definition, _BYTES in steps)
 
 
 def _steps(part: object) -> list[str]:
     """What a normalizer or pre-tokenizer does, step by step, each in one spelling."""
     match part:
-        # llama.cpp composes nothing: the ids of composed text show whether it does for the rest.
+        # llama.cpp does not compose characters. The comparison of ids shows whether that matters.
         case None | {"type": "NFC"}:
             return []
-        case {"type": "Sequence", "normalizers": [*parts]}:
+        case {"type": "Sequence", "normalizers": [*parts]} | {
+            "type": "Sequence",
+            "pretokenizers": [*parts],
+        }:
             return [step for part in parts for step in _steps(part)]
-        case {"type": "Sequence", "pretokenizers": [*parts]}:
-            return [step for part in parts for step in _steps(part)]
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
+            return [_BYTES]
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return [_GPT2, _BYTES]
+    step = _split(part)
+    return [json.dumps(part, ensure_ascii=False) if step is None else step]
+
+
+def _split(part: object) -> str | None:
+    """The single step of a part that splits text or replaces spaces; None for other parts."""
+    match part:
         case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
-            return [_SPACE_AS_PIECE]
+            return _SPACE_AS_PIECE
         case {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}:
-            return [_AFTER_SPACES]
-        # All that is not split off is dropped by the latter; these expressions leave nothing.
+            return _AFTER_SPACES
+        # "Removed" drops the text that the expression does not match; these match everything.
         case (
             {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated"}
             | {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Removed",
                "invert": True}
         ):  # fmt: skip
-            return [_spelled(regex)]
+            return _spelled(regex)
         case {"type": "Digits", "individual_digits": each}:
-            return [r"\p{N}" if each else r"\p{N}+"]
+            return r"\p{N}" if each else r"\p{N}+"
         case {"type": "Punctuation", "behavior": "Contiguous"}:
-            return [_BY_PUNCTUATION]
-        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}:
-            return [_BYTES]
-        case {"type": "ByteLevel", "add_prefix_space": False}:
-            return [_GPT2, _BYTES]
-    return [json.dumps(part, ensure_ascii=False)]
+            return _BY_PUNCTUATION
+    return None
 
 
 def _spelled(regex: str) -> str:
@@ -250,12 +278,12 @@ def _spelled(regex: str) -> str:
 
 
 def _in_short(model_type: str, steps: tuple[str, ...]) -> str:
-    shown = [step if len(step) <= 60 else f"{step[:57]}..." for step in steps]
-    return f"{model_type}, split by {' then '.join(shown) or 'nothing'}"
+    short = [step if len(step) <= 60 else f"{step[:57]}..." for step in steps]
+    return f"{model_type}, split by {' then '.join(short) or 'nothing'}"
 
 
 def _merges_make_every_token(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether it is all the same if merges are ignored for a piece that is a token itself."""
+    """Whether merges make each token from its own text, so that ignoring them changes nothing."""
     from tokenizers import Tokenizer
 
     added = {token["content"] for token in tokenizer.get("added_tokens") or ()}

@@ -1,35 +1,33 @@
-"""Models that see or hear: which GGUFs they become, and that nothing tuned is left out of them."""
+"""Multimodal models: the `mmproj` beside the text model, and no tuned tensor left out of both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeightsError, listed
-from packager.gguf.convert import Conversion, convert_projector, has_projector
+from packager.gguf.convert import Conversion, ModelSource, convert_projector, has_projector
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import TypedQuant, type_floats
-from packager.merge.merged import MergedCheckpoint
-from packager.model.checkpoint import Checkpoint
+from packager.model.model_file import ModelFile
 from packager.progress import Progress
 
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-# Nothing is lost without them: a head that is the embeddings' own, and buffers that a model
-# computes by itself, as older versions of transformers saved them.
+# Tensors that a model does not need: a head that is a copy of the embeddings, and buffers that it
+# computes itself, which older versions of transformers saved.
 _COPIES = ("lm_head.weight", ".inv_freq", ".position_ids", ".masked_bias", ".attn.bias",
            ".attention.bias")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Projector:
-    """The `mmproj` beside a text model: encoders of images or sounds, and their projection.
+    """The `mmproj` beside a text model: encoders of images or audio, and their projection.
 
     Attributes:
         conversion: its tensors and metadata.
-        typed: their types: F16, and F32 where the converter wants it.
+        typed: the tensors' types: F16, and F32 where the converter requires it.
     """
 
     conversion: Conversion
@@ -39,50 +37,49 @@ class Projector:
 def find_projector(
     toolchain: Toolchain,
     text: Conversion,
-    files: Mapping[str, Path],
-    name: str,
+    source: ModelSource,
+    scratch: Path,
     progress: Progress,
     *,
     is_text_only: bool,
 ) -> Projector | None:
-    """What is made beside the text model, if anything.
-
-    Where there is more than text in the checkpoint, and nothing is made of it, that is said.
+    """The `mmproj` beside the text model, or None. Tensors that no GGUF uses are reported.
 
     Args:
         toolchain: where the converter is.
         text: the text model.
-        files: config and preprocessor files, by name.
-        name: `general.name`.
-        progress: told what is left out.
-        is_text_only: whether the user wants the text model alone.
+        source: what the text model was converted from.
+        scratch: a folder of the run.
+        progress: gets a warning about what is left out.
+        is_text_only: whether the user wants only the text model.
 
     Raises:
-        MissingWeightsError: if the files that say how images are prepared are not there.
-        UnsupportedError: with the converter's reason, if it does not take the model.
+        MissingWeightsError: if no file says how images are prepared.
+        CorruptFileError: if that file does not say how colours are normalized.
+        UnsupportedError: with the converter's reason, if it refuses the model.
     """
     unread = _unread(text)
     if not unread:
         return None
     if is_text_only:
-        progress.warn(f"Text only, as asked for; left out are {_counted(unread)}")
+        progress.warn(f"Text only, as requested; left out are {_counted(unread)}")
         return None
-    if not has_projector(toolchain, files["config.json"]):
+    if not has_projector(toolchain, source.checkpoint.config):
         progress.warn(
-            f"llama.cpp's converter (llama-cpp-python {toolchain.version}) makes the text model "
-            f"alone of this architecture; left out are {_counted(unread)}"
+            f"llama.cpp's converter (llama-cpp-python {toolchain.version}) makes only the text "
+            f"model of this architecture; left out are {_counted(unread)}"
         )
         return None
-    _require_preprocessor(files)
-    conversion = convert_projector(toolchain, text.checkpoint, files, name)
-    _require_colours(conversion.key_values, files)
-    if lost := [tensor for tensor in unread if tensor not in conversion.reads]:
-        progress.warn(f"The converter has no place in either GGUF for {_counted(lost)}")
+    preprocessor = _preprocessor(source)
+    conversion = convert_projector(toolchain, source, scratch)
+    _require_colours(conversion.metadata, preprocessor.path)
+    if unused := [tensor for tensor in unread if tensor not in conversion.reads]:
+        progress.warn(f"The converter has no place in either GGUF for {_counted(unused)}")
     return Projector(conversion, type_floats(conversion, QUANTS["F16"]))
 
 
 def _unread(text: Conversion) -> list[str]:
-    """The checkpoint's tensors that the text model does without."""
+    """The checkpoint's tensors that the text model does not use."""
     return [
         name
         for name in text.checkpoint.tensors
@@ -94,28 +91,28 @@ def _counted(names: list[str]) -> str:
     return f"{len(names)} tensors: {listed(names)}"
 
 
-def _require_preprocessor(files: Mapping[str, Path]) -> None:
-    if any(name in files for name in _PREPROCESSORS):
-        return
+def _preprocessor(source: ModelSource) -> ModelFile:
+    """The file that says how images are prepared."""
+    for name in _PREPROCESSORS:
+        if name in source.files:
+            return source.files[name]
     raise MissingWeightsError(
-        f"{files['config.json'].parent} has neither {' nor '.join(_PREPROCESSORS)}, which say how "
-        "images are prepared for this model.",
+        f"{source.checkpoint.config.path.parent} has neither {' nor '.join(_PREPROCESSORS)}, "
+        "which say how images are prepared for this model.",
         next_step="Copy them from the base model (`AutoProcessor.from_pretrained(BASE)"
-        ".save_pretrained(FOLDER)`), or take the text model alone with --text-only.",
+        ".save_pretrained(FOLDER)`), or package only the text model with --text-only.",
     )
 
 
-def _require_colours(key_values: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-    """Check what the converter copies as it is: how the three colours are normalized."""
-    if "clip.has_vision_encoder" not in key_values:
+def _require_colours(metadata: Mapping[str, object], path: Path) -> None:
+    """Check the normalization of the three colours, which the converter copies unchecked."""
+    if "clip.has_vision_encoder" not in metadata:
         return
     for key in ("image_mean", "image_std"):
-        item = key_values.get(f"clip.vision.{key}")
-        value = [] if item is None else item.value  # an empty list is not even written
+        value = metadata.get(f"clip.vision.{key}", [])  # an empty list is not written at all
         is_list = isinstance(value, list) and len(value) == 3
-        if is_list and all(isinstance(number, int | float) for number in value):
+        if isinstance(value, list) and is_list and all(isinstance(x, int | float) for x in value):
             continue
-        path = next(files[name] for name in _PREPROCESSORS if name in files)
         raise CorruptFileError(
             f"{path}: `{key}` is {str(value)[:80]!r}, not three numbers.",
             next_step="Copy the file from the base model.",
@@ -123,33 +120,40 @@ def _require_colours(key_values: Mapping[str, Any], files: Mapping[str, Path]) -
 
 
 def require_targets_held(
-    checkpoint: Checkpoint,
+    merged_names: Collection[str],
     text: Conversion,
     projector: Projector | None,
     progress: Progress,
     *,
     is_text_only: bool,
 ) -> None:
-    """See that every tensor that an adapter changes is in a GGUF.
+    """Check that a GGUF holds every tensor that an adapter changes.
+
+    Args:
+        merged_names: the checkpoint's tensors that an adapter changes; empty without adapters.
+        text: the text model.
+        projector: the `mmproj`, if there is one.
+        progress: gets a warning about what `--text-only` leaves out.
+        is_text_only: whether the user wants only the text model.
 
     Raises:
-        AdapterMismatchError: listing those that are in none; or, with `is_text_only`, if nothing
-            that is tuned belongs to the text model.
+        AdapterMismatchError: listing the tensors that no GGUF holds; with `is_text_only` only if
+            no tuned tensor belongs to the text model.
     """
-    if not isinstance(checkpoint, MergedCheckpoint):
-        return
     held = text.reads | (projector.conversion.reads if projector else frozenset())
-    tuned = [name for name in checkpoint.tensors if checkpoint.is_merged(name)]
+    tuned = [name for name in text.checkpoint.tensors if name in merged_names]
     left_out = [name for name in tuned if name not in held]
     if left_out and is_text_only and len(left_out) < len(tuned):
-        progress.warn(f"--text-only leaves out {len(left_out)} tensors that the adapter has tuned: "
-                      f"{listed(left_out)}")  # fmt: skip
+        progress.warn(
+            f"--text-only leaves out {len(left_out)} tensors that the adapter has tuned: "
+            f"{listed(left_out)}"
+        )
     elif left_out:
         raise AdapterMismatchError(
             f"The adapter tunes {len(left_out)} tensors that would be in no GGUF of this model: "
             f"{listed(left_out)}.",
-            next_step="Leave --text-only away."
+            next_step="Omit --text-only."
             if is_text_only
-            else "The converter has no place for them; merge them with `ftpack merge`, or take "
-            "what is tuned of the text model alone with --text-only.",
+            else "The converter has no place for them. Merge them with `ftpack merge`, or package "
+            "only what is tuned in the text model with --text-only.",
         )

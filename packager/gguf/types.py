@@ -1,13 +1,12 @@
-"""Which type each tensor gets in a quant: llama.cpp's own word, from a dry run of its quantizer."""
+"""Which type each tensor gets in a quant, as a dry run of llama.cpp's quantizer decides."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from packager.errors import UnsupportedError
 from packager.gguf.convert import Conversion
+from packager.gguf.llama_log import collect_log
 from packager.gguf.quants import QUANTS, Quant
 
 _TENSOR_LINE = re.compile(
@@ -30,14 +30,14 @@ _NEEDS_IMATRIX = "will require an imatrix"
 
 @dataclass(frozen=True)
 class TypedQuant:
-    """A quant of one model: what every tensor becomes, and what that takes.
+    """A quant of one model: the type of every tensor, and the size.
 
     Attributes:
         quant: the quant.
-        types: GGML's type by GGUF tensor name, such as `Q4_K`.
-        fallbacks: one line for each tensor that could not get the type meant for it.
-        size_bytes: the tensors' bytes, padding between them included.
-        bits_per_weight: the real average, over every weight of the model.
+        types: GGML types, such as `Q4_K`, by GGUF tensor name.
+        fallbacks: one line for each tensor that cannot have its intended type.
+        size_bytes: the tensors' bytes, including the padding between them.
+        bits_per_weight: the true average over all weights of the model.
         needs_imatrix: whether llama.cpp makes it only with an importance matrix.
     """
 
@@ -50,15 +50,15 @@ class TypedQuant:
 
 
 def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], ftype: int) -> int:
-    """Write a GGUF's header, metadata and tensor directory; give the offset where data begins."""
+    """Write a GGUF's header, metadata and tensor directory; return the offset of the data."""
     import numpy as np
 
     gguf: Any = importlib.import_module("gguf")
     writer = _writer_class()(path=None, arch=conversion.architecture)
     writer.packed = conversion.packed
     writer.kv_data[0] = dict(conversion.key_values)
-    # Last, and in this order, as llama.cpp's quantizer leaves them: Ollama passes what it is given
-    # through that once more, and keeps one copy instead of two where nothing changes.
+    # Last, and in this order, as llama.cpp's quantizer writes them: Ollama runs that quantizer on
+    # the file again, and stores one copy instead of two if nothing changes.
     for key, value in (("quantization_version", gguf.GGML_QUANT_VERSION), ("file_type", ftype)):
         writer.remove_key(f"general.{key}")
         writer.add_uint32(f"general.{key}", value)
@@ -68,7 +68,7 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
         writer.add_tensor_info(
             tensor.name,
             _trimmed(tensor.shape) if is_quantized else tensor.shape,
-            np.dtype(np.float32),  # not looked at where raw_dtype is given
+            np.dtype(np.float32),  # ignored: raw_dtype is given
             tensor_bytes(tensor.elements, types[tensor.name]),
             raw_dtype=ggml_type,
         )
@@ -84,7 +84,7 @@ def write_header(path: Path, conversion: Conversion, types: Mapping[str, str], f
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape as llama.cpp's quantizer writes it (`ggml_n_dims`): a row alone is a vector."""
+    """A shape as llama.cpp's quantizer writes it (`ggml_n_dims`): a single row is a vector."""
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
@@ -95,9 +95,10 @@ def _writer_class() -> Any:
     gguf: Any = importlib.import_module("gguf")
 
     class Writer(gguf.GGUFWriter):  # type: ignore[misc]
-        """gguf's writer, for the same vocabulary several times: once a file, and for the dry run.
+        """gguf's writer, which packs each list once, for all files and the dry run.
 
-        It packs a vocabulary's hundreds of thousands of strings one by one, for half a second.
+        gguf packs the hundreds of thousands of strings in a vocabulary one by one; that takes half
+        a second each time.
         """
 
         packed: dict[int, bytes]
@@ -108,12 +109,12 @@ def _writer_class() -> Any:
                     result: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
                 except (struct.error, ValueError) as error:
                     raise UnsupportedError(
-                        f"The converter takes {val!r} from this model's configuration, which no "
-                        f"GGUF has room for: {error}.",
+                        f"The converter takes {val!r} from this model's configuration, which does "
+                        f"not fit in a GGUF: {error}.",
                         next_step="Check the numbers in config.json and generation_config.json.",
                     ) from error
                 return result
-            # By identity: the conversion keeps the lists for as long as their bytes.
+            # By identity: the conversion keeps the lists alive as long as their bytes.
             if id(val) not in self.packed:
                 self.packed[id(val)] = self._pack_list(val, vtype, sub_type)
             return (self._pack("I", vtype) if add_vtype else b"") + self.packed[id(val)]
@@ -137,7 +138,7 @@ def _writer_class() -> Any:
 
 
 def tensor_bytes(elements: int, type_name: str) -> int:
-    """The bytes of a tensor of a GGML type."""
+    """The size of a tensor in a GGML type."""
     gguf: Any = importlib.import_module("gguf")
     block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
     return int(elements // block * block_bytes)
@@ -149,7 +150,7 @@ def padded(size_bytes: int) -> int:
 
 
 def write_skeleton(path: Path, conversion: Conversion) -> None:
-    """Write a sparse GGUF: the real header and metadata, and a hole in the place of the data."""
+    """Write a sparse GGUF: the real header and metadata, and a hole instead of the data."""
     floats = {tensor.name: tensor.float_type for tensor in conversion.tensors}
     offset = write_header(path, conversion, floats, ftype=1)
     data_bytes = sum(
@@ -161,16 +162,16 @@ def write_skeleton(path: Path, conversion: Conversion) -> None:
 def type_quants(
     conversion: Conversion, quants: Iterable[Quant], skeleton: Path
 ) -> list[TypedQuant]:
-    """Decide every tensor's type for each quant, reading no weight.
+    """Every tensor's type in each quant, decided without reading a weight.
 
-    A sparse file with the real header and holes for data (`write_skeleton`) is handed to
-    `llama_model_quantize` with `dry_run`; what it says of each tensor is taken from its log.
+    `llama_model_quantize` runs with `dry_run` on a sparse file with the real header and a hole for
+    the data (`write_skeleton`), and logs the type of each tensor.
     """
     return [_type_quant(conversion, quant, skeleton) for quant in quants]
 
 
 def type_floats(conversion: Conversion, quant: Quant) -> TypedQuant:
-    """Every tensor's type where none is quantized: the converter's own word."""
+    """Every tensor's type in a quant of floats, as the converter decides."""
     return _type_quant(conversion, quant, None)
 
 
@@ -203,7 +204,7 @@ def _type_quant(conversion: Conversion, quant: Quant, skeleton: Path | None) -> 
 
 
 def _float_types(conversion: Conversion, quant: Quant) -> dict[str, str]:
-    """As the converter's `--outtype` does: what is fp32 in a 16-bit GGUF stays so."""
+    """As the converter's `--outtype` decides: what is fp32 in a 16-bit GGUF stays fp32."""
     return {
         tensor.name: quant.name if tensor.float_type == conversion.float_type else tensor.float_type
         for tensor in conversion.tensors
@@ -221,27 +222,35 @@ def _parse_types(log: str) -> dict[str, str]:
 
 
 def _dry_run(skeleton: Path, quant: Quant) -> str:
-    """What `llama_model_quantize` logs for a dry run."""
+    """What `llama_model_quantize` logs in a dry run."""
     llama_cpp: Any = importlib.import_module("llama_cpp")
-    pieces: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(_level: int, text: bytes, _data: object) -> None:
-        pieces.append(text.decode(errors="replace"))
-
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = quant.ftype
     parameters.dry_run = True
-    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
-    try:
+    with collect_log() as log:
         status = llama_cpp.llama_model_quantize(str(skeleton).encode(), b"", parameters)
-    finally:
-        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
-    log = "".join(pieces)
     if status:
-        reason = next((x.strip() for x in reversed(log.splitlines()) if "rror" in x), "no reason")
+        lines = (line.strip() for line in reversed(log.text.splitlines()) if "rror" in line)
         raise UnsupportedError(
-            f"llama.cpp's quantizer does not take this model as {quant.name}: {reason}",
+            f"llama.cpp's quantizer refuses this model as {quant.name}: {next(lines, 'no reason')}",
             next_step="Choose another quant; `ftpack gguf SOURCE --dry-run` lists them.",
         )
-    return log
+    return log.text
+
+
+def require_no_imatrix(typed: Iterable[TypedQuant], wanted: Collection[Quant]) -> None:
+    """Refuse quants that llama.cpp makes only with an importance matrix.
+
+    Args:
+        typed: the quants of the model.
+        wanted: those that will be written.
+
+    Raises:
+        UnsupportedError: naming the quants.
+    """
+    names = [item.quant.name for item in typed if item.needs_imatrix and item.quant in wanted]
+    if names:
+        raise UnsupportedError(
+            f"llama.cpp makes {', '.join(names)} only with an importance matrix.",
+            next_step="Choose a larger quant: `ftpack gguf SOURCE --dry-run` lists them.",
+        )

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from packager.errors import AdapterMismatchError, listed
+from packager.merge.next_steps import CHECK_BASE_OR_SAVE_AGAIN
 from packager.merge.plain.targets import PREFIX
 
 # What is in names that are not as PEFT saves them, or not for this configuration.
@@ -36,7 +37,7 @@ def require_none_left(folder: Path, left: list[str], places: Collection[str]) ->
         raise AdapterMismatchError(
             f"{len(left)} adapter tensors in {folder} belong to no targeted module of this base"
             f"{_cause(left, places)}: {listed(left)}.",
-            next_step="Check --base; or save the adapter again with PEFT's save_pretrained.",
+            next_step=CHECK_BASE_OR_SAVE_AGAIN,
         )
 
 

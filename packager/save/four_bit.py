@@ -60,7 +60,7 @@ def require_bitsandbytes() -> None:
         )
 
 
-def plan_four_bit(checkpoint: Checkpoint, folder: Path) -> FourBitPlan:
+def plan_four_bit(checkpoint: Checkpoint) -> FourBitPlan:
     """Ask transformers which layers it would load in 4 bits; no weight is read.
 
     Those are nf4 with double quantization; the rest (embeddings, output head, norms, stacked
@@ -68,7 +68,6 @@ def plan_four_bit(checkpoint: Checkpoint, folder: Path) -> FourBitPlan:
 
     Args:
         checkpoint: what is written.
-        folder: where the `config.json` is that describes it.
 
     Raises:
         UnsupportedError: if transformers has no such model, or quantizes nothing of it, or a layer
@@ -79,8 +78,8 @@ def plan_four_bit(checkpoint: Checkpoint, folder: Path) -> FourBitPlan:
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers import AutoHfQuantizer
 
-    layout = Layout(checkpoint.tensors, folder)
-    model = build_model(folder)
+    layout = Layout(checkpoint.tensors, checkpoint.config)
+    model = build_model(checkpoint.config)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -99,7 +98,7 @@ def plan_four_bit(checkpoint: Checkpoint, folder: Path) -> FourBitPlan:
     }
     if not quantized:
         raise UnsupportedError(
-            f"transformers finds no layer in {folder / 'config.json'} to load in 4 bits.",
+            f"transformers finds no layer in {checkpoint.config.path} to load in 4 bits.",
             next_step="Save it with --save merged_16bit.",
         )
     sizes = (_bound(info, quantized) for info in checkpoint.tensors.values())

@@ -13,8 +13,8 @@ from packager.errors import UnsupportedError
 from packager.gguf.context import stretched_config
 from packager.package.plan import Request
 from packager.package.prepare import prepare
+from testing.usual_route import convert_with_llama_cpp, read_gguf
 from tests.told import Told
-from tests.usual_route import convert_with_llama_cpp, read_gguf
 
 
 def test_the_gguf_says_what_the_converter_says_of_a_model_with_yarn(

@@ -17,7 +17,7 @@ from packager.package.prepare import prepare
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.conversation import CORE
 from packager.verbs.build import build
-from tests.usual_route import read_gguf
+from testing.usual_route import read_gguf
 
 MESSAGES = [
     {"role": "user", "content": "Where do birds live, and why? 12 345 naïve 你好 🐦\n"},

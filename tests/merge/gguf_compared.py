@@ -1,4 +1,4 @@
-"""A checkpoint's GGUF, held against what llama.cpp makes of the model that was saved.
+"""A checkpoint's GGUF, compared with what llama.cpp makes of the model that was saved.
 
 These models have no vocabulary: neither side writes one. All else of the converter runs.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import type_quants, write_skeleton
 from packager.gguf.write import write_ggufs
-from packager.merge.merged import MergedCheckpoint
 from packager.model.checkpoint import Checkpoint
 from packager.progress import Silent
-from tests.merge.compared import config_of
+from testing.usual_route import quantize_with_llama_cpp, read_gguf
 from tests.merge.tiny import VOCABULARY
-from tests.usual_route import quantize_with_llama_cpp, read_gguf
 
 
 def gguf_differences(
@@ -44,10 +41,7 @@ def gguf_differences(
     )
     (wanted / "tokenizer.json").write_text(tokenizer)
     theirs = _by_llama_cpp(wanted, folder, toolchain, monkeypatch)
-    if isinstance(found, MergedCheckpoint):
-        (folder / "config.json").write_text(json.dumps(config_of(found)))
-    else:
-        shutil.copyfile(found.files["config.json"], folder / "config.json")
+    (folder / "config.json").write_text(json.dumps(found.config.values))
     files = {"config.json": folder / "config.json", "tokenizer.json": wanted / "tokenizer.json"}
     conversion = convert(toolchain, found, files, "model", {}, [], begins_with_bos=False)
     write_skeleton(folder / "skeleton.gguf", conversion)

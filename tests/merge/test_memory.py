@@ -25,8 +25,8 @@ def test_the_adapter_stays_in_its_file_until_it_is_merged(
     assert isinstance(merged, PeftMerged)
 
     # What is left are the zeros that stand for weights, two to four bytes for each.
-    assert merged.held_bytes < 2_000
-    assert merged.held_bytes < (adapter / "adapter_model.safetensors").stat().st_size / 4
+    assert merged.facts.held_bytes < 2_000
+    assert merged.facts.held_bytes < (adapter / "adapter_model.safetensors").stat().st_size / 4
 
 
 def test_a_module_that_was_trained_as_a_whole_is_counted(
@@ -39,4 +39,4 @@ def test_a_module_that_was_trained_as_a_whole_is_counted(
     merged = opened(tiny_base("biased"), adapter)
 
     assert isinstance(merged, PeftMerged)
-    assert merged.held_bytes >= merged.tensors["lm_head.weight"].size_bytes
+    assert merged.facts.held_bytes >= merged.tensors["lm_head.weight"].size_bytes

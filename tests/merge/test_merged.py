@@ -12,18 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
-from packager.merge.plain.lora import Merged
+from packager.merge.plain.lora import LoraMerged
 from packager.model.checkpoint import FolderCheckpoint
-from packager.model.tensor_file import SafetensorsFile
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
-from tests.usual_route import merge_with_peft
+from packager.source.adapter_folder import open_adapter
+from testing.usual_route import merge_with_peft
 
 
-def merged(base: Path, adapter: Path) -> Merged:
-    return Merged(
-        FolderCheckpoint(base), adapter, SafetensorsFile(adapter / "adapter_model.safetensors")
-    )
+def merged(base: Path, adapter: Path, device: str = "cpu") -> LoraMerged:
+    return LoraMerged(FolderCheckpoint(base), open_adapter(adapter), device)
 
 
 def edited(adapter: Path, folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -77,7 +75,8 @@ def test_saves_what_merge_and_unload_saves(
     changed = [
         name
         for name in found
-        if checkpoint.is_merged(name) and torch.equal(found[name], checkpoint._base.load(name))
+        if name in checkpoint.facts.merged_names
+        and torch.equal(found[name], checkpoint.base.load(name))
     ]
     assert not changed, "a targeted module with a nonzero B must change"
 
@@ -94,8 +93,7 @@ def test_on_a_gpu_it_is_what_merge_and_unload_gives_there(
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").to("cuda")
     expected = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
 
-    weights = SafetensorsFile(lora / "adapter_model.safetensors")
-    checkpoint = Merged(FolderCheckpoint(base), lora, weights, "cuda")
+    checkpoint = merged(base, lora, "cuda")
 
     for name in checkpoint.tensors:
         want = expected[name].cpu()

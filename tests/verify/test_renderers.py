@@ -239,7 +239,7 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     from packager.prompt.conversation import CORE
     from packager.runtime.gguf_vocabulary import GgufVocabulary
     from packager.verify.renderers import prove_embedded, require_proved
-    from tests.usual_route import convert_with_llama_cpp
+    from testing.usual_route import convert_with_llama_cpp
 
     model = small_model("llama")
     gguf = convert_with_llama_cpp(model, tmp_path / "m.gguf", "bf16", llama_cpp_source)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from packager.errors import BaseMismatchError, UnsupportedError
 from packager.files import scratch_folder, write_json
+from packager.merge.next_steps import MERGE_WITH_PEFT, NAME_BASE
 from packager.model.config import CONFIG_NAME, ModelConfig
 from packager.model.tensor_file import TensorInfo
 
@@ -180,8 +181,7 @@ class Layout:
         if parameter not in self._state:
             raise UnsupportedError(
                 f"The adapter adds {parameter} to the model, which its architecture does not have.",
-                next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
-                "merged folder.",
+                next_step=MERGE_WITH_PEFT,
             )
         meta: torch.Tensor = self._state[parameter].to(self.dtype(parameter))
         return meta
@@ -208,7 +208,7 @@ class Layout:
 def _absent(parameter: str) -> BaseMismatchError:
     return BaseMismatchError(
         f"The base has no tensor for {parameter}, which the adapter changes.",
-        next_step="Name the base that was fine-tuned with --base PATH_OR_ID.",
+        next_step=NAME_BASE,
     )
 
 

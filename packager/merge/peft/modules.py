@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import AdapterMismatchError, UnsupportedError, first_line
+from packager.merge.next_steps import MERGE_WITH_PEFT
 from packager.merge.peft.layout import Layout
 from packager.merge.peft.lazy_tensor import loaded
-from packager.merge.peft.skeleton import ADAPTER, Skeleton
+from packager.merge.peft.peft_config import ADAPTER_NAME
+from packager.merge.peft.skeleton import Skeleton
 from packager.merge.peft.stacks import is_on_stack, merge_layer, merge_stacks
 
 if TYPE_CHECKING:
@@ -93,8 +95,8 @@ def _unit(key: str, layer: Any, is_layer: bool) -> Unit:
 def _trained(layer: Any) -> Any:
     """The plain module that comes out of a layer; before merging, what has its names and shapes."""
     saved = getattr(layer, "modules_to_save", None)
-    if saved is not None and ADAPTER in saved:
-        module = saved[ADAPTER]
+    if saved is not None and ADAPTER_NAME in saved:
+        module = saved[ADAPTER_NAME]
         return module.get_base_layer() if hasattr(module, "base_layer") else module
     token = getattr(layer, "token_adapter", None)
     return (token or layer).get_base_layer()
@@ -212,9 +214,9 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
     parent = torch.nn.Module()
     parent.add_module(child, base)
     skeleton.tuner._create_and_replace(
-        copy.copy(skeleton.config), ADAPTER, base, child, parent, current_key=unit.key
+        copy.copy(skeleton.config), ADAPTER_NAME, base, child, parent, current_key=unit.key
     )
-    cast_adapter_dtype(parent, ADAPTER)
+    cast_adapter_dtype(parent, ADAPTER_NAME)
     layer = getattr(parent, child)
     own = dict(skeleton.values_of(unit.key))
     _require_same_making(unit, own, layer.state_dict())
@@ -222,8 +224,7 @@ def _make_again(skeleton: Skeleton, unit: Unit, memo: dict[int, Any], device: st
     if unexpected:
         raise AdapterMismatchError(
             f"PEFT makes no {', '.join(unexpected)} for {unit.key} a second time.",
-            next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
-            "merged folder.",
+            next_step=MERGE_WITH_PEFT,
         )
     return layer.eval()
 
@@ -239,7 +240,7 @@ def _require_same_making(
     import torch
 
     apart = [n for n, value in found.items() if n in made and value.shape != made[n].shape]
-    vectors = f"adamss_newB.{ADAPTER}"  # [r, in_features], each row of either sign
+    vectors = f"adamss_newB.{ADAPTER_NAME}"  # [r, in_features], each row of either sign
     if vectors in found and not apart:
         ours, theirs = made[vectors].float(), found[vectors].to(made[vectors].device).float()
         cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=1).abs()
@@ -259,7 +260,6 @@ def _results(unit: Unit, module: Any) -> dict[str, torch.Tensor]:
     if tuple(found) != unit.results:
         raise AdapterMismatchError(
             f"PEFT made {sorted(found)} of {unit.key}, where {sorted(unit.results)} was expected.",
-            next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
-            "merged folder.",
+            next_step=MERGE_WITH_PEFT,
         )
     return found

@@ -10,11 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from packager.errors import CorruptFileError, UnsupportedError, first_line, listed
-from packager.files import read_json
+from packager.errors import (
+    BaseMismatchError,
+    CorruptFileError,
+    UnsupportedError,
+    first_line,
+    listed,
+)
+from packager.merge.next_steps import NAME_BASE
 from packager.merge.peft.experts import LAYOUT_KEYS
+from packager.model.adapter import Adapter
 
-_NAME = "adapter_config.json"
+# The name that PEFT's model has the adapter under.
+ADAPTER_NAME = "default"
 # What a JSON value may be where PEFT declares one of these; of other declarations PEFT decides.
 _JSON_TYPES: dict[object, tuple[type, ...]] = {
     bool: (bool,),
@@ -30,11 +38,8 @@ _JSON_TYPES: dict[object, tuple[type, ...]] = {
 }
 
 
-def read_peft_config(folder: Path) -> Any:
-    """PEFT's own configuration object, for inference.
-
-    Args:
-        folder: the adapter's.
+def read_peft_config(adapter: Adapter) -> Any:
+    """PEFT's own configuration object of an adapter, for inference.
 
     Raises:
         UnsupportedError: naming keys that PEFT would ignore.
@@ -44,8 +49,7 @@ def read_peft_config(folder: Path) -> Any:
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    path = folder / _NAME
-    record = read_json(path)
+    path, record = adapter.config.path, adapter.config.raw
     method = str(record.get("peft_type"))
     config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(method)
     known = {*(config_class.__dataclass_fields__ if config_class else ()), *LAYOUT_KEYS}
@@ -59,7 +63,7 @@ def read_peft_config(folder: Path) -> Any:
     _require_types(path, record, get_type_hints(config_class))
     _require_patterns(path, record)
     try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
+        config: Any = PeftConfig.from_pretrained(str(adapter.folder))
     except ImportError as error:
         raise UnsupportedError(
             f"PEFT cannot load {path}: {first_line(error)}",
@@ -73,6 +77,36 @@ def read_peft_config(folder: Path) -> Any:
         ) from error
     config.inference_mode = True
     return config
+
+
+def require_every_target(adapter: Adapter, config: Any, peft_model: Any) -> None:
+    """Refuse an adapter with a target that the base does not have.
+
+    PEFT only objects if it finds none of the targets: a typo in one of them is an error too.
+
+    Args:
+        adapter: messages name its file.
+        config: PEFT's, of the adapter.
+        peft_model: the base with PEFT's layers in it.
+
+    Raises:
+        BaseMismatchError: listing the targets.
+    """
+    targets = getattr(config, "target_modules", None)
+    if not isinstance(targets, set | list):
+        return
+    modules = peft_model.base_model.targeted_module_names
+    missing = [
+        target
+        for target in sorted(targets)
+        if not any(module == target or module.endswith(f".{target}") for module in modules)
+    ]
+    if missing:
+        raise BaseMismatchError(
+            f"{adapter.config.path} targets modules that the base does not have: "
+            f"{listed(missing)}.",
+            next_step=NAME_BASE,
+        )
 
 
 def _require_types(path: Path, record: Mapping[str, object], hints: Mapping[str, object]) -> None:

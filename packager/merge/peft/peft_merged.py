@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.allocator import give_back_free_pages, give_back_large_blocks
 from packager.errors import AdapterMismatchError, UnsupportedError, listed
-from packager.merge.merged import require_changed
+from packager.merge.merged import Merged, MergeFacts, require_changed
+from packager.merge.next_steps import MERGE_WITH_PEFT, REPORT
 from packager.merge.peft.adapter_values import load_adapter
 from packager.merge.peft.layout import Layout
 from packager.merge.peft.modules import find_units, has_zero_part, merge_unit
 from packager.merge.peft.skeleton import build_skeleton
 from packager.merge.peft.stacks import is_on_stack
-from packager.merge.peft.write_groups import Batch, find_batches
+from packager.merge.peft.write_groups import Batch, Batches, find_batches
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
-from packager.model.tensor_file import TensorFile, TensorInfo
+from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ _FACTORED = (
 )
 
 
-class PeftMerged:
+class PeftMerged(Merged):
     """The tensors of `base`, those that the adapter changes as PEFT's own layers make them.
 
     They are what PEFT's `merge_and_unload` and transformers' `save_pretrained` give, byte for byte,
@@ -45,8 +46,7 @@ class PeftMerged:
 
     Args:
         base: the checkpoint that the adapter was trained on.
-        folder: the adapter's folder.
-        weights: the adapter's tensors.
+        adapter: any that PEFT can merge.
         device: where to merge, as torch names it.
 
     Raises:
@@ -56,89 +56,67 @@ class PeftMerged:
         UnsupportedError: with the reason of PEFT or transformers.
     """
 
-    def __init__(
-        self, base: Checkpoint, folder: Path, weights: TensorFile, device: str = "cpu"
-    ) -> None:
+    def __init__(self, base: Checkpoint, adapter: Adapter, device: str) -> None:
         give_back_large_blocks()
-        self._base = base
-        self._weights = weights
+        self._weights = adapter.weights
         self._device = device
         self._layout = Layout(base.tensors, base.config)
-        self._skeleton = build_skeleton(self._layout, folder, weights)
-        load_adapter(self._skeleton, self._layout, folder, weights)
+        self._skeleton = build_skeleton(self._layout, adapter)
+        load_adapter(self._skeleton, self._layout, adapter)
         plan = find_batches(self._layout, find_units(self._skeleton))
         if not plan.batches:
             raise AdapterMismatchError(
-                f"PEFT tunes no module of this base with {weights.path}.",
+                f"PEFT tunes no module of this base with {adapter.weights.path}.",
                 next_step="Check `target_modules` in adapter_config.json, and --base.",
             )
         self._units = [unit for batch in plan.batches for unit in batch.units]
         self._tensors = {**base.tensors, **{info.name: info for info in plan.added}}
         self._copies = plan.copies
-        self._is_untied = plan.is_untied
-        self._warnings = plan.warnings + self._skeleton.notes
-        if self._skeleton.is_factored:
-            self._warnings += (_FACTORED,)
         self._batch_of = {name: batch for batch in plan.batches for name in batch.outputs}
         self._lock = threading.Lock()
         self._made: dict[str, torch.Tensor] = {}
         self._loaded: set[str] = set()
-        self._changed: dict[str, bool] = {}
+        super().__init__(base, self._facts(plan), base.config.changed(self._changes(plan)))
+
+    def _facts(self, plan: Batches) -> MergeFacts:
+        warnings = plan.warnings + self._skeleton.notes
+        return MergeFacts(
+            modules=len(self._units),
+            merged_names=frozenset(self._batch_of),
+            largest_bytes=max(map(self._merge_bytes, plan.batches)),
+            # The rest of the adapter is read when a module is merged.
+            held_bytes=self._skeleton.held_bytes,
+            warnings=(*warnings, _FACTORED) if self._skeleton.is_factored else warnings,
+        )
+
+    def _changes(self, plan: Batches) -> dict[str, object]:
+        """What the configuration says other than the base's: untied embeddings, and their rows."""
+        changes: dict[str, object] = {"tie_word_embeddings": False} if plan.is_untied else {}
+        if self._skeleton.rows is not None:
+            changes["vocab_size"] = self._skeleton.rows
+        return changes
+
+    def _merge_bytes(self, batch: Batch) -> int:
+        """The size of a batch with what PEFT computes of it in fp32, which is its size once more.
+
+        Of stacked experts PEFT computes a few at a time.
+        """
+        is_on_stacks = all(is_on_stack(unit.layer) for unit in batch.units)
+        return self._output_bytes(batch) * (1 if is_on_stacks else 2)
+
+    def _output_bytes(self, batch: Batch) -> int:
+        return sum(self._tensors[name].size_bytes for name in batch.outputs)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """The base's tensors, and the head where it is no longer tied."""
         return self._tensors
 
-    @property
-    def files(self) -> Mapping[str, Path]:
-        """The base's files; what its `config.json` no longer says right is in `config_changes`."""
-        return self._base.files
-
-    @property
-    def config_changes(self) -> Mapping[str, object]:
-        """That embeddings are no longer tied, and how many rows they have, where that changed."""
-        changes: dict[str, object] = {"tie_word_embeddings": False} if self._is_untied else {}
-        if self._skeleton.rows is not None:
-            changes["vocab_size"] = self._skeleton.rows
-        return changes
-
-    @property
-    def targets(self) -> int:
-        """How many modules the adapter changes."""
-        return len(self._units)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Where the result is not PEFT's own merge, and why."""
-        return self._warnings
-
-    @property
-    def largest_bytes(self) -> int:
-        """The largest module with what PEFT computes of it in fp32, which is once more its size.
-
-        Of stacked experts it computes a few at a time.
-        """
-        return max(
-            sum(self._tensors[name].size_bytes for name in batch.outputs)
-            * (1 if all(is_on_stack(unit.layer) for unit in batch.units) else 2)
-            for batch in self._batch_of.values()
-        )
-
-    @property
-    def held_bytes(self) -> int:
-        """What PEFT's layers and the adapter hold that is not read when a module is merged."""
-        return self._skeleton.held_bytes
-
-    def is_merged(self, name: str) -> bool:
-        """Whether the adapter changes this tensor."""
-        return name in self._batch_of
-
     def load(self, name: str) -> torch.Tensor:
         """One tensor, merged if the adapter changes it, on the CPU, in memory of its own."""
         batch = self._batch_of.get(name)
         if batch is None:
-            return self._base.load(self._copies.get(name, name))
+            return self.base.load(self._copies.get(name, name))
         with self._lock:
             if name not in self._made:
                 # The rest of another module goes: what was not asked for in a row is made again.
@@ -151,7 +129,7 @@ class PeftMerged:
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
         """One tensor in pieces; one that the adapter changes is merged as a whole, once."""
         if name not in self._batch_of:
-            yield from self._base.blocks(self._copies.get(name, name), rows)
+            yield from self.base.blocks(self._copies.get(name, name), rows)
             return
         merged = self.load(name)
         for start in range(0, merged.shape[0], rows):
@@ -166,13 +144,13 @@ class PeftMerged:
             parameters: dict[str, Any] = {}
             for unit in batch.units:
                 merged = merge_unit(
-                    self._skeleton, unit, self._layout, self._base.load, self._device
+                    self._skeleton, unit, self._layout, self.base.load, self._device
                 )
-                self._changed[unit.key] = merged.has_changed
+                self._has_changed[unit.key] = merged.has_changed
                 parameters |= {n: t for n, t in merged.results.items() if n in batch.written}
                 del merged
             others = [name for name in batch.written if name not in parameters]
-            parameters |= self._layout.read(others, self._base.load)
+            parameters |= self._layout.read(others, self.base.load)
             self._make_room(batch)
             made: dict[str, torch.Tensor] = {}
             while parameters:
@@ -185,13 +163,12 @@ class PeftMerged:
                 raise UnsupportedError(
                     f"PEFT makes {name} {made[name].dtype} {list(made[name].shape)}, where the "
                     f"base has {info.dtype} {list(info.shape)}.",
-                    next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package "
-                    "the merged folder.",
+                    next_step=MERGE_WITH_PEFT,
                 )
         return made
 
     def _make_room(self, batch: Batch) -> None:
-        if sum(self._tensors[name].size_bytes for name in batch.outputs) >= _LARGE_BYTES:
+        if self._output_bytes(batch) >= _LARGE_BYTES:
             give_back_free_pages()
 
     def require_all_used(self, read: Collection[str] | None = None) -> None:
@@ -210,23 +187,18 @@ class PeftMerged:
             raise AdapterMismatchError(
                 f"What {self._weights.path} changes in {len(left)} tensors was not used: "
                 f"{listed(left)}.",
-                next_step="This should not happen: please report it, with adapter_config.json.",
+                next_step=REPORT,
             )
         unchanged = [
             unit
             for unit in self._units
-            if not self._changed.get(unit.key, read is not None)
+            if not self._has_changed.get(unit.key, read is not None)
             and not has_zero_part(self._skeleton, unit)
         ]
-        if any(self._changed.values()):
+        if any(self._has_changed.values()):
             is_multiplying = self._skeleton.config.peft_type.value in _MULTIPLYING
             unchanged = [unit for unit in unchanged if unit.is_additive and not is_multiplying]
-        require_changed(self._weights.path, [unit.key for unit in unchanged], self.targets)
-
-    @property
-    def is_untrained(self) -> bool:
-        """Whether everything that was merged is as the base has it."""
-        return bool(self._changed) and not any(self._changed.values())
+        require_changed(self._weights.path, [unit.key for unit in unchanged], self.facts.modules)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

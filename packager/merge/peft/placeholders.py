@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from packager.errors import AdapterMismatchError
+from packager.merge.next_steps import SAVE_AGAIN_OR_CHECK_BASE
 from packager.merge.plain.targets import PREFIX
 from packager.model.tensor_file import TensorFile
 
@@ -186,7 +187,7 @@ def _projections_of(weights: TensorFile) -> Callable[..., None]:
             raise AdapterMismatchError(
                 f"{weights.path} has not all projections ({', '.join(_PROJECTIONS)}) of the "
                 "modules that adapter_config.json targets.",
-                next_step="Save the adapter again with PEFT's save_pretrained, or check --base.",
+                next_step=SAVE_AGAIN_OR_CHECK_BASE,
             )
         for group, made in found.items():
             setattr(self, group, torch.nn.ModuleDict(made))

@@ -10,22 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line, listed
-from packager.files import read_json
+from packager.errors import BaseMismatchError, FtpackError, UnsupportedError, first_line
+from packager.merge.next_steps import NAME_BASE
 from packager.merge.peft.experts import is_stacked, targeted_as_stacks
 from packager.merge.peft.layout import Layout, build_model, resize
 from packager.merge.peft.lazy_tensor import StoredTensor, loaded
-from packager.merge.peft.peft_config import read_peft_config
+from packager.merge.peft.peft_config import ADAPTER_NAME, read_peft_config, require_every_target
 from packager.merge.peft.placeholders import is_made_again, placeholders
 from packager.merge.peft.resized import resized_rows
 from packager.merge.plain.targets import PREFIX
-from packager.model.tensor_file import TensorFile
+from packager.model.adapter import Adapter
 
 if TYPE_CHECKING:
     import torch
-
-ADAPTER = "default"
-CHECK_BASE = "Name the base that was fine-tuned with --base PATH_OR_ID."
 
 
 @dataclass
@@ -92,20 +89,19 @@ class Skeleton:
         return self.tuner.model
 
 
-def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleton:
+def build_skeleton(layout: Layout, adapter: Adapter) -> Skeleton:
     """Put PEFT's layers for an adapter into the base's model; its values are still to be loaded.
 
     Args:
         layout: of the base; it takes the size of the adapter's vocabulary.
-        folder: the adapter's.
-        weights: its tensor file, of which only the header is looked at.
+        adapter: of its weights, only the header is read.
 
     Raises:
         UnsupportedError: with PEFT's reason, where it does not take this adapter on this model.
         BaseMismatchError: if the base has not the targeted modules, or another vocabulary.
     """
     model = build_model(layout.config)
-    rows = resized_rows(model, weights)
+    rows = resized_rows(model, adapter.weights)
     if rows is not None:
         layout.resize(rows)
         resize(model, rows)
@@ -113,7 +109,7 @@ def build_skeleton(layout: Layout, folder: Path, weights: TensorFile) -> Skeleto
     with warnings.catch_warnings():
         # What PEFT only warns of is an error here, or is said by ftpack in its own words.
         warnings.simplefilter("ignore")
-        return _inject(model, read_peft_config(folder), empties, folder, weights, rows)
+        return _inject(model, adapter, empties, rows)
 
 
 def empty_model(layout: Layout) -> Any:
@@ -158,67 +154,43 @@ def _empty(model: Any, layout: Layout) -> dict[int, tuple[str, ...]]:
 
 
 def _inject(
-    model: Any,
-    config: Any,
-    empties: dict[int, tuple[str, ...]],
-    folder: Path,
-    weights: TensorFile,
-    rows: int | None,
+    model: Any, adapter: Adapter, empties: dict[int, tuple[str, ...]], rows: int | None
 ) -> Skeleton:
     from peft import PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
+    config = read_peft_config(adapter)
     again = is_made_again(config)
     neutral = copy.deepcopy(config)
     if again and config.peft_type.value == "LORA":
         neutral.init_lora_weights = True
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     unread: dict[int, Any] = {}
-    is_on_stacks = is_stacked(read_json(folder / "adapter_config.json"), weights.tensors)
+    is_on_stacks = is_stacked(adapter.config.raw, adapter.weights.tensors)
     as_stacks = targeted_as_stacks(neutral, model) if is_on_stacks else nullcontext()
     try:
-        with placeholders(config, empties, weights, unread), as_stacks:
-            peft_model = model_class(model, neutral, ADAPTER)
+        with placeholders(config, empties, adapter.weights, unread), as_stacks:
+            peft_model = model_class(model, neutral, ADAPTER_NAME)
     except FtpackError:
         raise
     # Each of its methods fails in its own way at what it does not take.
     except Exception as error:
         kind = BaseMismatchError if "target" in str(error).lower() else UnsupportedError
         raise kind(
-            f"PEFT does not take {folder / 'adapter_config.json'} on this base: "
-            f"{first_line(error)}",
-            next_step=CHECK_BASE,
+            f"PEFT does not take {adapter.config.path} on this base: {first_line(error)}",
+            next_step=NAME_BASE,
         ) from error
     if config.peft_type.value == "LORA":
         neutral.init_lora_weights = config.init_lora_weights
-    _require_every_target(folder, neutral, peft_model)
-    _require_biases(folder, peft_model)
+    require_every_target(adapter, neutral, peft_model)
+    _require_biases(adapter.folder, peft_model)
     return Skeleton(peft_model, neutral, empties, unread, again, rows)
-
-
-def _require_every_target(folder: Path, config: Any, peft_model: Any) -> None:
-    """PEFT only minds when none of the targets is found; a typo in one of them is an error too."""
-    wanted = getattr(config, "target_modules", None)
-    if not isinstance(wanted, set | list):
-        return
-    found = peft_model.base_model.targeted_module_names
-    missing = [
-        target
-        for target in sorted(wanted)
-        if not any(name == target or name.endswith(f".{target}") for name in found)
-    ]
-    if missing:
-        raise BaseMismatchError(
-            f"{folder / 'adapter_config.json'} targets modules that the base does not have: "
-            f"{listed(missing)}.",
-            next_step=CHECK_BASE,
-        )
 
 
 def _require_biases(folder: Path, peft_model: Any) -> None:
     """A trained bias needs one in the base to be added to."""
     for name, layer in peft_model.base_model.model.named_modules():
-        has_bias = getattr(layer, "lora_bias", {}).get(ADAPTER) or hasattr(layer, "beft_bias")
+        has_bias = getattr(layer, "lora_bias", {}).get(ADAPTER_NAME) or hasattr(layer, "beft_bias")
         if has_bias and getattr(layer.get_base_layer(), "bias", None) is None:
             raise UnsupportedError(
                 f"{folder} has trained a bias for {name}, and the base has none there to add it "

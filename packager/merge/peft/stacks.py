@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from packager.merge.peft.skeleton import ADAPTER
+from packager.merge.peft.peft_config import ADAPTER_NAME
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,11 @@ def _values(layers: list[Any], real: Mapping[int, torch.Tensor], piece: range) -
 
     values: dict[int, Any] = dict(real)
     for layer in layers:
-        stack, a, b = layer.get_param(), layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        stack, a, b = (
+            layer.get_param(),
+            layer.lora_A[ADAPTER_NAME].weight,
+            layer.lora_B[ADAPTER_NAME].weight,
+        )
         rank = a.shape[0] // layer.num_experts
         own_a = real[id(a)][piece.start * rank : piece.stop * rank]
         of_each = real[id(b)].reshape(b.shape[0], rank, layer.num_experts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from packager.errors import UnsupportedError
+from packager.merge.next_steps import MERGE_WITH_PEFT
 from packager.merge.peft.layout import Layout
 from packager.merge.peft.modules import Unit
 from packager.model.tensor_file import TensorInfo
@@ -134,7 +135,6 @@ def _outputs(layout: Layout, written: set[str], added: dict[str, TensorInfo]) ->
             raise UnsupportedError(
                 f"transformers would save {', '.join(sorted(written)[:4])} as {name} "
                 f"{list(meta.shape)}, which the base's checkpoint does not have like that.",
-                next_step="Merge it with PEFT (merge_and_unload, save_pretrained) and package the "
-                "merged folder.",
+                next_step=MERGE_WITH_PEFT,
             )
     return tuple(metas)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 
@@ -45,25 +46,23 @@ class LoraTarget:
     is_transposed: bool
 
 
-def targets_by_name(
-    base: Checkpoint, config: Mapping[str, object], found: Mapping[str, TensorInfo]
-) -> dict[str, LoraTarget] | None:
-    """Match an adapter's tensors with the base's, or give None where only PEFT can tell.
+def targets_by_name(base: Checkpoint, adapter: Adapter) -> dict[str, LoraTarget] | None:
+    """What an adapter adds to each tensor of the base, by its name; None where only PEFT can tell.
 
-    Sure is what is a plain LoRA by its configuration, tunes exactly those matrices of the base that
-    `target_modules` names, none of them tied to another, and fits in every shape.
+    It is certain for a LoRA that is plain by its configuration, tunes exactly the matrices of the
+    base that `target_modules` names, none of them tied to another, and fits in every shape.
 
     Args:
         base: the checkpoint that the adapter was trained on.
-        config: `adapter_config.json`.
-        found: the adapter's tensors.
+        adapter: a LoRA.
     """
+    config, tensors = adapter.config.raw, adapter.weights.tensors
     rank, alpha, wanted = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         return None
     if not isinstance(wanted, list) or any(config[k] for k in config.keys() - _UNDERSTOOD):
         return None
-    tuned = _tuned_modules(found)
+    tuned = _tuned_modules(tensors)
     if tuned is None or tuned != _wanted_modules(base, wanted):
         return None
     # Some checkpoints hold a head that is tied to the embedding nevertheless.
@@ -77,9 +76,9 @@ def targets_by_name(
             f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight", scaling, False
         )
         rows, columns = base.tensors[f"{module}.weight"].shape
-        if found[target.a_name].shape != (rank, columns):
+        if tensors[target.a_name].shape != (rank, columns):
             return None
-        if found[target.b_name].shape != (rows, rank):
+        if tensors[target.b_name].shape != (rows, rank):
             return None
         has_oblong |= rows != columns
         targets[f"{module}.weight"] = target
@@ -94,10 +93,10 @@ def _is_untied(base: Checkpoint) -> bool:
     return bool(said) and all(value is False for value in said)
 
 
-def _tuned_modules(found: Mapping[str, TensorInfo]) -> set[str] | None:
+def _tuned_modules(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
     """The modules that have both matrices, or None if there is any other tensor."""
     modules: dict[str, set[str]] = {"A": set(), "B": set()}
-    for name in found:
+    for name in tensors:
         match = _KEY.fullmatch(name)
         if match is None:
             return None

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper
 
-from packager.merge import stacks
+from packager.merge.peft import stacks
 from packager.merge.peft.stacks import merge_stacks
 from packager.model.checkpoint import FolderCheckpoint
 from tests.merge.compared import differences, opened
