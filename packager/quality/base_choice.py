@@ -20,13 +20,15 @@ from packager.gguf.convert import Conversion
 from packager.gguf.quantize.quantizer import Quantize, load_quantizers
 from packager.gguf.types import TypedQuant, tensor_bytes
 from packager.merge.merged import Merged
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
 from packager.model.dequantize.dequantized import Dequantized
 from packager.model.derived import Derived
 from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress
 from packager.quality.bnb_rounding import RoundedByBitsandbytes
-from packager.quality.pair import Pair
+from packager.quality.pair import Pair, find_pair
+from packager.source.base.find import Base
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +96,8 @@ def quant_types(
 
 
 def measure_base_choice(
-    pair: Pair,
+    base: Base | None,
+    adapters: Sequence[Adapter],
     merge_onto: Callable[[Checkpoint], Merged],
     merged: Checkpoint,
     types: Mapping[str, Mapping[str, str]],
@@ -102,15 +105,20 @@ def measure_base_choice(
 ) -> BaseChoice | None:
     """The distances of both bases from the trained model, which are also reported.
 
-    Gives None, and reports the reason, if they cannot be measured: nothing depends on them.
+    Gives None if no base is quantized by bitsandbytes. If they cannot be measured, it also gives
+    None and reports the reason: nothing depends on them.
 
     Args:
-        pair: the quantized base and its 16-bit original.
+        base: the base that is used; None for a full model without adapters.
+        adapters: the run's adapters.
         merge_onto: merges the run's adapters into a plain checkpoint.
         merged: the merge into the base that is used.
         types: the weights to choose from, each with GGML's type in each quant (see `quant_types`).
         progress: receives the distances.
     """
+    pair = find_pair(base, adapters[0]) if base is not None and adapters else None
+    if pair is None:
+        return None
     try:
         choice = _measure(pair, merge_onto, merged, types, progress)
     except FtpackError as error:

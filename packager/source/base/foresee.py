@@ -27,11 +27,11 @@ class ForeseenBase:
 
     Attributes:
         config: its `config.json`, if the base is on this machine, complete or not.
-        description: where the base would come from, for people.
+        location: where the base would come from, for people.
     """
 
     config: ModelFile | None
-    description: str
+    location: str
 
     @property
     def folder(self) -> Path | None:
@@ -82,13 +82,12 @@ def _foresee_id(name: str, revision: str | None) -> ForeseenBase:
     if own.config and original.config and not is_full_precision_of(original.config, own.config):
         return ForeseenBase(
             own.config,
-            f"{own.description}; {original_name} is not its 16-bit original, since its shape "
-            "differs",
+            f"{own.location}; {original_name} is not its 16-bit original, since its shape differs",
         )
     return ForeseenBase(
         original.config or own.config,
-        f"its 16-bit original {original_name}, if it is available and fits: {original.description} "
-        f"(--keep-base-quantized takes {name} itself: {own.description})",
+        f"its 16-bit original {original_name}, if it is available and fits: {original.location} "
+        f"(--keep-base-quantized takes {name} itself: {own.location})",
     )
 
 
@@ -110,7 +109,7 @@ def _in_cache(name: str, revision: str | None) -> ForeseenBase:
 
 
 def _missing(adapter: Adapter, name: str, why: str) -> str:
-    """The description of a base that is not available, with the models that fit."""
+    """The location of a base that is not available, with the models that fit."""
     candidates = find_candidates(adapter, name)
     hint = f" if it is one of: {describe_candidates(candidates)}" if candidates else ""
     return f"{why}; name it with --base{hint}"
