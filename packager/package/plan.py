@@ -128,7 +128,7 @@ def plan_of(package: Package, quants: Sequence[TypedQuant]) -> Plan:
         merged_tensors=package.model.facts.modules,
         device=package.merge_onto.options.device,
         quants=tuple(_planned(package, typed) for typed in quants),
-        projector=projector and PlannedProjector(projector.file_name, projector.typed.size_bytes),
+        projector=_planned_projector(projector) if projector else None,
         prompt=package.prompt.decision.reason,
         stops=package.prompt.modelfile.stops,
         context_length=package.context_length or DEFAULT_CONTEXT,
@@ -136,6 +136,10 @@ def plan_of(package: Package, quants: Sequence[TypedQuant]) -> Plan:
         write_bytes=sum(file.typed.size_bytes for file in package.files),
         memory_bytes=_estimate_memory(package),
     )
+
+
+def _planned_projector(file: PlannedGguf) -> PlannedProjector:
+    return PlannedProjector(file.file_name, file.typed.size_bytes)
 
 
 def _planned_projector(file: PlannedGguf) -> PlannedProjector:

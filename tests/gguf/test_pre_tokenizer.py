@@ -241,9 +241,7 @@ def test_a_wrong_name_does_not_pass(wrong: str, tmp_path: Path) -> None:
     package.conversion.key_values["tokenizer.ggml.pre"].value = wrong
 
     with pytest.raises(UnsupportedError, match="other token ids of"):
-        check_pre_tokenizer(
-            package.conversion, package.inputs.files, find_toolchain(), Silent()
-        )
+        check_pre_tokenizer(package.conversion, package.inputs.files, find_toolchain(), Silent())
 
 
 @pytest.mark.parametrize(

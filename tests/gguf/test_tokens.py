@@ -223,4 +223,6 @@ def test_the_gguf_carries_the_template_of_training_behind_a_comment(
     assert template is not None
     assert template.source == trained
     for conversation in CORE:
-        assert replace(template, source=carried).prompt(conversation) == template.prompt(conversation)
+        assert replace(template, source=carried).prompt(conversation) == template.prompt(
+            conversation
+        )

@@ -19,7 +19,7 @@ from packager.errors import ChatTemplateError
 from packager.gguf.toolchain import find_toolchain
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import ComparedPrompt, Comparison, prove
+from packager.prompt.comparison import ComparedPrompt, Comparison
 from packager.prompt.conversation import BATTERY, Kind
 from packager.prompt.decision import PromptDecision, decide
 from packager.runtime.daemon import Daemon
@@ -96,7 +96,9 @@ def line(swept: Swept) -> str:
     cells = [f"{swept.name:<50} {swept.decision.renderer:<9}"]
     for kind in KINDS:
         of_kind = [item for item in swept.comparison.compared if item.conversation.kind == kind]
-        counts = (_count(of_kind, outcome) for outcome in ("equal", "known_difference", "different"))
+        counts = (
+            _count(of_kind, outcome) for outcome in ("equal", "known_difference", "different")
+        )
         cells.append(" ".join(f"{count:>3}" for count in counts))
     pins = ", ".join(f"{name} = {value}" for name, value in swept.decision.pins.items())
     return " | ".join([*cells, ", ".join(swept.capabilities), pins])

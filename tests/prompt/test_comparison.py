@@ -8,7 +8,7 @@ import pytest
 
 from packager.errors import PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Comparison, Render, TokenizedBy, prove
+from packager.prompt.comparison import Comparison, Render, TokenizedBy
 from packager.prompt.conversation import BATTERY, CORE, PREFILLED, TOOLS, Conversation, turns
 from packager.prompt.server import server_variables
 from tests.prompt.examples import CHATML
@@ -25,7 +25,10 @@ def _proof(render: Render, *conversations: Conversation) -> Comparison:
 
 
 def test_the_same_renderer_is_equal_with_or_without_its_bos() -> None:
-    for render in (TEMPLATE.prompt, lambda conversation: TEMPLATE.prompt(conversation).removeprefix("<s>")):
+    for render in (
+        TEMPLATE.prompt,
+        lambda conversation: TEMPLATE.prompt(conversation).removeprefix("<s>"),
+    ):
         comparison = _proof(render)
         assert comparison.count("equal") == len(BATTERY)
         assert comparison.failed == ()
@@ -44,12 +47,16 @@ def test_the_same_renderer_is_equal_with_or_without_its_bos() -> None:
 )
 def test_a_change_of_one_place_is_a_failure(change: object) -> None:
     assert callable(change)
-    (item,) = _proof(lambda conversation: str(change(TEMPLATE.prompt(conversation))), CORE[0]).compared
+    (item,) = _proof(
+        lambda conversation: str(change(TEMPLATE.prompt(conversation))), CORE[0]
+    ).compared
     assert (item.outcome, item.causes, item.has_failed) == ("different", (), True)
 
 
 def test_a_known_change_is_declared_by_name_and_a_further_one_is_not() -> None:
-    two = next(conversation for conversation in CORE if conversation.name == "two user turns in a row")
+    two = next(
+        conversation for conversation in CORE if conversation.name == "two user turns in a row"
+    )
 
     def joined(conversation: Conversation) -> str:
         return TEMPLATE.prompt(replace(conversation, messages=turns("One.\n\nTwo.")))
@@ -62,7 +69,9 @@ def test_a_known_change_is_declared_by_name_and_a_further_one_is_not() -> None:
 
 
 def test_plain_text_that_differs_for_a_cause_that_can_be_mended_is_a_failure() -> None:
-    two = next(conversation for conversation in CORE if conversation.name == "two user turns in a row")
+    two = next(
+        conversation for conversation in CORE if conversation.name == "two user turns in a row"
+    )
     joined = replace(two, messages=turns("One.\n\nTwo."))
     (item,) = _proof(lambda conversation: TEMPLATE.prompt(joined), two).compared
     assert (item.outcome, len(item.causes)) == ("different", 1)
@@ -85,7 +94,10 @@ def test_schemas_in_another_order_of_keys_are_explained() -> None:
         return TEMPLATE.prompt(replace(conversation, tools=({**tool, "function": function},)))
 
     (item,) = _proof(reordered, TOOLS[0]).compared
-    assert (item.outcome, item.causes) == ("known_difference", ("the server writes tool schemas anew",))
+    assert (item.outcome, item.causes) == (
+        "known_difference",
+        ("the server writes tool schemas anew",),
+    )
 
 
 def test_several_changes_together_are_explained() -> None:

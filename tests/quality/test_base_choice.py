@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packager.package.fingerprint import tool_versions
 from safetensors.torch import load_file
 
-from packager.package.fingerprint import tool_versions
 from packager.package.plan import Request
 from packager.package.prepare import Package, prepare
 from packager.progress import Silent

@@ -33,7 +33,9 @@ def test_a_tokenizer_that_composes_letters_is_declared() -> None:
         return ids(unicodedata.normalize("NFC", text))
 
     comparison = compare_vocabulary(TokenizedBy(composing, ids))
-    declared = {item.conversation.name for item in comparison.compared if item.outcome == "known_difference"}
+    declared = {
+        item.conversation.name for item in comparison.compared if item.outcome == "known_difference"
+    }
     assert declared == {name for name, text in CORPUS.items() if ids(text) != composing(text)}
     assert comparison.failed == ()
 

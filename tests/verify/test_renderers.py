@@ -233,8 +233,9 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     """HAZARD: a GGUF whose vocabulary is split otherwise than in training."""
-    from packager.errors import PromptDifferenceError
     from packager.model.tokenize import load_tokenizer
+
+    from packager.errors import PromptDifferenceError
     from packager.prompt.chat_template import load_chat_template
     from packager.prompt.conversation import CORE
     from packager.runtime.gguf_vocabulary import GgufVocabulary
