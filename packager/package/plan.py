@@ -142,10 +142,6 @@ def _planned_projector(file: PlannedGguf) -> PlannedProjector:
     return PlannedProjector(file.file_name, file.typed.size_bytes)
 
 
-def _planned_projector(file: PlannedGguf) -> PlannedProjector:
-    return PlannedProjector(file.file_name, file.typed.size_bytes)
-
-
 def _planned(package: Package, typed: TypedQuant) -> PlannedQuant:
     beside_bytes = package.projector.typed.size_bytes if package.projector else 0
     key_values = {key: item.value for key, item in package.text.key_values.items()}
