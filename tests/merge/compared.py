@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from packager.merge.adapters import merge
+from packager.merge.merge_options import Combination, MergeOptions
 from packager.merge.merged import Merged
 from packager.merge.route import merge_one
 from packager.model.checkpoint import Checkpoint, FolderCheckpoint
@@ -23,6 +25,15 @@ def opened(folder: Path, adapter: Path, readable: bool = True, device: str = "cp
     """A base with an adapter merged in, both from their folders."""
     checkpoint = FolderCheckpoint(folder) if readable else Unreadable(folder)
     return merge_one(checkpoint, open_adapter(adapter), device)
+
+
+def merge_folders(
+    base: Path, *folders: Path, scratch: Path | None = None, combination: Combination | None = None
+) -> Merged:
+    """A base with the adapters in some folders merged in."""
+    options = MergeOptions(device="cpu", combination=combination)
+    adapters = [open_adapter(folder) for folder in folders]
+    return merge(FolderCheckpoint(base), adapters, options, scratch or base / "not written to")
 
 
 def differences(found: Checkpoint, wanted: FolderCheckpoint) -> list[str]:

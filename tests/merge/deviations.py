@@ -97,18 +97,18 @@ DEVIATIONS = (
     Deviation(
         "`add_weighted_adapter`: scales everything a second time if the first LoRA is an rsLoRA.",
         "Refuses that order.",
-        "test_several.py::test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice",
+        "test_combine.py::test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice",
     ),
     Deviation(
         "`add_weighted_adapter`: ignores the modules that the first LoRA's settings exclude.",
         "Refuses that order.",
-        "test_several.py::test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently",
+        "test_combine.py::test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently",
     ),
     Deviation(
         "`add_weighted_adapter` with IA3s: scales the base's weights by the sum of the adapters' "
         "weights, and by less if one of the adapters has no vector.",
         "Combines IA3s only if they tune the same modules and the weights sum to 1.",
-        "test_several.py::test_ia3s_that_peft_would_scale_wrongly_are_not_combined",
+        "test_combine.py::test_ia3s_that_peft_would_scale_wrongly_are_not_combined",
     ),
 )
 
