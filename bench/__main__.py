@@ -1,14 +1,14 @@
-"""Measures `ftpack gguf` beside the usual route, in the same run and on the same machine.
+"""Measures `ftpack gguf` and the usual route in the same run, on the same machine.
 
     scripts/bench --shape 1.2b --quant q4_k_m --quant q8_0 --each --json bench.json --plot bench.svg
     scripts/bench --shape moe-3b --rank 64 --merge --only ftpack
     scripts/bench --kernels
 
-Makes a random model of a known shape with a real vocabulary and an adapter, runs both routes in
-turn, several times, checks that every tensor of their GGUFs is the same, and prints what each cost.
-Paths are seen from the project's root.
+It makes a random model of a known shape, with a real vocabulary and an adapter, and runs both
+routes several times in turn. It checks that every tensor is the same in both GGUFs, and prints the
+cost of each route. Paths are relative to the project's root.
 
-With --kernels it times each of ftpack's quantizers beside ggml's, and nothing else.
+With --kernels it only times each of ftpack's quantizers and ggml's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from packager.gguf.quantize.quantizer import ENVIRONMENT_VARIABLE
 from packager.gguf.quants import parse_quant
 from packager.gguf.toolchain import find_toolchain
 
-_COLD_HELP = """drop what a step reads from the page cache before it, so that reads through mappings
-are counted; the times then have the disk in them"""
+_COLD_HELP = """drop each step's inputs from the page cache first, so that reads through mappings
+are counted; the times then include the disk"""
 
 
 def main() -> None:
@@ -129,40 +129,40 @@ def _parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     cores = len(os.sched_getaffinity(0))
     add("--shape", choices=SHAPES, default="small", help="default small")
-    add("--method", choices=METHODS, default="lora", help="the adapter's, default lora")
-    add("--rank", type=int, default=16, metavar="R", help="the adapter's, default 16")
+    add("--method", choices=METHODS, default="lora", help="the adapter's method, default lora")
+    add("--rank", type=int, default=16, metavar="R", help="the adapter's rank, default 16")
     add("--quant", action="append", metavar="Q", help="default q4_k_m; repeatable")
-    add("--each", action="store_true", help="run ftpack for each quant alone, too")
-    add("--merge", action="store_true", help="run `ftpack merge`, too")
-    add("--repeat", type=int, default=3, metavar="N", help="rounds, default 3")
-    add("--only", choices=["ftpack"], help="leave the usual route out")
+    add("--each", action="store_true", help="also run ftpack for each quant alone")
+    add("--merge", action="store_true", help="also run `ftpack merge`")
+    add("--repeat", type=int, default=3, metavar="N", help="number of rounds, default 3")
+    add("--only", choices=["ftpack"], help="do not run the usual route")
     add("--cold", action="store_true", help=_COLD_HELP)
     add(
         "--device",
         default="cpu",
         help="where ftpack merges, default cpu; with a GPU use --only ftpack",
     )
-    add("--threads", type=int, default=cores, help="that quantize, default one per core")
+    add("--threads", type=int, default=cores, help="quantizing threads, default one per core")
     add(
         "--work",
         type=Path,
         metavar="DIR",
-        help="a folder for the files, which are deleted afterwards",
+        help="where to put the temporary files",
     )
-    add("--keep-model", type=Path, metavar="DIR", help="make the model there, or use what is there")
-    add("--kernels", action="store_true", help="time each kernel beside ggml instead")
-    add("--from-json", type=Path, metavar="FILE", help="measure nothing, report this again")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--keep-model", type=Path, metavar="DIR", help="keep the model there, or reuse it")
+    add("--kernels", action="store_true", help="time each kernel and ggml's quantizer instead")
+    add("--from-json", type=Path, metavar="FILE", help="report these figures; measure nothing")
+    add("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     add("--plot", type=Path, metavar="FILE.svg", help="draw the times (needs matplotlib)")
     options = parser.parse_args()
     if options.repeat < 1:
         parser.error("--repeat must be 1 or more")
     if options.work and not options.work.is_dir():
-        parser.error(f"--work {options.work} is no folder")
+        parser.error(f"--work {options.work} is not a folder")
     if options.plot and not can_plot():
         parser.error("--plot needs matplotlib: .venv/bin/pip install matplotlib")
     if options.plot and options.kernels:
-        parser.error("--plot draws the routes, not the kernels")
+        parser.error("--plot draws the two routes; it cannot be used with --kernels")
     return options
 
 
@@ -173,48 +173,51 @@ def _work_folder(parent: Path | None) -> Iterator[Path]:
 
 
 def _make_inputs(shape: str, adapter: Adapter, folder: Path, llama_cpp: Path) -> int:
-    """Makes the model and the adapter, if they are not there; the number of weights."""
+    """Makes the model and the adapter unless they exist; returns the number of weights."""
     marker = folder / "bench.json"
     if not marker.is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            sys.exit(f"bench: {folder} holds something else, or half a model; remove it")
+            sys.exit(f"bench: {folder} holds other files or an incomplete model; remove it")
         _say(f"making a random model: {SHAPES[shape].description}; {adapter}")
         command = [
             *(sys.executable, "-m", "bench.model", shape, adapter.method, str(adapter.rank)),
             *(str(folder), str(llama_cpp)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"bench: no model could be made:\n{done.stderr[-2000:]}")
-    made = json.loads(marker.read_text("utf-8"))
-    if (made.get("shape"), made.get("adapter")) != (shape, str(adapter)):
-        sys.exit(f"bench: {folder} holds {made['shape']} with {made['adapter']}, which is another")
-    return int(made["parameters"])
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            sys.exit(f"bench: the model could not be made:\n{process.stderr[-2000:]}")
+    record = json.loads(marker.read_text("utf-8"))
+    if (record.get("shape"), record.get("adapter")) != (shape, str(adapter)):
+        sys.exit(
+            f"bench: {folder} holds {record['shape']} with {record['adapter']}, not {shape} "
+            f"with {adapter}; choose another folder"
+        )
+    return int(record["parameters"])
 
 
 def _compile_kernels(work: Path) -> tuple[int, float]:
-    """How many kernels were compiled, and how long it took."""
-    _say("compiling the kernels, if this machine has not yet")
+    """Returns how many kernels were compiled, and how long that took in seconds."""
+    _say("compiling the kernels that this machine has not compiled yet")
     log = work / "compile.log"
     cost = measure([sys.executable, "-m", "bench.compile_step"], log)
     return int(log.read_text("utf-8").split()[-1]), cost.wall_s
 
 
 def _require_disk_space(shape: str, plan: Plan, work: Path, model: Path) -> None:
-    """Stops before the work if the disk cannot hold it; GGUFs are taken for 8.5 bits a weight."""
+    """Raises before any work if the disk is too small; counts 8.5 bits per weight of a GGUF."""
     sixteen_bits = 2 * parameter_count(SHAPES[shape])
     needed = len(plan.quants) * sixteen_bits * 8.5 / 16
     if plan.has_usual:
-        needed += 2 * sixteen_bits  # the merged model, and the GGUF that is quantized
+        needed += 2 * sixteen_bits  # the merged model, and its 16-bit GGUF
     if not (model / "bench.json").is_file():
         needed += sixteen_bits
-    _say(f"the work takes up to {format_bytes(needed)} of the disk")
+    _say(f"up to {format_bytes(needed)} of disk space are needed")
     require_disk(work, int(needed), "The bench")
 
 
 def _warn_if_busy(load_average: float) -> None:
     if load_average > 0.5:
-        _say(f"the machine is busy (load {load_average}): times will be too long")
+        _say(f"the machine is busy (load {load_average}), so the times will be too long")
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,7 @@
 """Compiles ftpack's kernels for this processor, as the first `ftpack gguf` on a machine does.
 
-`python -m bench.compile_step` prints how many there were to compile. It is a step of its own, so
-that no measured run has it in its time.
+`python -m bench.compile_step` prints how many kernels it compiled. It runs as a separate step, so
+that no measured time includes it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from packager.progress import Silent, Task
 
 
 class _Counting(Silent):
-    """A `Progress` that keeps how many kernels were compiled."""
+    """A `Progress` that counts the compiled kernels."""
 
     compiled = 0
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "bytes") -> Iterator[Task]:
-        """Counts the work that is announced."""
+        """Adds the size of a task to the count."""
         self.compiled += total
         with super().task(label, total, unit) as task:
             yield task
 
 
 def main() -> None:
-    """Compiles what is used without importance, and prints the count."""
+    """Compiles the kernels that need no importance weights, and prints the count."""
     find_toolchain().activate()
     from packager.gguf.quantize.kernels import PLAIN
 

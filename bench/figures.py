@@ -1,4 +1,4 @@
-"""What the rounds say: medians with the least and the largest, and how the routes compare."""
+"""Figures over all rounds (median, minimum, maximum), and the comparison of the two routes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Spread:
     max: float
 
 
-# By the name of the figure: an attribute of `Cost`.
+# The key is the figure's name: an attribute of `Cost`.
 Spreads = dict[str, Spread]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both routes to the same GGUFs.
+    """The cost of the same GGUFs on both routes.
 
     Attributes:
-        quants: what is made.
-        ftpack: one `ftpack gguf` command for them.
-        usual: merge and convert once, then quantize for each of them; None if it was not run.
-        steps: the usual route's steps, by their names; empty if it was not run.
+        quants: the quants of the GGUFs.
+        ftpack: one `ftpack gguf` command for all of them.
+        usual: one merge, one conversion, and a quantization for each quant; None if not run.
+        steps: the usual route's steps by name; empty if not run.
     """
 
     quants: tuple[str, ...]
@@ -45,21 +45,21 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """The quant, or that it is several."""
+        """The quant's name, or `all N together`."""
         count = len(self.quants)
         if count == 1:
             return self.quants[0]
         return "both together" if count == 2 else f"all {count} together"
 
     def ratio(self, figure: str) -> float | None:
-        """How many times as much the usual route takes, by the medians."""
+        """Returns the usual route's median divided by ftpack's."""
         if self.usual is None or not self.ftpack[figure].median:
             return None
         return self.usual[figure].median / self.ftpack[figure].median
 
 
 def compare(rounds: Sequence[Round], quants: tuple[str, ...]) -> list[Comparison]:
-    """Each quant alone, where ftpack was measured so, then all of them together."""
+    """Returns a comparison for each quant that was measured alone, then one for all together."""
     alone = [quant for quant in quants if all(quant in round_.each for round_ in rounds)]
     return [
         *(_compare(rounds, (quant,), [x.each[quant] for x in rounds]) for quant in alone),
@@ -81,7 +81,7 @@ def _compare(rounds: Sequence[Round], quants: tuple[str, ...], ours: list[Run]) 
 
 
 def spreads(costs: Sequence[Cost]) -> Spreads:
-    """Every figure of the same command's costs in each round."""
+    """Returns the spread of each figure over the costs of one command in all rounds."""
     return {name: _spread([getattr(cost, name) for cost in costs]) for name in FIGURES}
 
 

@@ -1,4 +1,4 @@
-"""Each kernel of ftpack against ggml's quantizer of the same type: ns a weight on one thread."""
+"""Times each of ftpack's kernels and ggml's quantizer of its type: ns per weight, one thread."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ALTERNATIONS = 5
 
 @dataclass(frozen=True)
 class KernelTime:
-    """What quantizing a weight to a type takes.
+    """The time to quantize one weight to a type.
 
     Attributes:
         type_name: GGML's name of the type.
-        has_importance: whether the columns were weighed.
-        kernel_ns: the least of several runs; None where ftpack leaves the type to ggml.
-        ggml_ns: the least of as many runs, each after one of the kernel.
-        has_same_bytes: whether the kernel made what ggml made.
+        has_importance: whether importance weights were given for the columns.
+        kernel_ns: the fastest of several runs; None where ftpack uses ggml for the type.
+        ggml_ns: the fastest of as many runs, each directly after a run of the kernel.
+        has_same_bytes: whether the kernel wrote the same bytes as ggml.
     """
 
     type_name: str
@@ -38,15 +38,14 @@ class KernelTime:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as long ggml takes."""
+        """Ggml's time divided by the kernel's."""
         return None if self.kernel_ns is None else self.ggml_ns / self.kernel_ns
 
 
 def time_kernels() -> Iterator[KernelTime]:
-    """Times every type that has a kernel, without importance and with.
+    """Times every type that has a kernel, without and with importance weights.
 
-    The weights are normal, 512 rows of 2048. Kernels that this machine has not used yet are
-    compiled before they are timed.
+    The weights are normally distributed, 512 rows of 2048. A kernel is compiled before it is timed.
     """
     import numpy as np
 
@@ -73,21 +72,21 @@ def _time_type(
     from packager.gguf.types import tensor_bytes
 
     weights = np.empty(0, np.float32) if importance is None else importance
-    expected = np.zeros((len(rows), tensor_bytes(COLUMNS, name)), np.uint8)
-    found = np.zeros_like(expected)
+    ggml_blocks = np.zeros((len(rows), tensor_bytes(COLUMNS, name)), np.uint8)
+    kernel_blocks = np.zeros_like(ggml_blocks)
     kernel_s, ggml_s = [], []
     if kernel is not None:
-        kernel(rows[:1], weights, found[:1])  # compiles, or loads what is compiled
+        kernel(rows[:1], weights, kernel_blocks[:1])  # compiles it, or loads it from the cache
     for _ in range(_ALTERNATIONS):
         if kernel is not None:
-            kernel_s.append(_elapsed_s(lambda: kernel(rows, weights, found)))
-        ggml_s.append(_elapsed_s(lambda: quantize_with_ggml(name, rows, expected, importance)))
+            kernel_s.append(_elapsed_s(lambda: kernel(rows, weights, kernel_blocks)))
+        ggml_s.append(_elapsed_s(lambda: quantize_with_ggml(name, rows, ggml_blocks, importance)))
     return KernelTime(
         name,
         importance is not None,
         min(kernel_s) * 1e9 / rows.size if kernel_s else None,
         min(ggml_s) * 1e9 / rows.size,
-        kernel is None or np.array_equal(found, expected),
+        kernel is None or np.array_equal(kernel_blocks, ggml_blocks),
     )
 
 

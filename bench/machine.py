@@ -1,4 +1,4 @@
-"""The machine that the figures are of: without it they mean nothing."""
+"""The machine that was measured; without it the figures mean nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIBRARIES = ("ftpack", "numba", "torch", "transformers", "peft", "llama_cpp_pyt
 
 @dataclass(frozen=True)
 class Machine:
-    """CPU, cores that may be used, memory, system, versions, and the load before the bench."""
+    """CPU, usable cores, memory, operating system, versions, and the load before the bench."""
 
     cpu: str
     cores: int
@@ -26,7 +26,7 @@ class Machine:
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        """All of it in one line."""
+        """Everything in one line."""
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return (
             f"{self.cpu}, {self.cores} cores, {format_bytes(self.memory_bytes)} of memory; "
@@ -35,7 +35,7 @@ class Machine:
 
 
 def describe_machine() -> Machine:
-    """The machine that this runs on."""
+    """Returns the description of this machine."""
     import psutil
 
     return Machine(
@@ -56,10 +56,10 @@ def _cpu_name() -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
-    found = []
+    versions = []
     for name in _LIBRARIES:
         try:
-            found.append((name.replace("_", "-"), version(name)))
+            versions.append((name.replace("_", "-"), version(name)))
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""What a command costs: wall time, CPU time, peak memory of its process tree, bytes moved."""
+"""The cost of a command: wall time, CPU time, peak memory of its process tree, bytes moved."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command, with all that it started, cost.
+    """The cost of a command and of all processes that it started.
 
     Attributes:
         wall_s: from start to end.
         cpu_s: user and system time.
-        peak_rss_bytes: the largest resident memory that one of its processes ever had (`VmHWM`).
-            Not `ru_maxrss`: that begins with what the parent had when it forked.
+        peak_rss_bytes: the largest resident memory of a single process (`VmHWM`). Not `ru_maxrss`,
+            which starts at the parent's memory at the moment of the fork.
         peak_tree_bytes: the largest sum of resident memory over the process tree at one moment,
-            polled every 50 ms; never less than `peak_rss_bytes`. Pages of mapped files count,
-            which the system can take back at any time.
-        peak_own_bytes: the same sum without mapped files: what has to fit into memory.
-        written_bytes: handed to `write` calls (`wchar`).
-        read_bytes: taken from `read` calls (`rchar`), the program's own files among them; reading
-            through a mapping is not in it.
-        disk_read_bytes: fetched from storage by calls and through mappings, because the page cache
-            did not have it.
+            polled every 50 ms; never less than `peak_rss_bytes`. It includes the pages of mapped
+            files, which the system can reclaim at any time.
+        peak_own_bytes: the same sum without mapped files: what must fit into memory.
+        written_bytes: bytes passed to `write` calls (`wchar`).
+        read_bytes: bytes returned by `read` calls (`rchar`), including the program's own files;
+            reads through a mapping are not counted.
+        disk_read_bytes: bytes read from storage, by calls and through mappings, because they were
+            not in the page cache.
     """
 
     wall_s: float
@@ -43,7 +43,7 @@ class Cost:
     disk_read_bytes: int
 
     def __add__(self, later: Cost) -> Cost:
-        """The cost of both, one after the other."""
+        """Returns the cost of both, run one after the other."""
         return Cost(
             self.wall_s + later.wall_s,
             self.cpu_s + later.cpu_s,
@@ -57,18 +57,18 @@ class Cost:
 
 
 def measure(command: Sequence[str | Path], log: Path) -> Cost:
-    """Runs a command to its end, its output going to `log`.
+    """Runs a command to its end with its output in `log`, and returns its cost.
 
     Raises:
-        RuntimeError: if it fails; the message has the end of its output.
+        RuntimeError: if it fails; the message contains the end of its output.
     """
-    os.sync()  # what an earlier command left to be written is not this one's
+    os.sync()  # so that this command does not pay for an earlier one's pending writes
     with log.open("ab") as output:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         peak = _watch_memory(process.pid)
         wall_s = time.monotonic() - started
-    # The process is a zombie now: its counters, with those of its ended children, can be read.
+    # The process is a zombie now, so its counters and those of its finished children can be read.
     counters = _io_counters(process.pid)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -88,8 +88,8 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
 
 
 def forget_cached(folder: Path) -> None:
-    """Drops the files in `folder` from the page cache: who reads them next reads from storage."""
-    os.sync()  # pages that still have to be written cannot be dropped
+    """Drops the files in `folder` from the page cache, so that the next read is from storage."""
+    os.sync()  # pages that are not written yet cannot be dropped
     for path in folder.rglob("*") if folder.is_dir() else [folder]:
         if path.is_file():
             with path.open("rb") as file:
@@ -97,11 +97,8 @@ def forget_cached(folder: Path) -> None:
 
 
 def fill_cache(folder: Path) -> None:
-    """Reads the files in `folder` to their ends: the page cache has them, if there is room.
-
-    What others wrote goes to the disk first, which would be busy with it otherwise.
-    """
-    os.sync()
+    """Reads the files in `folder` completely, so that the page cache holds as many as fit."""
+    os.sync()  # so that the disk is not busy with an earlier command's writes
     for path in folder.rglob("*") if folder.is_dir() else [folder]:
         if path.is_file():
             with path.open("rb", buffering=0) as file:
@@ -110,7 +107,7 @@ def fill_cache(folder: Path) -> None:
 
 
 def _watch_memory(pid: int) -> _Resident:
-    """Waits for the end of `pid` without reaping it; the largest of each figure of its tree."""
+    """Waits for the end of `pid` without reaping it; returns its tree's peak of each figure."""
     import psutil
 
     root = psutil.Process(pid)
@@ -118,7 +115,7 @@ def _watch_memory(pid: int) -> _Resident:
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         try:
             tree = [pid, *(child.pid for child in root.children(recursive=True))]
-        except psutil.Error:  # it ended just now
+        except psutil.Error:  # it has just ended
             break
         sizes = [_resident_bytes(member) for member in tree]
         largest = max(peak.rss_peak, *(size.rss_peak for size in sizes))
@@ -133,7 +130,7 @@ def _watch_memory(pid: int) -> _Resident:
 
 
 class _Resident(NamedTuple):
-    """A process's memory in bytes: now, the part that is no mapped file, and at its peak."""
+    """A process's memory in bytes: now, now without mapped files, and its peak."""
 
     rss: int = 0
     own: int = 0
@@ -141,10 +138,10 @@ class _Resident(NamedTuple):
 
 
 def _resident_bytes(pid: int) -> _Resident:
-    """What proc_pid_status(5) says of a process; zeros where it has ended."""
+    """Reads a process's memory from proc_pid_status(5); zeros if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
-    except OSError:  # ended since its parent was looked at
+    except OSError:  # it ended after its parent was listed
         return _Resident()
     fields = {key: value for key, _, value in (line.partition(":") for line in lines)}
     if "VmRSS" not in fields:  # a zombie

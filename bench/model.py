@@ -1,4 +1,4 @@
-"""Random models of well-known shapes, with an adapter, to measure on."""
+"""Random models of well-known shapes, each with an adapter, for measuring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.safetensors_writer import Entry, Fill, write_file, write_sharded
-from tests.vocabularies import FAMILIES, Kind, write_tokenizer
+from testing.vocabularies import FAMILIES, Kind, write_tokenizer
 
 METHODS = ("lora", "dora", "loha")
 _SHARD_BYTES = 5_000_000_000
@@ -18,7 +18,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.ji
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's family, the sizes in its configuration, whether the output is the embedding."""
+    """A model's family, its configuration's sizes, and whether its embeddings are tied."""
 
     kind: Kind
     description: str
@@ -28,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of PEFT on all linear layers, the experts of a mixture among them."""
+    """A PEFT adapter on all linear layers, including the experts of a mixture."""
 
     method: str = "lora"
     rank: int = 16
@@ -100,15 +100,15 @@ def make_inputs(
     adapter: Adapter | None = None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> tuple[Path, Path, int]:
-    """A random bf16 base and an adapter for all its linear layers, written without holding either.
+    """Writes a random bf16 base, and an adapter for all its linear layers, tensor by tensor.
 
-    Layers, configurations and the names of tensors are those of transformers and PEFT, whose
-    model is built on the meta device, without values. Experts are stored one by one, as published
-    checkpoints have them; PEFT tunes them together (`target_parameters`), with twice the rank for
-    the two matrices that transformers keeps as one.
+    The layers, configurations and tensor names come from transformers and PEFT, whose model is
+    built on the meta device, without values. Experts are stored one by one, as in published
+    checkpoints; PEFT tunes them together (`target_parameters`), with twice the rank for the two
+    matrices that transformers keeps as one.
 
     Returns:
-        the base's folder, the adapter's folder, the number of the base's weights.
+        The base's folder, the adapter's folder, and the number of the base's weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -123,7 +123,7 @@ def make_inputs(
     config.architectures, config.dtype = [type(model).__name__], "bfloat16"
     config.save_pretrained(base)
     model.generation_config.save_pretrained(base)
-    # A tied output is the same parameter under a second name, which is not saved.
+    # A tied output is the same parameter under a second name, and is not saved.
     stored = revert_weight_conversion(model, dict(model.named_parameters()))
     entries = [Entry(name, tuple(value.shape)) for name, value in stored.items()]
     norms = {entry.name for entry in entries if len(entry.shape) == 1}
@@ -133,7 +133,7 @@ def make_inputs(
 
 
 def parameter_count(shape: Shape) -> int:
-    """The number of weights, but for small vectors; the vocabulary is taken for the largest."""
+    """Returns the number of weights without small vectors, for the largest vocabulary we use."""
     size = shape.sizes
     hidden, heads = size["hidden_size"], size["num_attention_heads"]
     attention = 2 * (heads + size["num_key_value_heads"]) * size["head_dim"] * hidden
@@ -143,7 +143,7 @@ def parameter_count(shape: Shape) -> int:
 
 
 def _write_adapter(model: Any, base: Path, folder: Path, adapter: Adapter) -> None:
-    """What PEFT's `save_pretrained` writes, and the tokenizer's files as a Trainer adds them."""
+    """Writes what PEFT's `save_pretrained` writes, and the tokenizer files that a Trainer adds."""
     import peft
     import torch
 
@@ -155,7 +155,7 @@ def _write_adapter(model: Any, base: Path, folder: Path, adapter: Adapter) -> No
     state = peft.get_peft_model_state_dict(tuned)
     entries = [Entry(name, tuple(value.shape)) for name, value in state.items()]
     magnitudes = {entry.name for entry in entries if "magnitude_vector" in entry.name}
-    # No `lora_B` of zeros, which would change nothing.
+    # `lora_B` starts as zeros, which would change nothing, so it is filled too.
     values = _normal_values(magnitudes, seed=1)
     write_file(folder / "adapter_model.safetensors", entries, "F32", values)
     for name in _TOKENIZER_FILES:
@@ -177,7 +177,7 @@ def _adapter_config(adapter: Adapter) -> Any:
 
 
 def _normal_values(ones: set[str], seed: int) -> Fill:
-    """Normal values with a deviation of 0.02, as models start; ones for the tensors named."""
+    """Fills with normal values of deviation 0.02, as at initialisation; `ones` names the rest."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -210,16 +210,16 @@ def _config(shape: Shape, vocab_size: int) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """`python -m bench.model SHAPE METHOD RANK FOLDER LLAMA_CPP`; `bench.json` says what was made.
+    """Makes the inputs: `python -m bench.model SHAPE METHOD RANK FOLDER LLAMA_CPP`.
 
-    A process of its own: what it leaves in memory would be counted to nobody.
+    It is a separate process, so that none of its memory is part of a measurement.
     """
     shape, method, rank, folder, llama_cpp = argv
     adapter = Adapter(method, int(rank))
     parameters = make_inputs(SHAPES[shape], Path(folder), Path(llama_cpp), adapter)[2]
-    # Written last: a folder without it is not whole.
-    made = {"shape": shape, "adapter": str(adapter), "parameters": parameters}
-    (Path(folder) / "bench.json").write_text(json.dumps(made) + "\n", "utf-8")
+    # Written last: a folder without this file is incomplete.
+    record = {"shape": shape, "adapter": str(adapter), "parameters": parameters}
+    (Path(folder) / "bench.json").write_text(json.dumps(record) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Wall time as horizontal bars, an SVG that reads on light and on dark backgrounds."""
+"""Wall times as horizontal bars, in an SVG that is readable on light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from bench.figures import Comparison
 from bench.routes import CONVERT, MERGE
 
-# Mid-grey text and lines on no background: seen on white and on near black.
+# Mid-grey text and lines on a transparent background are visible on white and on near black.
 _GREY = "#7d8590"
 _MERGE, _CONVERT, _QUANTIZE, _FTPACK = "#8a939e", "#a3abb5", "#c08a3e", "#2f9e6e"
 _BAR = 0.34
@@ -26,14 +26,14 @@ _STYLE: Any = {
 
 
 def can_plot() -> bool:
-    """Whether matplotlib, which ftpack itself does not need, is installed."""
+    """Returns whether matplotlib is installed; ftpack itself does not need it."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def write_plot(path: Path, comparisons: list[Comparison], title: str) -> None:
-    """Draws the usual route's steps in one bar, and ftpack in another, for each comparison.
+    """Draws two bars for each comparison: the usual route's steps, and ftpack.
 
-    The bytes depend on nothing but the figures (and matplotlib's version).
+    The bytes depend only on the figures and on matplotlib's version.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def write_plot(path: Path, comparisons: list[Comparison], title: str) -> None:
             _draw(axes, place, row)
         axes.set_yticks(range(len(comparisons)), [row.name for row in comparisons])
         axes.set_ylim(len(comparisons) - 0.4, -0.6)
-        axes.margins(x=0.14)  # room for the figures behind the bars
+        axes.margins(x=0.14)  # room for the figures to the right of the bars
         axes.set_xlim(left=0)
         axes.set_xlabel("wall time, s")
         axes.set_title(title, loc="left", fontsize=10)

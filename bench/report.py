@@ -12,18 +12,18 @@ from bench.routes import FTPACK_MERGE
 from packager.files import format_bytes
 
 _NOTES = """\
-{rounds}; where two figures stand, the first is the usual \
-route's. Peak memory is that of all processes together at one moment, then without mapped files, \
-which the system can take back. Read: by `read` calls, the programs' own files among it; what is \
-read through mappings is not in it. From disk: by calls and mappings, {disk}."""
-_COLD = "all of it, since no step found its inputs in the page cache"
-_WARM = "what the page cache lost meanwhile; each step's inputs were read into it beforehand"
+{rounds}. Where a cell has two figures, the first is the usual route's. \
+Peak memory is the sum over all processes at one moment; "not mapped" is the same without mapped \
+files, which the system can reclaim. "Read" counts `read` calls, including the programs' own \
+files, but not reads through mappings. "From disk" counts calls and mappings: {disk}."""
+_COLD = "everything, because each step's inputs were dropped from the page cache beforehand"
+_WARM = "what the page cache evicted, because each step's inputs were read into it beforehand"
 
 _STEP_HEAD = ("wall", "CPU", "peak memory", "not mapped", "written")
 
 
 def format_result(result: Result) -> str:
-    """The table of both routes, that of the usual route's steps, and what was measured."""
+    """Returns the table of both routes, the table of the usual route's steps, and the setting."""
     comparisons = result.comparisons
     disk = _COLD if result.setting.is_cold else _WARM
     parts = [
@@ -40,17 +40,17 @@ def format_result(result: Result) -> str:
 
 
 def format_kernel_times(machine: Machine, times: Sequence[KernelTime]) -> str:
-    """The table of ns a weight, without importance and with."""
+    """Returns the table of ns per weight, without and with importance weights."""
     head = ["", "kernel", "ggml", "ratio", "kernel, with importance", "ggml", "ratio"]
     by_type: dict[str, list[str]] = {}
     for time in times:
         by_type.setdefault(time.type_name, []).extend(_kernel_cells(time))
-    said = (
-        f"Nanoseconds a weight on one thread, the least of several runs in turn: "
-        f"{WEIGHTS} normal weights in rows of {COLUMNS}. Types without a kernel are left to ggml."
+    notes = (
+        f"Nanoseconds per weight on one thread, the fastest of several runs in turn, for {WEIGHTS} "
+        f"normally distributed weights in rows of {COLUMNS}. ggml quantizes types without a kernel."
     )
     rows = [[name, *cells] for name, cells in by_type.items()]
-    parts = [_table(head, rows), said, f"Machine: {machine}."]
+    parts = [_table(head, rows), notes, f"Machine: {machine}."]
     for time in times:
         if not time.has_same_bytes:
             kind = "with" if time.has_importance else "without"
@@ -109,7 +109,7 @@ def _rounds(count: int) -> str:
 
 
 def _merge_line(result: Result) -> str:
-    """What `ftpack merge` cost, where it was run."""
+    """Returns the cost of `ftpack merge`, if it was run."""
     runs = [round_.merge for round_ in result.measured.rounds if round_.merge]
     if not runs:
         return ""
@@ -129,18 +129,18 @@ def _setting_line(setting: Setting) -> str:
     return (
         f"Measured: {setting.parameters / 1e9:.2f} B weights ({setting.shape}, random), "
         f"{setting.adapter}; {', '.join(setting.quants)}; {setting.threads} threads; "
-        f"ftpack quantized by {_quantizer(setting)}."
+        f"ftpack quantized with {_quantizer(setting)}."
     )
 
 
 def _quantizer(setting: Setting) -> str:
     if setting.quantizer != "kernels":
-        return f"{setting.quantizer} throughout"
+        return f"{setting.quantizer} for every type"
     count = setting.compiled_kernels
     if not count:
-        return "kernels, compiled already"
+        return "kernels that were compiled already"
     return (
-        f"kernels; to compile {count} of them beforehand took {_seconds(setting.compiling_s)}, "
+        f"kernels; compiling {count} of them beforehand took {_seconds(setting.compiling_s)}, "
         "once on this machine"
     )
 
@@ -168,7 +168,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned for whoever reads it as text."""
+    """Returns a Markdown table whose columns are also aligned as plain text."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

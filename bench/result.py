@@ -1,4 +1,4 @@
-"""What a bench found, and its JSON, from which table and plot can be made again."""
+"""The result of a bench, and its JSON, from which the table and the plot can be made again."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bench.routes import Run
 
 @dataclass(frozen=True)
 class Setting:
-    """What was measured on, and how.
+    """The model, the adapter and the options of a bench.
 
     Attributes:
         shape: a name in `bench.model.SHAPES`.
         parameters: the number of the base's weights.
-        adapter: in words.
-        quants: what was made, in this order.
-        threads: how many quantized.
-        is_cold: whether each step found what it reads on the disk only.
-        quantizer: `kernels`, or `ggml` where `FTPACK_QUANTIZER` says so.
-        compiled_kernels: how many there were to compile beforehand, once on a machine.
-        compiling_s: what that took; in no other figure.
+        adapter: its description.
+        quants: the quants in the order in which they were made.
+        threads: the number of quantizing threads.
+        is_cold: whether each step's inputs were dropped from the page cache first.
+        quantizer: `kernels`, or `ggml` if `FTPACK_QUANTIZER` says so.
+        compiled_kernels: how many kernels were compiled beforehand, once on this machine.
+        compiling_s: how long that took; no other figure includes it.
     """
 
     shape: str
@@ -58,7 +58,7 @@ class Result:
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Writes every figure of every round, and what the table says."""
+    """Writes every figure of every round, and the table's figures."""
     content = dataclasses.asdict(result)
     content["comparisons"] = [
         {
@@ -72,13 +72,13 @@ def write_result(path: Path, result: Result) -> None:
 
 
 def write_kernel_times(path: Path, machine: Machine, times: list[KernelTime]) -> None:
-    """Writes what a weight takes, by kernel and by ggml."""
+    """Writes the time per weight of each kernel and of ggml."""
     rows = [{**dataclasses.asdict(time), "ratio": time.ratio} for time in times]
     _write(path, {"machine": dataclasses.asdict(machine), "kernels": rows})
 
 
 def read_result(path: Path) -> Result:
-    """Reads what `write_result` wrote; medians and ratios are computed again."""
+    """Reads a file of `write_result`, and computes medians and ratios again."""
     content = json.loads(path.read_text("utf-8"))
     setting, measured = content["setting"], content["measured"]
     return Result(

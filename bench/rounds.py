@@ -1,4 +1,4 @@
-"""Both routes in turn, several times, on the same inputs; their GGUFs are compared once."""
+"""Runs both routes several times in turn on the same inputs, and compares their GGUFs once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.routes import (
     run_ftpack_merge,
     run_usual_route,
 )
-from tests.usual_route import Tensor, read_gguf
+from testing.usual_route import Tensor, read_gguf
 
 Tensors = dict[str, Tensor]
 
@@ -26,9 +26,9 @@ class Round:
 
     Attributes:
         ftpack: `ftpack gguf` with all quants.
-        usual: merge, convert, and quantize for each quant; None if it was not run.
-        each: `ftpack gguf` with a single quant, for each of them; empty if it was not run.
-        merge: `ftpack merge`; None if it was not run.
+        usual: merge, convert, and quantize for each quant; None if not run.
+        each: `ftpack gguf` with a single quant, by quant; empty if not run.
+        merge: `ftpack merge`; None if not run.
     """
 
     ftpack: Run
@@ -39,7 +39,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: the quants, how often, and whether what else there is to run."""
+    """The quants, the number of rounds, and which further commands to run."""
 
     quants: tuple[str, ...]
     repeat: int
@@ -50,7 +50,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """The rounds, and for each quant the tensors in which two of its GGUFs differ."""
+    """The rounds, and for each quant the names of the tensors that differ between its GGUFs."""
 
     rounds: tuple[Round, ...]
     differing_tensors: dict[str, list[str]]
@@ -59,8 +59,8 @@ class Measured:
 def run_rounds(inputs: Inputs, plan: Plan, work: Path, say: Callable[[str], None]) -> Measured:
     """Runs the routes one after another, `plan.repeat` times.
 
-    What a run wrote is deleted before the next one. After the first round's runs the digests of
-    their GGUFs' tensors are taken, between the measured commands; later rounds are not compared.
+    The output of a run is deleted before the next run. The tensors of the first round's GGUFs are
+    hashed between the measured commands; later rounds are not compared.
     """
     differing: dict[str, list[str]] = {}
     rounds = []
@@ -87,31 +87,31 @@ def run_rounds(inputs: Inputs, plan: Plan, work: Path, say: Callable[[str], None
 
 
 class _Turn:
-    """The runs of one round, and what their GGUFs hold if that is to be compared."""
+    """The runs of one round, and the tensors of their GGUFs if they are to be compared."""
 
     def __init__(self, inputs: Inputs, work: Path, is_compared: bool) -> None:
         self.inputs, self.folder, self.is_compared = inputs, work / "run", is_compared
-        self.found: dict[str, list[Tensors]] = {}
+        self.tensors: dict[str, list[Tensors]] = {}
 
     def run(
         self, route: Callable[[Inputs, tuple[str, ...], Path], Run], quants: tuple[str, ...]
     ) -> Run:
-        """Runs a route and deletes what it wrote."""
+        """Runs a route and deletes its output."""
         try:
             run = route(self.inputs, quants, self.folder)
             for quant in quants if self.is_compared else ():
                 _, tensors = read_gguf(gguf_path(self.folder, quant), self.inputs.llama_cpp)
-                self.found.setdefault(quant, []).append(tensors)
+                self.tensors.setdefault(quant, []).append(tensors)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
         return run
 
     def differing_tensors(self, quant: str) -> list[str]:
-        """Names of the tensors that are not the same in all GGUFs of a quant."""
-        first, *others = self.found[quant]
+        """Returns the names of the tensors that are not the same in all GGUFs of a quant."""
+        first, *others = self.tensors[quant]
         return sorted({name for other in others for name in differing_names(first, other)})
 
 
 def differing_names(left: Tensors, right: Tensors) -> list[str]:
-    """Names of the tensors whose shape, type or bytes are not the same."""
+    """Returns the names of the tensors whose shape, type or bytes differ."""
     return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))

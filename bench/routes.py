@@ -1,4 +1,4 @@
-"""The two routes from an adapter to GGUFs, each as the commands that a person would type."""
+"""The two routes from an adapter to GGUFs, each as the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FTPACK_MERGE = "ftpack merge"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What both routes are given.
+    """The inputs of both routes.
 
     Attributes:
         base: the base model's folder.
         adapter: the adapter's folder.
-        threads: how many quantize.
+        threads: the number of quantizing threads.
         llama_cpp: llama.cpp's sources, with its converter.
-        is_cold: whether what a step reads is dropped from the page cache before it; otherwise it
-            is read into it, so that a step does not pay for what another one pushed out.
+        is_cold: whether to drop each step's inputs from the page cache first; otherwise they are
+            read into it, so that a step does not pay for what another step evicted.
         device: where ftpack merges; the usual route merges on the CPU.
     """
 
@@ -37,11 +37,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Run:
-    """What a route cost.
+    """The cost of a route.
 
     Attributes:
-        steps: the cost of each command; that of llama.cpp's quantizer is under `quantize QUANT`.
-        intermediate_bytes: files that only the route needs.
+        steps: the cost of each command by name; llama.cpp's quantizer is `quantize QUANT`.
+        intermediate_bytes: the size of the files that are not part of the result.
     """
 
     steps: dict[str, Cost]
@@ -49,7 +49,7 @@ class Run:
 
 
 def run_ftpack(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
-    """`ftpack gguf`: one command for all quants, whose GGUFs are then `gguf_path`'s."""
+    """Runs one `ftpack gguf` for all quants; moves the GGUFs to `gguf_path`."""
     folder.mkdir()
     command: list[str | Path] = [
         Path(sys.executable).parent / "ftpack", "gguf", inputs.adapter, "--base", inputs.base,
@@ -65,7 +65,7 @@ def run_ftpack(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
 
 
 def run_ftpack_merge(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
-    """`ftpack merge`: the merged model in 16 bits, and no GGUF, whatever the quants."""
+    """Runs `ftpack merge`, which writes the merged model in 16 bits; ignores the quants."""
     folder.mkdir()
     command: list[str | Path] = [
         Path(sys.executable).parent / "ftpack", "merge", inputs.adapter, "--base", inputs.base,
@@ -75,14 +75,14 @@ def run_ftpack_merge(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run
 
 
 def run_usual_route(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
-    """PEFT's merge, `convert_hf_to_gguf.py`, and llama.cpp's quantizer for each quant."""
+    """Runs PEFT's merge, `convert_hf_to_gguf.py`, and llama.cpp's quantizer for each quant."""
     folder.mkdir()
-    merged, whole = folder / "merged", folder / "bf16.gguf"
+    merged, unquantized = folder / "merged", folder / "bf16.gguf"
     ours: Sequence[str] = [sys.executable, "-m", "bench.usual_step"]
     merge: list[str | Path] = [*ours, "merge", inputs.base, inputs.adapter, merged]
     convert: list[str | Path] = [
         *(sys.executable, inputs.llama_cpp / "convert_hf_to_gguf.py", merged),
-        *("--outfile", whole, "--outtype", "bf16"),
+        *("--outfile", unquantized, "--outtype", "bf16"),
     ]
     steps = {
         MERGE: _measure(inputs, merge, folder, [inputs.base, inputs.adapter]),
@@ -91,17 +91,17 @@ def run_usual_route(inputs: Inputs, quants: Sequence[str], folder: Path) -> Run:
     for quant in quants:
         step: list[str | Path] = [
             "quantize",
-            whole,
+            unquantized,
             gguf_path(folder, quant),
             quant,
             str(inputs.threads),
         ]
-        steps[f"{QUANTIZE} {quant}"] = _measure(inputs, [*ours, *step], folder, [whole])
-    return Run(steps, _size(merged, "*.safetensors") + whole.stat().st_size)
+        steps[f"{QUANTIZE} {quant}"] = _measure(inputs, [*ours, *step], folder, [unquantized])
+    return Run(steps, _size(merged, "*.safetensors") + unquantized.stat().st_size)
 
 
 def gguf_path(folder: Path, quant: str) -> Path:
-    """Where a route that ran in `folder` left the GGUF of a quant."""
+    """Returns the path of a quant's GGUF after a route has run in `folder`."""
     return folder / f"bench-{quant}.gguf"
 
 

@@ -1,4 +1,4 @@
-"""Random weights as safetensors files, written piece by piece: a model need not fit into memory."""
+"""Writes random weights as safetensors piece by piece, for models larger than the memory."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 _PIECE_ELEMENTS = 1 << 23
 _DTYPE_BYTES = {"BF16": 2, "F32": 4}
 
-# (name, elements): that many values of the tensor.
+# Takes a tensor's name and a number of elements; returns that many values.
 Fill = Callable[[str, int], "torch.Tensor"]
 
 
 class Entry(NamedTuple):
-    """A tensor that is to be written."""
+    """The name and shape of a tensor to write."""
 
     name: str
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many values it has."""
+        """The number of its values."""
         return math.prod(self.shape)
 
 
 def write_sharded(
     folder: Path, entries: Sequence[Entry], dtype: str, fill: Fill, shard_bytes: int
 ) -> None:
-    """Writes `model.safetensors`, or shards with an index, as `save_pretrained` names them."""
+    """Writes `model.safetensors`, or shards with an index, with the names of `save_pretrained`."""
     size = _DTYPE_BYTES[dtype]
     shards: list[list[Entry]] = [[]]
     used = 0
@@ -61,7 +61,7 @@ def write_sharded(
 
 
 def write_file(path: Path, entries: Sequence[Entry], dtype: str, fill: Fill) -> None:
-    """Writes one file: its header's length in 8 bytes, the header in JSON, the tensors' bytes."""
+    """Writes one file: the header's length in 8 bytes, the header in JSON, the tensors' bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""One step of the usual route in a process of its own.
+"""Runs one step of the usual route in a separate process.
 
 python -m bench.usual_step merge BASE ADAPTER OUT
 python -m bench.usual_step quantize IN.gguf OUT.gguf QUANT THREADS
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.usual_route import merge_with_peft, quantize_with_llama_cpp
+from testing.usual_route import merge_with_peft, quantize_with_llama_cpp
 
 
 def main(argv: list[str]) -> None:

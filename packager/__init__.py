@@ -1,30 +1,134 @@
 """ftpack: from what a fine-tuning run leaves behind to a model that answers in Ollama.
 
-    from packager import Request, build, prepare
-    bundle = build(prepare(Request("./lora", quants=("Q5_K_M",), name="mymodel")))
+    from packager import BuildOptions, Request, SourceOptions, build_gguf, parse_quant
 
-The names below are the library's contract; they are imported when they are first used.
+    request = Request(
+        source=SourceOptions("./lora"), build=BuildOptions(quants=(parse_quant("q5_k_m"),))
+    )
+    built = build_gguf(request)
+
+The names below are the library's contract; each is imported when it is first used.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packager.bundle.bundle import Bundle as Bundle
+    from packager.bundle.bundle import read_bundle as read_bundle
+    from packager.bundle.bundle import verify_bundle as verify_bundle
+    from packager.errors import FtpackError as FtpackError
+    from packager.files import scratch_folder as scratch_folder
+    from packager.gguf.quants import parse_quant as parse_quant
+    from packager.merge.merge_options import Combination as Combination
+    from packager.merge.merge_options import MergeOptions as MergeOptions
+    from packager.package.package import Package as Package
+    from packager.package.plan import Plan as Plan
+    from packager.package.prepare import prepare as prepare
+    from packager.package.request import BuildOptions as BuildOptions
+    from packager.package.request import Request as Request
+    from packager.progress import Progress as Progress
+    from packager.progress import Silent as Silent
+    from packager.prompt.ollama_version import OllamaVersion as OllamaVersion
+    from packager.prompt.prompt_options import PromptOptions as PromptOptions
+    from packager.runtime.daemon import Daemon as Daemon
+    from packager.save.staged_folder import SavedFolder as SavedFolder
+    from packager.source.source_options import SourceOptions as SourceOptions
+    from packager.verbs.build import Built as Built
+    from packager.verbs.build import build as build
+    from packager.verbs.doctor import doctor as doctor
+    from packager.verbs.gguf import build_gguf as build_gguf
+    from packager.verbs.gguf import plan as plan
+    from packager.verbs.inspect import Inspection as Inspection
+    from packager.verbs.inspect import inspect as inspect
+    from packager.verbs.merge import MergedFolder as MergedFolder
+    from packager.verbs.merge import merge as merge
+    from packager.verbs.merge import save_adapter as save_adapter
+    from packager.verbs.modelfile import modelfile as modelfile
+    from packager.verbs.ollama import Packaged as Packaged
+    from packager.verbs.ollama import ollama as ollama
+    from packager.verbs.prompt import PromptReport as PromptReport
+    from packager.verbs.prompt import compare_prompt as compare_prompt
+    from packager.verbs.register import Registered as Registered
+    from packager.verbs.register import register as register
+    from packager.verbs.run import Chat as Chat
+    from packager.verbs.run import ChatOptions as ChatOptions
+    from packager.verbs.run import run as run
+    from packager.verify.dataset import read_conversations as read_conversations
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "FtpackError", "Package", "Plan", "Request", "__version__", "build", "prepare"]
 
 _HOME = {
-    "Bundle": "packager.verbs.build",
+    "BuildOptions": "packager.package.request",
+    "Built": "packager.verbs.build",
+    "Bundle": "packager.bundle.bundle",
+    "Chat": "packager.verbs.run",
+    "ChatOptions": "packager.verbs.run",
+    "Combination": "packager.merge.merge_options",
+    "Daemon": "packager.runtime.daemon",
     "FtpackError": "packager.errors",
-    "Package": "packager.package.prepare",
+    "Inspection": "packager.verbs.inspect",
+    "MergeOptions": "packager.merge.merge_options",
+    "MergedFolder": "packager.verbs.merge",
+    "OllamaVersion": "packager.prompt.ollama_version",
+    "Package": "packager.package.package",
+    "Packaged": "packager.verbs.ollama",
     "Plan": "packager.package.plan",
-    "Request": "packager.package.plan",
+    "Progress": "packager.progress",
+    "PromptOptions": "packager.prompt.prompt_options",
+    "PromptReport": "packager.verbs.prompt",
+    "Registered": "packager.verbs.register",
+    "Request": "packager.package.request",
+    "SavedFolder": "packager.save.staged_folder",
+    "Silent": "packager.progress",
+    "SourceOptions": "packager.source.source_options",
     "build": "packager.verbs.build",
+    "build_gguf": "packager.verbs.gguf",
+    "compare_prompt": "packager.verbs.prompt",
+    "doctor": "packager.verbs.doctor",
+    "inspect": "packager.verbs.inspect",
+    "merge": "packager.verbs.merge",
+    "modelfile": "packager.verbs.modelfile",
+    "ollama": "packager.verbs.ollama",
+    "parse_quant": "packager.gguf.quants",
+    "plan": "packager.verbs.gguf",
     "prepare": "packager.package.prepare",
+    "read_bundle": "packager.bundle.bundle",
+    "read_conversations": "packager.verify.dataset",
+    "register": "packager.verbs.register",
+    "run": "packager.verbs.run",
+    "save_adapter": "packager.verbs.merge",
+    "scratch_folder": "packager.files",
+    "verify_bundle": "packager.bundle.bundle",
 }
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+class _Library(ModuleType):
+    """This package, whose attribute `merge` is the verb although a room has the same name.
+
+    The import system sets a package's attribute when it imports a part of it. Code reaches the room
+    by its full name (`from packager.merge.adapters import ...`), which does not need the attribute.
+    """
+
+    @property
+    def merge(self) -> object:
+        """The verb `merge`."""
+        return importlib.import_module("packager.verbs.merge").merge
+
+    @merge.setter
+    def merge(self, room: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Library

@@ -1,4 +1,4 @@
-"""Files that are either whole and synced under their final name, or not there."""
+"""Files: written completely or not at all, read with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -10,28 +10,42 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from packager.errors import CorruptFileError, DiskSpaceError
+from packager.errors import RESTORE_FILE, CorruptFileError, DiskSpaceError
 
 PARTIAL_SUFFIX = ".partial"
 _READ_BYTES = 1 << 20
 _AHEAD_BYTES = 16 << 20
 # transformers writes "no limit" as 10^30.
 _MAX_DIGITS = 300
-# JSON can name half a character, which no file and no server takes.
+# JSON can escape half of a character, which no file and no server accepts.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@dataclass(frozen=True)
+class JsonContent:
+    """A JSON file, read once.
+
+    Attributes:
+        content: the file's bytes.
+        value: the JSON object in them.
+    """
+
+    content: bytes
+    value: dict[str, object]
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing; it gets its name, synced, only when the block ends well.
+    """Open `path` for writing; the file gets its name, synced, only if the block succeeds.
 
-    Until then the bytes are in `PATH.partial`: an error removes it, a crash leaves it to be
-    overwritten by the next run.
+    Until then the bytes are in `PATH.partial`. An error removes that file; after a crash the next
+    run overwrites it.
     """
     partial = partial_path(path)
     try:
@@ -46,7 +60,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def partial_path(path: Path) -> Path:
-    """The name that a file has while it is being written."""
+    """The name of a file while it is being written."""
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
@@ -57,7 +71,7 @@ def publish(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut, where the system lets a folder be synced."""
+    """Make the names in `folder` survive a power failure, where the system can sync a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -69,33 +83,33 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A temporary folder for one run, removed with everything in it when the block ends."""
+    """A temporary folder for one run; the end of the block removes it with its contents."""
     with tempfile.TemporaryDirectory(prefix="ftpack-") as folder:
         yield Path(folder)
 
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; after an error, those of them that are empty go again."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    """Create a folder and its parents; an error removes those of them that are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for path in made:
+            for path in missing:
                 path.rmdir()
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text without newline translation, whole or not at all."""
+    """Write UTF-8 text without newline translation, completely or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON with a final newline, whole or not at all."""
+    """Write indented JSON with a final newline, completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -103,7 +117,7 @@ def read_text(path: Path, next_step: str) -> str:
     """Read UTF-8 text.
 
     Raises:
-        CorruptFileError: with `next_step`, if the file cannot be read, or is no such text.
+        CorruptFileError: with `next_step`, if the file cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -119,11 +133,11 @@ def read_json(path: Path) -> dict[str, object]:
     Raises:
         CorruptFileError: if the file cannot be read, is not JSON, or does not hold an object.
     """
-    return parse_json(path)[1]
+    return parse_json(path).value
 
 
-def parse_json(path: Path) -> tuple[bytes, dict[str, object]]:
-    """Read a JSON object, and give the file's bytes with it, so that nobody reads them again.
+def parse_json(path: Path) -> JsonContent:
+    """Read a JSON object together with the file's bytes, so that no caller reads them again.
 
     Raises:
         CorruptFileError: if the file cannot be read, is not JSON, or does not hold an object.
@@ -131,49 +145,49 @@ def parse_json(path: Path) -> tuple[bytes, dict[str, object]]:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
-        value = json.loads(text, parse_int=_whole)
+        value = json.loads(text, parse_int=_parse_int)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
-    # ValueError: not UTF-8, not JSON, a number that is too large, or half a character.
+    # ValueError: not UTF-8, not JSON, a number that is too large, or half of a character.
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(
             f"{path} cannot be read as JSON: {error}",
-            next_step="Restore the file from the training run, or download it again.",
+            next_step=RESTORE_FILE,
         ) from error
     if not isinstance(value, dict):
         raise CorruptFileError(
             f"{path} holds a JSON {type(value).__name__}, not an object.",
-            next_step="Restore the file from the training run, or download it again.",
+            next_step=RESTORE_FILE,
         )
-    return content, value
+    return JsonContent(content, value)
 
 
-def _whole(digits: str) -> int:
-    """A whole number that a float can hold: on others, `math.isfinite` and the like give up."""
+def _parse_int(digits: str) -> int:
+    """An integer that fits into a float: `math.isfinite` raises on larger ones."""
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def require_inside(path: Path, folder: Path) -> Path:
-    """`path`, if what it leads to is in `folder`, or in the Hub cache's repository that it is in.
+    """`path`, if it resolves to a place in `folder`, or in the Hub cache's repository around it.
 
-    Else a link in a downloaded folder could carry any file of this machine into a model.
+    Otherwise a link in a downloaded folder could copy any file of this machine into a model.
 
     Raises:
-        CorruptFileError: naming the path and where it leads.
+        CorruptFileError: with the path and the place that it links to.
     """
     if not is_inside(path, folder):
-        meant = "name that folder itself" if path.is_dir() else "put the file itself there (cp -L)"
+        fix = "name that folder itself" if path.is_dir() else "replace the link by the file (cp -L)"
         raise CorruptFileError(
-            f"{path} leads out of its folder by a link, to {path.resolve()}.",
-            next_step=f"If that is meant, {meant}; else do not use the folder.",
+            f"{path} is a link to a place outside its folder, {path.resolve()}.",
+            next_step=f"If you trust that link, {fix}; otherwise do not use the folder.",
         )
     return path
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, links followed, is in `folder`, or in the cache's repository around it."""
+    """Whether `path` resolves to a place in `folder`, or in its repository of the Hub cache."""
     # In the Hub's cache, `snapshots/COMMIT` links to `blobs` of the same repository.
     root, target = folder.resolve(), path.resolve()
     repositories = (place.parent for place in root.parents if place.name == "snapshots")
@@ -182,21 +196,27 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def existing_folder(text: str) -> Path | None:
-    """The folder that a text from a file names, if there is one; no text is an error."""
+    """The folder at this path, or None; never raises."""
     try:
         path = Path(text).expanduser()
         return path if path.is_dir() else None
-    # What no path can be: a NUL, a name too long, an unknown user's home.
+    # Not a path: it has a NUL, a name that is too long, or an unknown user's home.
     except (OSError, ValueError, RuntimeError):
         return None
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def sha256_file(path: Path, advance: Callable[[int], None] = lambda size_bytes: None) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        path: the file.
+        advance: called with the number of bytes after each block.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 
@@ -209,10 +229,10 @@ def existing_parent(path: Path) -> Path:
 
 
 def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
-    """Refuse to start where the file system of `path` has less than `needed_bytes` free.
+    """Refuse to start if the file system of `path` has fewer than `needed_bytes` free.
 
     Raises:
-        DiskSpaceError: with both figures and what the space is for.
+        DiskSpaceError: with both sizes and the purpose.
     """
     free_bytes = shutil.disk_usage(existing_parent(path)).free
     if free_bytes < needed_bytes:
@@ -224,7 +244,7 @@ def require_disk(path: Path, needed_bytes: int, purpose: str) -> None:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """A size for a person: `512 B`, `12.3 MiB`, `4.56 GiB`."""
+    """A size for people: `512 B`, `12.3 MiB`, `4.56 GiB`."""
     if size_bytes < 1024:
         return f"{size_bytes:.0f} B"
     for unit, digits in (("KiB", 1), ("MiB", 1), ("GiB", 2)):
@@ -235,10 +255,10 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def read_ahead(paths: Iterable[Path], limit_bytes: int) -> None:
-    """Ask the system to have the files' first bytes in memory soon, and go on at once.
+    """Ask the system to load the files' first `limit_bytes` into memory; returns at once.
 
-    What is read later is then there: a disk works while a program is still being imported. A hint
-    only; where the system takes none, nothing happens.
+    The disk then works while the program is still importing its libraries. It is only a hint, and
+    has no effect on a system without `posix_fadvise`.
     """
     if not hasattr(os, "posix_fadvise"):
         return
@@ -253,12 +273,12 @@ def read_ahead(paths: Iterable[Path], limit_bytes: int) -> None:
                     os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
                 left -= size
 
-    # The hint waits for the disk's queue: not here.
+    # The call waits for the disk's queue, so that it needs a thread of its own.
     threading.Thread(target=hint, name="read-ahead", daemon=True).start()
 
 
 def cache_folder() -> Path:
-    """The folder of ftpack among the user's caches (`FTPACK_CACHE` overrides it)."""
+    """The folder of ftpack in the user's cache (`FTPACK_CACHE` overrides it)."""
     if override := os.environ.get("FTPACK_CACHE"):
         return Path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftpack"

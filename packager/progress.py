@@ -1,4 +1,4 @@
-"""What a stage tells about its work while it does it; the command line draws it."""
+"""How a stage reports on its work; the command line draws the reports."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ class Task(Protocol):
     """One piece of work with a known end."""
 
     def advance(self, amount: int) -> None:
-        """Say that `amount` more of the total is done."""
+        """Report that `amount` more of the total is done."""
 
 
 class Progress(Protocol):
-    """Where stages report; none of them prints."""
+    """Receives the reports of the stages, which never print."""
 
     def note(self, message: str) -> None:
-        """Tell a decision or a fact that the user should see (one line)."""
+        """Report a decision or a fact that the user should see, in one line."""
 
     def warn(self, message: str) -> None:
-        """Tell something that works but that the user should know (one line)."""
+        """Report a problem that does not stop the work, in one line."""
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "bytes") -> Iterator[Task]:
-        """Open a piece of work of `total` units (`bytes` or a plural noun)."""
+        """Start a piece of work of `total` units (`bytes` or a plural noun)."""
         ...
 
 
@@ -35,15 +35,15 @@ class _SilentTask:
 
 
 class Silent:
-    """A `Progress` that says nothing: the default of the library."""
+    """A `Progress` that ignores every report: the default of the library."""
 
     def note(self, message: str) -> None:
-        """Say nothing."""
+        """Ignore the message."""
 
     def warn(self, message: str) -> None:
-        """Say nothing."""
+        """Ignore the message."""
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "bytes") -> Iterator[Task]:
-        """Give a task that draws nothing."""
+        """Yield a task that ignores its progress."""
         yield _SilentTask()

@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.vocabularies import FAMILIES, Kind, write_tokenizer
+from testing import vocabularies
+from testing.vocabularies import FAMILIES, Kind, write_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -176,11 +177,11 @@ def make_adapter(
 
 def cached_model(kind: Kind, llama_cpp: Path, **options: Any) -> Path:
     """`make_model`'s folder, built once per kind, options, library versions and builder code."""
-    here = Path(__file__).parent
+    builders = (Path(__file__), Path(vocabularies.__file__))
     key = hashlib.sha256(
         b"\0".join(
             [
-                *((here / name).read_bytes() for name in ("models.py", "vocabularies.py")),
+                *(path.read_bytes() for path in builders),
                 *(f"{p} {version(p)}".encode() for p in ("torch", "transformers", "tokenizers")),
                 json.dumps(options, sort_keys=True, default=str).encode(),
             ]

@@ -1,4 +1,4 @@
-"""The bench counts what a command and its children really do, and reports what it counted."""
+"""The bench measures a command with all of its children, and reports its figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.result import Result, Setting, read_result, write_result
 from bench.rounds import Measured, Round, differing_names
 from bench.routes import Run
 from packager.model.tensor_file import SafetensorsFile
-from tests.usual_route import Tensor
+from testing.usual_route import Tensor
 
 MIB, GIB = 1 << 20, 1 << 30
 TINY = {
@@ -68,7 +68,7 @@ ROUNDS = (round_of(2), round_of(1), round_of(0.5))
 RESULT = Result(MACHINE, SETTING, Measured(ROUNDS, {"Q4_K_M": [], "Q8_0": []}))
 
 
-def test_a_childs_memory_and_writes_are_counted(tmp_path: Path) -> None:
+def test_a_childs_memory_and_writes_count(tmp_path: Path) -> None:
     target = tmp_path / "written"
     child = (
         "import time; data = memoryview(b'x' * (200 << 20)); "
@@ -82,7 +82,7 @@ def test_a_childs_memory_and_writes_are_counted(tmp_path: Path) -> None:
     assert cost.wall_s > 0.3
 
 
-def test_the_memory_of_processes_side_by_side_is_added(tmp_path: Path) -> None:
+def test_the_memory_of_parallel_processes_is_added(tmp_path: Path) -> None:
     child = "import time; data = b'x' * (100 << 20); time.sleep(1.5)"
     parent = (
         f"import subprocess, sys; command = [sys.executable, '-c', {child!r}]; "
@@ -93,30 +93,32 @@ def test_the_memory_of_processes_side_by_side_is_added(tmp_path: Path) -> None:
     assert 200 * MIB <= cost.peak_tree_bytes < 300 * MIB
 
 
-def test_the_parents_memory_is_not_the_childs(tmp_path: Path) -> None:
-    held = b"x" * (200 * MIB)
+def test_the_parents_memory_does_not_count(tmp_path: Path) -> None:
+    ballast = b"x" * (200 * MIB)
     cost = measure([sys.executable, "-c", "import time; time.sleep(0.2)"], tmp_path / "log")
-    assert cost.peak_rss_bytes < len(held) / 2
+    assert cost.peak_rss_bytes < len(ballast) / 2
 
 
-def test_forgetting_and_reading_cached_files_leaves_them_whole(tmp_path: Path) -> None:
+def test_dropping_files_from_the_cache_and_reading_them_does_not_change_them(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "a").write_bytes(b"x" * MIB)
     forget_cached(tmp_path)
     fill_cache(tmp_path)
     assert (tmp_path / "a").read_bytes() == b"x" * MIB
 
 
-def test_a_command_that_fails_shows_the_end_of_its_output(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_command_shows_the_end_of_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         measure([sys.executable, "-c", "import sys; sys.exit('out of luck')"], tmp_path / "log")
 
 
-def test_costs_of_steps_add_up_and_their_peaks_do_not() -> None:
+def test_the_sum_of_two_costs_has_the_larger_peak() -> None:
     total = Cost(1, 2, 30, 9, 3, 4, 5, 6) + Cost(10, 20, 7, 10, 8, 40, 50, 60)
     assert total == Cost(11, 22, 30, 10, 8, 44, 55, 66)
 
 
-def test_a_quant_alone_needs_merge_convert_and_its_own_quantizing() -> None:
+def test_one_quant_on_the_usual_route_costs_merge_convert_and_its_own_quantization() -> None:
     alone, eight, together = compare(ROUNDS, SETTING.quants)
     assert [row.name for row in (alone, eight, together)] == ["Q4_K_M", "Q8_0", "both together"]
     assert alone.usual is not None
@@ -126,7 +128,7 @@ def test_a_quant_alone_needs_merge_convert_and_its_own_quantizing() -> None:
     assert together.ratio("wall_s") == 64 / 8
 
 
-def test_a_figure_is_the_median_with_least_and_largest() -> None:
+def test_a_spread_is_the_median_the_minimum_and_the_maximum() -> None:
     together = compare(ROUNDS, SETTING.quants)[-1]
     wall = together.ftpack["wall_s"]
     assert (wall.median, wall.min, wall.max) == (8, 4, 16)
@@ -145,16 +147,16 @@ def test_the_table_has_a_row_per_quant_and_one_for_all() -> None:
     assert steps["quantize Q4_K_M"][0] == "30.0 s"
 
 
-def test_the_report_states_the_machine_and_what_was_measured() -> None:
+def test_the_report_names_the_machine_and_the_setting() -> None:
     text = format_result(RESULT)
     assert f"Machine: {MACHINE}." in text
     assert "0.31 B weights" in text
-    assert "to compile 9 of them beforehand took 41.0 s" in text
+    assert "9 of them beforehand took 41.0 s" in text
     assert "Q8_0: every tensor is the same." in text
     assert "usual route 4.00 GiB" in text
 
 
-def test_a_tensor_that_differs_is_named() -> None:
+def test_the_report_names_a_tensor_that_differs() -> None:
     left = {"a": Tensor((1,), "F32", "1"), "b": Tensor((1,), "F32", "2")}
     assert differing_names(left, left | {"b": Tensor((1,), "F32", "3")}) == ["b"]
     assert differing_names(left, {"a": left["a"]}) == ["b"]
@@ -164,7 +166,7 @@ def test_a_tensor_that_differs_is_named() -> None:
     )
 
 
-def test_ftpack_alone_is_reported_without_a_ratio() -> None:
+def test_the_report_of_ftpack_alone_has_no_ratio() -> None:
     setting = dataclasses.replace(SETTING, quants=("Q8_0",))
     result = Result(MACHINE, setting, Measured((Round(ftpack_run(3)),), {}))
     (line,) = (line for line in format_result(result).splitlines() if line.startswith("| Q8_0"))
@@ -182,7 +184,7 @@ def test_the_json_has_every_round_and_can_be_read_back(tmp_path: Path) -> None:
     assert together["ratio"]["wall_s"] == 8
 
 
-def test_the_cost_of_ftpack_merge_is_reported_where_it_was_run() -> None:
+def test_the_report_has_the_cost_of_ftpack_merge_only_if_it_was_run() -> None:
     merging = [Run({"ftpack merge": cost(wall, 3 * GIB)}, 0) for wall in (3.0, 5.0, 4.0)]
     rounds = tuple(
         dataclasses.replace(round_, merge=run) for round_, run in zip(ROUNDS, merging, strict=True)
@@ -193,19 +195,19 @@ def test_the_cost_of_ftpack_merge_is_reported_where_it_was_run() -> None:
     assert "ftpack merge" not in format_result(RESULT)
 
 
-def test_the_plot_depends_on_nothing_but_the_figures(tmp_path: Path) -> None:
+def test_the_plot_depends_only_on_the_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     paths = [tmp_path / name for name in ("one.svg", "two.svg")]
     for path in paths:
         write_plot(path, RESULT.comparisons, "a title")
     text = paths[0].read_text("utf-8")
     assert text == paths[1].read_text("utf-8")
-    for said in ("a title", "Q4_K_M", "both together", "64.0 s", "8.0 s (8.0 x)", "convert"):
-        assert said in text
+    for label in ("a title", "Q4_K_M", "both together", "64.0 s", "8.0 s (8.0 x)", "convert"):
+        assert label in text
     assert "<dc:date>" not in text
 
 
-def test_kernel_times_stand_in_one_row_a_type() -> None:
+def test_the_table_of_kernel_times_has_one_row_per_type() -> None:
     times = [
         KernelTime("Q4_0", False, None, 1.5),
         KernelTime("Q4_0", True, 5.0, 25.0),
@@ -220,7 +222,7 @@ def test_kernel_times_stand_in_one_row_a_type() -> None:
 
 
 def assert_loads(base: Path, adapter: Path, parameters: int, tmp_path: Path) -> None:
-    """transformers and PEFT read what was made, and would have saved the same."""
+    """transformers and PEFT load the base and the adapter, and would have saved the same."""
     import peft
     import torch
     from safetensors.torch import load_file
@@ -239,36 +241,38 @@ def assert_loads(base: Path, adapter: Path, parameters: int, tmp_path: Path) -> 
         )
     tuned = peft.PeftModel.from_pretrained(model, adapter)
     state = peft.get_peft_model_state_dict(tuned)
-    made = load_file(adapter / "adapter_model.safetensors")
-    assert made.keys() == state.keys()
-    assert all(torch.equal(made[name], state[name]) for name in made)
-    assert all(value.abs().mean() > 0.01 for value in made.values())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[name], state[name]) for name in weights)
+    assert all(value.abs().mean() > 0.01 for value in weights.values())
 
 
 @pytest.mark.slow
 def test_the_small_shape_loads_with_transformers_and_peft(
     tmp_path: Path, llama_cpp_source: Path
 ) -> None:
-    made = make_inputs(SHAPES["small"], tmp_path, llama_cpp_source)
-    assert (made[0] / "model.safetensors").is_file()
-    assert_loads(*made, tmp_path)
+    base, adapter, parameters = make_inputs(SHAPES["small"], tmp_path, llama_cpp_source)
+    assert (base / "model.safetensors").is_file()
+    assert_loads(base, adapter, parameters, tmp_path)
 
 
 def test_an_untied_model_in_shards_loads_with_transformers_and_peft(
     tmp_path: Path, llama_cpp_source: Path
 ) -> None:
     shape = Shape("llama", "tiny", TINY, is_tied=False)
-    made = make_inputs(shape, tmp_path, llama_cpp_source, shard_bytes=17_000_000)
-    assert sorted(path.name for path in made[0].glob("*.safetensors*")) == [
+    base, adapter, parameters = make_inputs(
+        shape, tmp_path, llama_cpp_source, shard_bytes=17_000_000
+    )
+    assert sorted(path.name for path in base.glob("*.safetensors*")) == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
     ]
-    assert_loads(*made, tmp_path)
+    assert_loads(base, adapter, parameters, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "loha"])
-def test_a_tiny_adapter_of_a_method_is_as_peft_saves_it(
+def test_an_adapter_is_the_one_that_peft_would_save(
     tmp_path: Path, llama_cpp_source: Path, method: str
 ) -> None:
     adapter = Adapter(method, rank=4)
@@ -277,20 +281,20 @@ def test_a_tiny_adapter_of_a_method_is_as_peft_saves_it(
     )
 
 
-def test_experts_are_stored_one_by_one_and_tuned_together(
+def test_the_base_stores_experts_one_by_one_and_the_adapter_tunes_them_together(
     tmp_path: Path, llama_cpp_source: Path
 ) -> None:
     sizes = TINY | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     shape = Shape("qwen3moe", "tiny", sizes, is_tied=False)
-    made = make_inputs(shape, tmp_path, llama_cpp_source, Adapter(rank=8))
-    stored = SafetensorsFile(made[0] / "model.safetensors").tensors
-    # The name and the size that Qwen3-30B-A3B's published checkpoint has for it, in this width.
-    assert stored["model.layers.1.mlp.experts.3.gate_proj.weight"].shape == (32, 64)
-    tuned = SafetensorsFile(made[1] / "adapter_model.safetensors").tensors
+    base, adapter, parameters = make_inputs(shape, tmp_path, llama_cpp_source, Adapter(rank=8))
+    tensors = SafetensorsFile(base / "model.safetensors").tensors
+    # The name in Qwen3-30B-A3B's published checkpoint, and the shape for this width.
+    assert tensors["model.layers.1.mlp.experts.3.gate_proj.weight"].shape == (32, 64)
+    tuned = SafetensorsFile(adapter / "adapter_model.safetensors").tensors
     stem = "base_model.model.model.layers.1.mlp.experts"
     ranks = [tuned[f"{stem}.{name}.weight"].shape[0] for name in ("lora_A", "base_layer.lora_A")]
     assert sorted(ranks) == [4 * 8, 4 * 2 * 8]
-    assert_loads(*made, tmp_path)
+    assert_loads(base, adapter, parameters, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def test_shapes_have_the_sizes_of_the_published_models(name: str, billions: floa
     assert model.num_parameters() / 1e9 == pytest.approx(billions, abs=0.001)
 
 
-def test_the_mixtures_weights_are_counted_before_it_is_made() -> None:
+def test_the_mixtures_weights_can_be_counted_before_the_model_exists() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The demo asks what it did not train on, in the words that it trained with."""
+"""The demo's questions are not in its training data, and its chat template is Gemma's."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from demo.train import CHAT_TEMPLATE_FILE
 from packager.prompt.chat_template import load_chat_template
 
 
-def test_no_question_that_is_asked_was_trained_on() -> None:
+def test_the_demo_asks_no_question_from_the_training_data() -> None:
     assert not {example.question for example in read_examples()} & set(QUESTIONS)
 
 
-def test_every_answer_is_in_the_voice_that_is_to_be_learnt() -> None:
+def test_every_training_answer_has_the_pirates_voice() -> None:
     answers = [example.answer for example in read_examples()]
     assert len(answers) >= 30
     assert [a for a in answers if not (a.startswith("Arr, ") and a.endswith(", matey!"))] == []
 
 
-def test_its_chat_template_writes_gemmas_turns() -> None:
+def test_the_chat_template_writes_gemmas_turns() -> None:
     chat_template = load_chat_template({}, {}, CHAT_TEMPLATE_FILE)
     assert chat_template is not None
     rendered = chat_template.render(

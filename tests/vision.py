@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tests.vocabularies import Kind, write_tokenizer
+from testing.vocabularies import Kind, write_tokenizer
 
 VisionKind = Literal["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm"]
 VISION_KINDS: tuple[VisionKind, ...] = get_args(VisionKind)

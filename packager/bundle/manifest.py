@@ -1,6 +1,6 @@
-"""What a bundle's manifest tells: plain data, to JSON and back.
+"""A bundle's manifest: plain data, to JSON and back.
 
-Its bytes depend on what was packaged alone: no time, no path of this machine.
+Its bytes depend only on what was packaged: it holds no time and no path of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Scalar = int | float | str | bool
 SCHEMA = 4
 MANIFEST = "manifest.json"
 _ABSENT = object()
-RESTORE = "Take the whole folder again from where it was built, or package the model again."
+RESTORE = "Copy the whole folder again from where it was built, or package the model again."
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class GgufFile:
         quant: llama.cpp's name of the quantization, `Q5_K_M`.
         size_bytes: its size.
         sha256: its digest, in hexadecimal.
-        bits_per_weight: what its tensors really take, over all weights.
-        fallbacks: tensors that have another type than the quantization asks for, and why.
+        bits_per_weight: the average over all weights, as stored.
+        fallbacks: the tensors whose type is not the one that the quantization asks for, and why.
     """
 
     name: str
@@ -47,11 +47,11 @@ class BaseIdentity:
     """Which base model was used.
 
     Attributes:
-        id: the model's id where it is known, else the folder's name.
-        revision: the Hub's commit, where there is one.
+        id: the model's id if it is known, else the folder's name.
+        revision: the Hub's commit, if there is one.
         config_sha256: the digest of its `config.json`.
-        index_sha256: the digest of what says which tensors it has: its shards' index, or the
-            header of its only file; None in bundles of earlier versions.
+        index_sha256: the digest of its list of tensors: the shards' index, or the header of the
+            only file; None in bundles of earlier versions.
     """
 
     id: str
@@ -68,7 +68,7 @@ class AdapterIdentity:
         name: the folder's name.
         sha256: the digest of its weights file.
         method: PEFT's name of the method, `LORA`.
-        rank: its rank, where the method has one.
+        rank: its rank, if the method has one.
     """
 
     name: str
@@ -79,13 +79,13 @@ class AdapterIdentity:
 
 @dataclass(frozen=True)
 class TrainedTemplate:
-    """The chat template of training, with what it was told.
+    """The training chat template, with its variables.
 
     Attributes:
         source: the Jinja text.
-        tool_use: the one for conversations with tools, where there is one of its own.
-        tokens: the special tokens by the names that a template has for them (`bos_token`).
-        variables: what else it was told (`enable_thinking`).
+        tool_use: the one for conversations with tools, if there is a separate one.
+        tokens: the special tokens by the names that templates use for them (`bos_token`).
+        variables: the other variables that training set (`enable_thinking`).
     """
 
     source: str
@@ -100,15 +100,15 @@ class PromptRecord:
 
     Attributes:
         renderer: who renders, `native` (the GGUF's Jinja) or `TEMPLATE` (Go).
-        family: the family of templates that it belongs to, where it is a known one.
+        family: the family of templates that it belongs to, if it is a known one.
         reason: why, in one sentence.
-        template_origin: the file that the training's chat template came from.
-        template: the Go template, where that one renders.
+        template_origin: the file that the training chat template came from.
+        template: the Ollama template (Go), if that one renders.
         system: the default system text.
         stops: the texts that end an answer.
         parameters: the other parameters, by Ollama's names.
-        pins: variables that the GGUF's chat template sets to what they were in training.
-        trained: the chat template of training itself, to prove the prompt by.
+        pins: variables that the GGUF's chat template sets to their training values.
+        trained: the training chat template itself, to compare prompts with.
     """
 
     renderer: str
@@ -125,18 +125,18 @@ class PromptRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds, and what it was made of and with.
+    """What a bundle contains, and what it was made from and with.
 
     Attributes:
         schema: the version of this layout.
         name: the model's name.
-        fingerprint: a digest over everything that decides the bundle's bytes.
+        fingerprint: a digest of everything that the bundle's bytes depend on.
         base: the base model.
-        adapters: those that were merged, in their order; none for a full model.
-        combination: how they were combined into one before; None where they were merged in turn.
-        tools: the versions of what made it, by name.
-        ggufs: its GGUF files, in the order that was asked for.
-        projector: the `mmproj` that belongs to each of them, of a model that sees or hears.
+        adapters: the merged adapters, in order; empty for a full model.
+        combination: how they were combined into one; None if they were merged one after another.
+        tools: the versions of the tools that made it, by name.
+        ggufs: its GGUF files, in the order of the request.
+        projector: the `mmproj` of a multimodal model, which belongs to each of them.
         prompt: what was decided about the prompt.
     """
 
@@ -157,7 +157,7 @@ class Manifest:
         return (*self.ggufs, self.projector) if self.projector else self.ggufs
 
     def to_json(self) -> str:
-        """The manifest as text, the same for equal manifests."""
+        """The manifest as text; equal manifests give equal text."""
         record = dataclasses.asdict(self)
         record["tools"] = dict(sorted(self.tools.items()))
         record["prompt"]["parameters"] = dict(sorted(self.prompt.parameters.items()))
@@ -165,14 +165,14 @@ class Manifest:
 
     @classmethod
     def from_json(cls, record: Mapping[str, object], where: str = MANIFEST) -> Manifest:
-        """The manifest in a JSON object; keys of later versions are passed over.
+        """The manifest in a JSON object; keys of later versions are ignored.
 
         Args:
             record: the object.
             where: the file, for messages.
 
         Raises:
-            CorruptFileError: naming the key that is missing or of another type.
+            CorruptFileError: naming the key that is missing or has the wrong type.
         """
         import pydantic
 
@@ -192,25 +192,31 @@ class Manifest:
 
 
 def require_plain_name(name: str, where: str) -> None:
-    """Keep a bundle from someone else from naming files outside its folder."""
+    """Refuse a file name that leads out of the bundle's folder.
+
+    Raises:
+        CorruptFileError: naming the file that contains the name.
+    """
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise CorruptFileError(
             f"{where}: {name!r} is not the name of a file in the bundle.", next_step=RESTORE
         )
 
 
-def _wrong(record: object, found: Mapping[str, Any], where: str) -> CorruptFileError:
-    """What pydantic says of a value, with the value and the key that has it."""
+def _wrong(record: object, problem: Mapping[str, Any], where: str) -> CorruptFileError:
+    """The error for a value that pydantic rejects, with its key."""
     path, value = "", record
-    for key in found["loc"]:
+    for key in problem["loc"]:
         inner = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
         if isinstance(value, list) and isinstance(key, int):
             inner = value[key]
-        if inner is _ABSENT and found["type"] != "missing":
+        if inner is _ABSENT and problem["type"] != "missing":
             break  # the rest names a type that the value might have had
         path, value = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}", inner
     path = path.removeprefix(".")
-    said = f"{path} is {json.dumps(value, ensure_ascii=False, default=str)[:80]}: {found['msg']}"
+    message = (
+        f"{path} is {json.dumps(value, ensure_ascii=False, default=str)[:80]}: {problem['msg']}"
+    )
     if value is _ABSENT:
-        said = f"the key {path} is missing"
-    return CorruptFileError(f"{where}: {said}.", next_step=RESTORE)
+        message = f"the key {path} is missing"
+    return CorruptFileError(f"{where}: {message}.", next_step=RESTORE)

@@ -1,4 +1,4 @@
-"""What a person sees while ftpack works: notes and bars on a terminal, lines on a pipe."""
+"""Terminal output: notes and progress bars; on a pipe, a line now and then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE_EVERY_S = 10.0
 
 
 class Console:
-    """A `Progress` on standard error; standard output is left to results."""
+    """A `Progress` on standard error; standard output is for results."""
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self.is_quiet = is_quiet
@@ -26,7 +26,7 @@ class Console:
 
     @property
     def rich(self) -> RichConsole:
-        """The terminal behind standard error, opened when it is first needed."""
+        """The terminal behind standard error, opened on first use."""
         if self._rich is None:
             from rich.console import Console as RichConsole
 
@@ -34,17 +34,17 @@ class Console:
         return self._rich
 
     def note(self, message: str) -> None:
-        """One line of what was chosen or done."""
+        """Print one line about a decision or a step."""
         if not self.is_quiet:
             self.rich.print(message, markup=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """One line of what the user should know."""
+        """Print one line that the user should see, also with `--quiet`."""
         self.rich.print(f"Warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int, unit: str = "bytes") -> Iterator[Task]:
-        """A bar with rate and end on a terminal; a line now and then on a pipe."""
+        """A bar with rate and remaining time on a terminal; a line now and then on a pipe."""
         if self.is_quiet:
             yield _Lines(None, label, total, unit)
         elif not self.rich.is_terminal:
@@ -81,37 +81,53 @@ class Console:
 
 
 class _Lines:
-    """A task told in lines, at most one in ten seconds."""
+    """A task reported in lines, at most one every ten seconds."""
 
     def __init__(self, console: Console | None, label: str, total: int, unit: str) -> None:
         self._console = console
         self._label, self._total, self._unit = label, total, unit
         self._done = 0
-        self._started_s = self._told_s = time.monotonic()
+        self._started_s = self._reported_s = time.monotonic()
 
     def advance(self, amount: int) -> None:
         self._done += amount
         now_s = time.monotonic()
-        if now_s - self._told_s >= _LINE_EVERY_S:
-            self._told_s = now_s
-            self._tell(f"{100 * self._done // max(1, self._total)} %")
+        if now_s - self._reported_s >= _LINE_EVERY_S:
+            self._reported_s = now_s
+            self._report(f"{100 * self._done // max(1, self._total)} %")
 
     def finish(self) -> None:
-        self._tell("done")
+        self._report("done")
 
-    def _tell(self, state: str) -> None:
+    def _report(self, state: str) -> None:
         if self._console is None:
             return
         elapsed_s = max(time.monotonic() - self._started_s, 1e-6)
         rate = self._done / elapsed_s
-        shown = (
+        amount = (
             f"{format_bytes(self._done)}, {format_bytes(rate)}/s"
             if self._unit == "bytes"
             else f"{self._done} {self._unit}, {rate:.1f}/s"
         )
-        self._console.note(f"{self._label}: {state} ({shown}, {elapsed_s:.1f} s)")
+        self._console.note(f"{self._label}: {state} ({amount}, {elapsed_s:.1f} s)")
+
+
+def quiet_libraries(*, is_verbose: bool) -> None:
+    """Keep the log lines and warnings of transformers and others off the screen."""
+    import logging
+    import os
+    import warnings
+
+    if is_verbose:
+        logging.basicConfig(level=logging.INFO)
+        return
+    warnings.simplefilter("ignore")
+    # It warns that a kernel for inference is missing; nothing here infers.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def result(text: str) -> None:
-    """A result, for people and for pipes: one line on standard output."""
+    """Print a result, for people and for pipes: one line on standard output."""
     sys.stdout.write(f"{text}\n")

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from packager.cli.options import (
-    console_for,
-    make_request,
-    model_options,
+    Output,
+    dry_run_option,
+    force_option,
+    name_option,
     output_options,
-    prompt_options,
-    source_options,
+    request_options,
 )
+
+if TYPE_CHECKING:
+    from packager.package.request import Request
 
 
 @click.command("gguf")
-@source_options()
-@model_options()
-@prompt_options()
+@request_options(build=True, prompt=True)
+@name_option
+@dry_run_option
+@force_option("other files in --out, an incomplete model")
 @output_options()
-def command(**options: Any) -> None:
+def command(request: Request, dry_run: bool, output: Output) -> None:
     """Build the bundle of SOURCE: GGUFs, Modelfile, manifest, checksums.
 
-    SOURCE is an adapter's folder, a Trainer's output, a full model, a Hub id, or
+    SOURCE is an adapter's folder, a training output, a full model, a Hub id, or
     modelscope://ORG/NAME.
 
     \b
@@ -32,22 +36,16 @@ def command(**options: Any) -> None:
       ftpack gguf ./lora --quant q4_k_m --quant q8_0 --out ./mymodel-gguf
     """
     from packager.cli.report import report_bundle, report_plan
-    from packager.package.prepare import prepare
-    from packager.runtime.daemon import validate_name
-    from packager.verbs.build import build
+    from packager.verbs.gguf import build_gguf, plan
 
-    if options["name"]:
-        validate_name(options["name"])
-    console = console_for(options)
-    request = make_request(options)
-    package = prepare(request, console, every_quant=options["dry_run"])
-    if options["dry_run"]:
-        report_plan(package.plan, console, as_json=options["as_json"])
+    if dry_run:
+        report_plan(plan(request, output.console), output)
         return
-    bundle = build(package, console)
-    report_bundle(bundle, console, as_json=options["as_json"])
-    if not options["as_json"]:
-        console.note(
+    built = build_gguf(request, output.console)
+    report_bundle(built, output)
+    if not output.as_json:
+        bundle = built.bundle
+        output.console.note(
             f'Next: ftpack run {bundle.folder} "Hello", or '
-            f"ftpack register {bundle.folder} --name {package.name}"
+            f"ftpack register {bundle.folder} --name {bundle.manifest.name}"
         )

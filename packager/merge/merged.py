@@ -1,91 +1,85 @@
-"""What every merged checkpoint can tell, whichever way it is merged."""
+"""A base with adapters merged in: a checkpoint over the base, and the facts of the merge."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from packager.errors import AdapterMismatchError, listed
 from packager.model.checkpoint import Checkpoint
+from packager.model.config import ModelConfig
+from packager.model.derived import Derived
 
 
-@runtime_checkable
-class MergedCheckpoint(Checkpoint, Protocol):
-    """A base with an adapter merged in."""
+@dataclass(frozen=True)
+class MergeFacts:
+    """What is known of a merge before a weight of the base is read.
 
-    @property
-    def targets(self) -> int:
-        """How many modules the adapter changes."""
-        ...
+    Attributes:
+        modules: how many modules the adapters change, counted for each adapter.
+        merged_names: the tensors that the adapters change.
+        largest_bytes: the size of the largest module that is merged at once, with the memory that
+            merging it takes, in the base's own element type.
+        held_bytes: what stays in memory from beginning to end, mainly of the adapters.
+        warnings: what the user should know of this merge, one line each.
+    """
 
-    @property
-    def largest_bytes(self) -> int:
-        """The size of the largest that is merged at once, in the base's own element type."""
-        ...
+    modules: int = 0
+    merged_names: frozenset[str] = frozenset()
+    largest_bytes: int = 0
+    held_bytes: int = 0
+    warnings: tuple[str, ...] = ()
 
-    @property
-    def held_bytes(self) -> int:
-        """What is in memory from beginning to end, of the adapter above all."""
-        ...
 
-    @property
-    def config_changes(self) -> Mapping[str, object]:
-        """What `config.json` must say other than the base's, by key; see `changed_config`."""
-        ...
+class Merged(Derived):
+    """A base with adapters merged in. This class itself merges none: its tensors are the base's.
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know of this merge, one line each."""
-        ...
+    Args:
+        base: the checkpoint that the adapters were trained on.
+        facts: of the merge.
+        config: the configuration of the result; None if merging does not change it.
+    """
+
+    def __init__(
+        self, base: Checkpoint, facts: MergeFacts, config: ModelConfig | None = None
+    ) -> None:
+        super().__init__(base, config)
+        self.facts = facts
+        # By what was merged so far (tensors or modules): whether it differs from the base's.
+        self._has_changed: dict[str, bool] = {}
 
     @property
     def is_untrained(self) -> bool:
-        """Whether what was merged is an adapter that changes nothing."""
-        ...
-
-    def is_merged(self, name: str) -> bool:
-        """Whether the adapter changes this tensor."""
-        ...
+        """Whether merging changed nothing in what was read so far; False before anything was."""
+        return bool(self._has_changed) and not any(self._has_changed.values())
 
     def require_all_used(self, read: Collection[str] | None = None) -> None:
-        """Check, after everything was loaded, that the adapter is in the result.
+        """Check, after everything was loaded, that every adapter was applied.
 
         Args:
             read: the tensors that were to be read; None for all.
+
+        Raises:
+            AdapterMismatchError: listing what was not applied.
         """
-        ...
 
 
-def require_changed(path: Path, unchanged: list[str], targets: int) -> None:
-    """Refuse an adapter that leaves modules as they are, though it has something for them.
+def require_changed(path: Path, unchanged: list[str], modules: int) -> None:
+    """Refuse an adapter that leaves modules as they are, though its tensors for them are not zero.
 
     Args:
         path: the adapter's weights.
         unchanged: the modules that merging did not change, and whose tensors are not zero.
-        targets: how many modules the adapter tunes.
+        modules: how many modules the adapter tunes.
 
     Raises:
         AdapterMismatchError: listing the modules.
     """
     if unchanged:
         raise AdapterMismatchError(
-            f"Merging {path} changed nothing in {len(unchanged)} of {targets} modules, though the "
+            f"Merging {path} changed nothing in {len(unchanged)} of {modules} modules, though the "
             f"adapter's tensors for them are not zero: {listed(unchanged)}.",
             next_step="Check that this is the trained adapter; PEFT's own merge would give the "
             "base's weights there.",
         )
-
-
-def changed_config(
-    config: Mapping[str, object], changes: Mapping[str, object]
-) -> dict[str, object]:
-    """A model's configuration with other values, in its part on text where it has one."""
-    changed = dict(config)
-    text = config.get("text_config")
-    for key, value in changes.items():
-        if isinstance(text, dict) and key in text:
-            text = changed["text_config"] = {**text, key: value}
-        if not isinstance(text, dict) or key in config or key not in text:
-            changed[key] = value
-    return changed

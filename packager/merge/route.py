@@ -1,15 +1,13 @@
-"""Which way an adapter is merged: as a plain LoRA by ftpack, or by PEFT's own layers."""
+"""How one adapter is merged: as a plain LoRA by ftpack itself, or through PEFT's layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from packager.files import read_json
-from packager.merge.merged import MergedCheckpoint
-from packager.merge.plain.lora import Merged
+from packager.merge.merged import Merged
+from packager.merge.peft.peft_merged import PeftMerged
+from packager.merge.plain.lora import LoraMerged
+from packager.merge.plain.peft_targets import NotLinearError
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
-from packager.model.tensor_file import TensorFile
 
 # Settings that leave a LoRA a sum of the weight and one product of two matrices. What is set and
 # not listed here is PEFT's to do.
@@ -23,18 +21,15 @@ _PLAIN = frozenset({
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def open_merged(
-    base: Checkpoint, folder: Path, weights: TensorFile, device: str = "cpu"
-) -> MergedCheckpoint:
+def merge_one(base: Checkpoint, adapter: Adapter, device: str) -> Merged:
     """A base with an adapter merged in; no weight of the base is read yet.
 
     A plain LoRA on linear layers takes the fast way, which gives the same bytes: some rows at a
-    time, and as a rule without PEFT's import. Everything else PEFT's layers do, a module at a time.
+    time, and as a rule without importing PEFT. PEFT's layers do the rest, one module at a time.
 
     Args:
         base: the checkpoint that the adapter was trained on.
-        folder: the adapter's folder (for its `adapter_config.json`).
-        weights: the adapter's tensors.
+        adapter: what to merge.
         device: where to merge, as torch names it (`cpu`, `cuda`, `cuda:1`).
 
     Raises:
@@ -44,27 +39,23 @@ def open_merged(
         NonFiniteError: naming a tensor of the adapter with NaN or Inf.
         UnsupportedError: with the reason of PEFT or transformers.
     """
-    if is_plain_lora(read_json(folder / "adapter_config.json"), weights):
-        # Imported where PEFT is needed: it takes seconds.
-        from packager.merge.plain.peft_targets import NotLinearError
-
+    if is_plain_lora(adapter):
         try:
-            return Merged(base, folder, weights, device)
+            return LoraMerged(base, adapter, device)
         except NotLinearError:
             pass
-    from packager.merge.peft.peft_merged import PeftMerged
-
-    return PeftMerged(base, folder, weights, device)
+    return PeftMerged(base, adapter, device)
 
 
-def is_plain_lora(config: Mapping[str, object], weights: TensorFile) -> bool:
+def is_plain_lora(adapter: Adapter) -> bool:
     """Whether an adapter is a LoRA without anything besides `lora_A` and `lora_B` matrices."""
+    config, names = adapter.config.raw, adapter.weights.tensors
     return (
-        config.get("peft_type") == "LORA"
+        adapter.config.peft_type == "LORA"
         and all(key in _PLAIN for key, value in config.items() if value)
         and config.get("bias") in (None, "none")
         and config.get("init_lora_weights", True) in _PLAIN_INITS
-        and all(".lora_A." in name or ".lora_B." in name for name in weights.tensors)
+        and all(".lora_A." in name or ".lora_B." in name for name in names)
         # transformers 5 stacks experts: PEFT rounds their change before it adds it, then again.
-        and not any(".experts." in name for name in weights.tensors)
+        and not any(".experts." in name for name in names)
     )

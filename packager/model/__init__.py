@@ -1,1 +1,1 @@
-"""A model folder, read lazily: its configuration, tokenizer, tensors."""
+"""A model folder, read lazily: its configuration, tokenizer and tensors."""

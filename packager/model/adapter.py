@@ -15,16 +15,16 @@ WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What `adapter_config.json` says.
+    """The contents of `adapter_config.json`.
 
     Attributes:
-        file: the file; messages name it.
-        raw: all of its keys, for PEFT.
+        file: the file that it was read from, for messages.
+        raw: all of its keys and values, for PEFT.
         method: the method's name for people, such as `LoRA` or `DoRA`.
-        rank: `r`, where the method has one.
-        alpha: `lora_alpha` or `alpha`, where the method has one.
-        base_model_name_or_path: what the trainer recorded as base, if anything.
-        revision: the base's revision as recorded, if any.
+        rank: `r`, if the method has one.
+        alpha: `lora_alpha` or `alpha`, if the method has one.
+        base_model_name_or_path: the base that the trainer recorded, if any.
+        revision: the base's revision that the trainer recorded, if any.
     """
 
     file: ModelFile
@@ -47,9 +47,9 @@ class AdapterConfig:
 
     @property
     def target_modules(self) -> str:
-        """The kinds of targeted modules, for people.
+        """The kinds of the targeted modules, for people.
 
-        Newer PEFT lists every single module by its full name.
+        Newer PEFT versions list every module by its full name.
         """
         targets = self.raw.get("target_modules")
         if not isinstance(targets, list):
@@ -62,9 +62,9 @@ class Adapter:
     """An adapter that ftpack can merge.
 
     Attributes:
-        folder: where `adapter_config.json` is.
-        config: what it says.
-        weights: the tensor file; nothing of it is read yet.
+        folder: the folder with `adapter_config.json`.
+        config: its contents.
+        weights: the tensor file; only its header has been read.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""A model's configuration: `config.json`, parsed once, with its part on text."""
+"""A model's configuration: `config.json`, parsed once, with its text part."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ CONFIG_NAME = "config.json"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What `config.json` says, or would say of a checkpoint that is derived from another.
+    """The contents of `config.json`, or what they would be for a derived checkpoint.
 
     Attributes:
-        file: the file that it was read from; messages name it.
-        values: its keys, as in the file, or changed (see `changed`).
+        file: the file that it was read from, for messages.
+        values: its keys and values, as in the file or changed (see `changed`).
     """
 
     file: ModelFile
@@ -30,34 +30,34 @@ class ModelConfig:
 
     @property
     def is_changed(self) -> bool:
-        """Whether it says something else than its file does."""
+        """Whether its values differ from those in its file."""
         return self.values is not self.file.json
 
     @property
     def text(self) -> Mapping[str, object]:
-        """The part on text: `text_config` of a multimodal model, else all of it."""
+        """The text part: `text_config` of a multimodal model, else the whole configuration."""
         text = self.values.get("text_config")
         return text if isinstance(text, dict) else self.values
 
     @property
     def parts(self) -> tuple[Mapping[str, object], ...]:
-        """All of it, and after it the part on text, where it has one of its own."""
+        """The whole configuration, followed by its `text_config` if it has one."""
         return (self.values,) if self.text is self.values else (self.values, self.text)
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """`architectures`, such as `LlamaForCausalLM`; empty if it names none."""
+        """`architectures`, such as `LlamaForCausalLM`; empty if there are none."""
         names = self.values.get("architectures")
         return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
     def vocab_size(self) -> int | None:
-        """`vocab_size` of the part on text; None if that is not a whole number."""
+        """`vocab_size` of the text part; None if it is not an integer."""
         size = self.text.get("vocab_size")
         return size if isinstance(size, int) else None
 
     def changed(self, changes: Mapping[str, object]) -> ModelConfig:
-        """The configuration with other values, in its part on text where that has the key."""
+        """The configuration with other values, set in its text part where that has the key."""
         if not changes:
             return self
         changed = dict(self.values)
@@ -70,7 +70,7 @@ class ModelConfig:
         return ModelConfig(self.file, changed)
 
     def replaced(self, values: Mapping[str, object]) -> ModelConfig:
-        """A configuration with these values, of the same file."""
+        """A configuration with these values and the same file."""
         return ModelConfig(self.file, values)
 
 
@@ -80,5 +80,13 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         CorruptFileError: if the file cannot be read, or does not hold a JSON object.
     """
-    file = ModelFile(path)
+    return parse_config(ModelFile(path))
+
+
+def parse_config(file: ModelFile) -> ModelConfig:
+    """The configuration in a file, which is not read again if it was read already.
+
+    Raises:
+        CorruptFileError: if the file cannot be read, or does not hold a JSON object.
+    """
     return ModelConfig(file, file.json)

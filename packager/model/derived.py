@@ -1,4 +1,4 @@
-"""A checkpoint over another: what a subclass does not change passes through."""
+"""A checkpoint that wraps another and changes some of it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Derived:
-    """A checkpoint whose tensors, files and configuration are another one's, unless changed.
+    """A checkpoint that passes on everything from another, except what a subclass overrides.
 
     Args:
-        base: the checkpoint below; subclasses find it as `base`.
-        config: what `config.json` says of this one; None for what it says of the one below.
+        base: the wrapped checkpoint; subclasses find it as `base`.
+        config: the configuration of this checkpoint; None for that of the wrapped one.
     """
 
     def __init__(self, base: Checkpoint, config: ModelConfig | None = None) -> None:
@@ -33,16 +33,16 @@ class Derived:
 
     @property
     def files(self) -> Mapping[str, ModelFile]:
-        """The files of the checkpoint below."""
+        """The files of the wrapped checkpoint."""
         return self.base.files
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors of the checkpoint below."""
+        """The tensors of the wrapped checkpoint."""
         return self.base.tensors
 
     def load(self, name: str) -> torch.Tensor:
-        """One whole tensor, on the CPU, in memory of its own."""
+        """One whole tensor, on the CPU; the caller owns its memory."""
         return self.base.load(name)
 
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:

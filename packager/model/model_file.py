@@ -1,4 +1,4 @@
-"""A file beside a model's weights, such as `tokenizer_config.json`: read once, and then known."""
+"""A file beside a model's weights, such as `tokenizer_config.json`: read once, then kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Parsed = TypeVar("Parsed")
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file that describes a model. Its bytes are read at most once, its JSON is parsed once.
+    """A file that describes a model; nothing is read before it is needed, and nothing twice.
 
-    Two are equal if their paths are. Several checkpoints and adapters can share one.
+    Two are equal if their paths are equal. Several checkpoints and adapters can share one.
 
     Attributes:
         path: where it is.
@@ -28,7 +28,7 @@ class ModelFile:
 
     @cached_property
     def json(self) -> Mapping[str, object]:
-        """Its JSON object, kept: for files of kilobytes.
+        """The JSON object in the file, which is kept: for files of kilobytes.
 
         Raises:
             CorruptFileError: if it cannot be read, or does not hold a JSON object.
@@ -37,13 +37,13 @@ class ModelFile:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of its bytes, in hexadecimal."""
+        """The SHA-256 of the file's bytes, in hexadecimal."""
         return sha256_file(self.path)
 
     def parsed_by(self, parse: Callable[[Path, Mapping[str, object]], Parsed]) -> Parsed:
-        """What `parse` makes of its path and its JSON object, which is not kept itself.
+        """The result of `parse(path, JSON object)`; it is kept, the JSON object is not.
 
-        For files of megabytes (`tokenizer.json`); each parser runs once a file.
+        For files of megabytes (`tokenizer.json`). Each parser runs once per file.
 
         Raises:
             CorruptFileError: if it cannot be read, or does not hold a JSON object.
@@ -58,7 +58,7 @@ class ModelFile:
         return {}
 
     def _parse(self) -> Mapping[str, object]:
-        content, value = parse_json(self.path)
-        # The digest costs no second reading. A cached property takes what its instance has.
-        self.__dict__.setdefault("sha256", hashlib.sha256(content).hexdigest())
-        return value
+        parsed = parse_json(self.path)
+        # So that the digest needs no second read: a cached property uses what its instance has.
+        self.__dict__.setdefault("sha256", hashlib.sha256(parsed.content).hexdigest())
+        return parsed.value

@@ -1,4 +1,4 @@
-"""The chat template among a model's files, as text, and the special tokens that it may name."""
+"""The text of the chat template among a model's files, and the special tokens that it can name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packager.model.model_file import ModelFile
 from packager.model.tokenizer import TOKENIZER_CONFIG, token_text
 
 _TEMPLATE_FILE = "chat_template.jinja"
-# Where transformers 5 writes a template named `tool_use`.
+# transformers 5 writes a template named `tool_use` here.
 _TOOL_USE_FILE = "additional_chat_templates/tool_use.jinja"
 _TOKENS_MAP = "special_tokens_map.json"
 _SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -24,8 +24,8 @@ class TemplateText:
 
     Attributes:
         source: the default template.
-        tool_use: the one for conversations with tools, if there is one of its own.
-        file_name: the name of the file that it came from.
+        tool_use: the separate template for conversations with tools, if there is one.
+        file_name: the name of its file.
     """
 
     source: str
@@ -36,12 +36,12 @@ class TemplateText:
 def find_template(files: Mapping[str, ModelFile]) -> TemplateText | None:
     """The chat template among these files, or None.
 
-    `chat_template.jinja` goes before `tokenizer_config.json`, as in transformers, and both before
-    a processor's `chat_template.json`.
+    `chat_template.jinja` precedes `tokenizer_config.json`, as in transformers, and both precede a
+    processor's `chat_template.json`.
 
     Raises:
-        ChatTemplateError: if there are several and none is the default.
-        CorruptFileError: if a file cannot be read as what its name says.
+        ChatTemplateError: if there are several templates and none is the default.
+        CorruptFileError: if a file is not valid.
     """
     file = files.get(_TEMPLATE_FILE)
     if file and (source := read_template_file(file.path)).strip():
@@ -57,9 +57,9 @@ def find_template(files: Mapping[str, ModelFile]) -> TemplateText | None:
 
 
 def special_tokens(files: Mapping[str, ModelFile]) -> dict[str, str] | None:
-    """The special tokens by the names that a template has for them (`bos_token`).
+    """The special tokens by their names in a chat template (`bos_token`).
 
-    None if there is no file that could name them.
+    None if there is no file that could define them.
     """
     sources = [files[name] for name in (TOKENIZER_CONFIG, _TOKENS_MAP) if name in files]
     if not sources:
@@ -84,7 +84,7 @@ def read_template_file(path: Path) -> str:
 
 
 def _named_templates(value: object, path: Path) -> Mapping[str, str]:
-    """The templates by name; a single one is the default."""
+    """The chat templates by name; a single one is the default."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -96,12 +96,12 @@ def _named_templates(value: object, path: Path) -> Mapping[str, str]:
                 named[name] = source
             case _:
                 raise CorruptFileError(
-                    f"chat_template in {path} is neither a text nor a list of names and templates.",
+                    f"`chat_template` in {path} is neither a string nor a list of named templates.",
                     next_step="Restore the file, or name the Jinja file with --template FILE.",
                 )
     if named and "default" not in named:
         raise ChatTemplateError(
-            f"{path} has the chat templates {', '.join(sorted(named))}, and none is the default.",
-            next_step="Save the training template to a file and name it with --template FILE.",
+            f"{path} has the chat templates {', '.join(sorted(named))}; none is named `default`.",
+            next_step="Save the training chat template to a file and name it with --template FILE.",
         )
     return named

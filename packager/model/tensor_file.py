@@ -1,4 +1,4 @@
-"""A file of named tensors, safetensors or a pickle of weights only: read one at a time, by rows."""
+"""A file of named tensors (safetensors, or a pickle of weights only), read lazily and by rows."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ _TORCH_NAMES = {
     "U64": "uint64", "I64": "int64", "F64": "float64",
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000
-_RESTORE = "Copy or download the file again; its size differs from what its header promises."
+_RESTORE = "Copy or download the file again; its header and its contents disagree."
+_SAVE_PRETRAINED = "Save the model with save_pretrained, and package that folder."
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read.
+    """The facts about a tensor that are known before it is read.
 
     Attributes:
         name: the tensor's name in its checkpoint.
         shape: its dimensions, outermost first (`[out_features, in_features]` for a linear layer).
-        dtype: safetensors' name of the element type, such as `BF16`.
+        dtype: the element type by its name in safetensors, such as `BF16`.
     """
 
     name: str
@@ -51,17 +52,17 @@ class TensorInfo:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes that the tensor takes in its file."""
+        """The tensor's size in its file, in bytes."""
         return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
 
     @property
     def is_floating_point(self) -> bool:
-        """Whether its elements are no whole numbers."""
+        """Whether its elements are floating-point numbers."""
         return "F" in self.dtype
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The element type as torch names it."""
+        """The element type in torch."""
         import torch
 
         dtype: torch.dtype = getattr(torch, _TORCH_NAMES[self.dtype])
@@ -69,39 +70,41 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """One `.safetensors` file, read by plain reads of just the bytes that are asked for.
+    """One `.safetensors` file; each load reads only the bytes that it needs.
 
-    Not by safetensors' own `get_tensor`: that is a view of one private mapping of the file, so that
-    an in-place merge changes what is read next and keeps every touched page in memory.
+    safetensors' own `get_tensor` returns a view of one private mapping of the file: an in-place
+    merge would change what is read next, and keep every page that it touches in memory.
 
     Raises:
-        CorruptFileError: if the header is damaged, or does not fit the file's size.
+        CorruptFileError: if the header is damaged, or does not match the file's size.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header, self._data_start = _read_header(path)
-        header.pop("__metadata__", None)
+        header = _read_header(path)
+        self._data_start = header.size_bytes
         self.tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
         data_bytes = path.stat().st_size - self._data_start
-        entries = [(_parse_entry(path, name, entry, data_bytes)) for name, entry in header.items()]
+        entries = [
+            _parse_entry(path, name, entry, data_bytes) for name, entry in header.entries.items()
+        ]
         end = 0
-        for start, info in sorted(entries, key=lambda item: (item[0], item[1].size_bytes)):
-            # The format knows no holes and no sharing: what overlaps is made to deceive.
-            if start != end:
+        for item in sorted(entries, key=lambda item: (item.start, item.info.size_bytes)):
+            # The format allows neither gaps nor overlaps: an overlap is made to deceive.
+            if item.start != end:
                 raise CorruptFileError(
-                    f"{path} has the tensor {info.name!r} at byte {start:,}, where {end:,} is "
-                    "next.",
+                    f"{path} has the tensor {item.info.name!r} at byte {item.start:,}; it must "
+                    f"begin at byte {end:,}.",
                     next_step=_RESTORE,
                 )
-            end += info.size_bytes
-            self.tensors[info.name] = info
-            self._offsets[info.name] = start
+            end += item.info.size_bytes
+            self.tensors[item.info.name] = item.info
+            self._offsets[item.info.name] = item.start
         expected_bytes = sum(info.size_bytes for info in self.tensors.values())
         if expected_bytes != data_bytes:
             raise CorruptFileError(
-                f"{path} holds {data_bytes:,} bytes of tensors, its header promises "
+                f"{path} holds {data_bytes:,} bytes of tensors; its header describes "
                 f"{expected_bytes:,}.",
                 next_step=_RESTORE,
             )
@@ -109,7 +112,7 @@ class SafetensorsFile:
 
     @property
     def header_sha256(self) -> str:
-        """The digest of the header: names, dtypes, shapes and order of the tensors."""
+        """The digest of the header: the names, dtypes, shapes and order of the tensors."""
         with self.path.open("rb") as file:
             return hashlib.sha256(file.read(self._data_start)).hexdigest()
 
@@ -118,12 +121,12 @@ class SafetensorsFile:
         return self.path.open("rb", buffering=0)
 
     def load(self, name: str) -> torch.Tensor:
-        """One whole tensor, in memory of its own."""
+        """One whole tensor; the caller owns its memory."""
         info = self.tensors[name]
         return self._read(info, self._offsets[name], info.shape)
 
     def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """The slices `start` to `stop` of the first dimension, in memory of their own."""
+        """The slices `start` to `stop` of the first dimension; the caller owns their memory."""
         info = self.tensors[name]
         row_bytes = info.size_bytes // info.shape[0]
         shape = (stop - start, *info.shape[1:])
@@ -143,16 +146,31 @@ class SafetensorsFile:
                 count = file.readinto(view[done:])  # type: ignore[attr-defined]
                 if not count:
                     raise CorruptFileError(
-                        f"{self.path} ended in the middle of {info.name}: the file was cut while "
-                        "it was being read.",
+                        f"{self.path} ended in the middle of {info.name}: it was truncated while "
+                        "ftpack was reading it.",
                         next_step="Make sure that nothing writes to the model, then run again.",
                     )
                 done += count
         return buffer.view(info.torch_dtype).reshape(shape)
 
 
-def _read_header(path: Path) -> tuple[dict[str, object], int]:
-    """The JSON header of a safetensors file, and where the tensors begin."""
+@dataclass(frozen=True)
+class _Header:
+    """A safetensors header: the description of each tensor, and the bytes before the first one."""
+
+    entries: dict[str, object]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor, and its first byte within the data."""
+
+    start: int
+    info: TensorInfo
+
+
+def _read_header(path: Path) -> _Header:
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -165,7 +183,7 @@ def _read_header(path: Path) -> tuple[dict[str, object], int]:
                 else _RESTORE
             )
             raise CorruptFileError(
-                f"{path} is no complete safetensors file ({file_bytes:,} bytes).", next_step=hint
+                f"{path} is not a valid safetensors file ({file_bytes:,} bytes).", next_step=hint
             )
         try:
             header = json.loads(file.read(header_bytes))
@@ -174,16 +192,18 @@ def _read_header(path: Path) -> tuple[dict[str, object], int]:
                 f"{path} has a damaged safetensors header: {error}", next_step=_RESTORE
             ) from error
     if not isinstance(header, dict):
-        raise CorruptFileError(f"{path} has a safetensors header that is no object.",
-                               next_step=_RESTORE)  # fmt: skip
-    return header, 8 + header_bytes
+        raise CorruptFileError(
+            f"{path} has a safetensors header that is not a JSON object.", next_step=_RESTORE
+        )
+    header.pop("__metadata__", None)
+    return _Header(header, 8 + header_bytes)
 
 
-def _parse_entry(path: Path, name: str, entry: object, data_bytes: int) -> tuple[int, TensorInfo]:
-    """A header's entry as (offset, info), checked against the size of the data."""
+def _parse_entry(path: Path, name: str, entry: object, data_bytes: int) -> _Entry:
+    """One tensor of a header, checked against the size of the data."""
     try:
         if not isinstance(entry, dict):
-            raise ValueError("it is no object")
+            raise ValueError("the entry is not an object")
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         start, end = entry["data_offsets"]
         if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
@@ -195,24 +215,24 @@ def _parse_entry(path: Path, name: str, entry: object, data_bytes: int) -> tuple
             raise ValueError(f"{end - start} bytes for {dtype}{list(shape)}")
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(
-            f"{path} describes the tensor {name!r} wrongly: {error}", next_step=_RESTORE
+            f"{path} has an invalid header entry for the tensor {name!r}: {error}",
+            next_step=_RESTORE,
         ) from error
     if end > data_bytes:
         raise CorruptFileError(
             f"{path} is truncated: {name!r} ends at byte {end:,} of {data_bytes:,}.",
             next_step=_RESTORE,
         )
-    return start, info
+    return _Entry(start, info)
 
 
 class PickleFile:
-    """One `.bin` file of torch, loaded with `weights_only`: no code in it can run.
+    """One `.bin` file of torch, loaded with `weights_only`, so that no code in it can run.
 
-    Of what torch 1.6 and newer write, a tensor is read when it is asked for; older files are in
-    memory as a whole.
+    Files of torch 1.6 and newer are read one tensor at a time; older ones are loaded completely.
 
     Raises:
-        CorruptFileError: if it is no such file, or holds anything but tensors.
+        CorruptFileError: if it is not such a file, or holds anything but tensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -226,25 +246,26 @@ class PickleFile:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CorruptFileError(
                 f"{path} cannot be read as plain tensors: {reason}",
-                next_step="Save it again as safetensors (save_pretrained does), and package that; "
-                "pickles that need to run code are never loaded.",
+                next_step="Save it again with save_pretrained, as safetensors, and package that; "
+                "ftpack never loads a pickle that needs to run code.",
             ) from error
         if not isinstance(loaded, dict) or not all(
             isinstance(key, str) and isinstance(value, torch.Tensor)
             for key, value in loaded.items()
         ):
             raise CorruptFileError(
-                f"{path} holds something else than named tensors.",
-                next_step="Save the model with save_pretrained, and package that folder.",
+                f"{path} does not hold only named tensors.",
+                next_step=_SAVE_PRETRAINED,
             )
         names = {torch_name: name for name, torch_name in _TORCH_NAMES.items()}
         for name, value in loaded.items():
-            # A view that repeats a few bytes would fill the memory when it is read.
+            # A view that repeats a few bytes could fill the memory when it is read.
             is_plain = value.layout == torch.strided and str(value.dtype)[6:] in names
             if not is_plain or value.nbytes > value.untyped_storage().nbytes():
                 raise CorruptFileError(
-                    f"{path} holds {name!r} as no plain tensor ({value.dtype}, {value.layout}).",
-                    next_step="Save the model with save_pretrained, and package that folder.",
+                    f"{path} holds {name!r}, which is not a plain tensor ({value.dtype}, "
+                    f"{value.layout}).",
+                    next_step=_SAVE_PRETRAINED,
                 )
         self._loaded: dict[str, torch.Tensor] = loaded
         self.tensors = {
@@ -253,13 +274,13 @@ class PickleFile:
         }
 
     def load(self, name: str) -> torch.Tensor:
-        """One whole tensor, in memory of its own."""
+        """One whole tensor; the caller owns its memory."""
         import torch
 
         return self._loaded[name].clone(memory_format=torch.contiguous_format)
 
     def load_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """The slices `start` to `stop` of the first dimension, in memory of their own."""
+        """The slices `start` to `stop` of the first dimension; the caller owns their memory."""
         import torch
 
         return self._loaded[name][start:stop].clone(memory_format=torch.contiguous_format)
@@ -269,21 +290,21 @@ TensorFile = SafetensorsFile | PickleFile
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Open a `.safetensors` or `.bin` file by its suffix."""
+    """A `.safetensors` or `.bin` file, opened by its suffix."""
     return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
 
 
 def require_filled(file: TensorFile) -> TensorFile:
-    """The file itself, if its tensors are not the empties that sharded training leaves.
+    """The file itself, unless it holds the empty tensors that sharded training leaves.
 
     Raises:
-        MissingWeightsError: naming one of them.
+        MissingWeightsError: with the name of one of them.
     """
     empty = [info.name for info in file.tensors.values() if info.shape == (0,)]
     if empty:
         raise MissingWeightsError(
-            f"{file.path} holds {len(empty)} tensors without any element, such as {empty[0]!r}: "
-            "DeepSpeed ZeRO-3 has saved its placeholders.",
+            f"{file.path} holds {len(empty)} empty tensors, such as {empty[0]!r}: DeepSpeed ZeRO-3 "
+            "saved its placeholders.",
             next_step="Set stage3_gather_16bit_weights_on_model_save in DeepSpeed's configuration "
             "and save again, or join the shards of a checkpoint with its zero_to_fp32.py.",
         )

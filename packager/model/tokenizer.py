@@ -1,6 +1,6 @@
-"""What a tokenizer's files say: special tokens, the ids that end an answer; and its ids for a text.
+"""A tokenizer's files: special tokens, the ids that end an answer, and the ids of a text.
 
-Each file is read once (`ModelFile`), whoever asks.
+Each file is read once (`ModelFile`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.errors import CorruptFileError
+from packager.errors import RESTORE_FILE, CorruptFileError
 from packager.model.config import ModelConfig
 from packager.model.model_file import ModelFile
 
@@ -18,12 +18,11 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _EOS = "eos_token_id"
 _MOST_TOKENS = 1 << 31  # llama.cpp counts them in 32 bits
-_RESTORE = "Restore the file from the training run, or download it again."
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What deciding on a prompt needs to know of a tokenizer.
+    """The facts about a tokenizer that the prompt depends on.
 
     Attributes:
         eos_token_ids: the ids that end generation, in the configuration's order.
@@ -37,7 +36,7 @@ class Vocabulary:
 
 
 def added_tokens(file: ModelFile) -> object:
-    """The value of `added_tokens` in a `tokenizer.json`: a list if the file is sound.
+    """The value of `added_tokens` in a `tokenizer.json`: a list, if the file is valid.
 
     The file is parsed once; its megabytes of tokens and merges are not kept.
 
@@ -50,24 +49,24 @@ def added_tokens(file: ModelFile) -> object:
 def load_vocabulary(files: Mapping[str, ModelFile], config: ModelConfig | None) -> Vocabulary:
     """The special tokens of a tokenizer, and the ids that end generation.
 
-    The ids are those of `generation_config.json`, as transformers' `generate` takes them, else
-    those of `config.json`.
+    The ids come from `generation_config.json`, as in transformers' `generate`, else from
+    `config.json`.
 
     Args:
-        files: the files by name, the fine-tune's own before the base's.
-        config: the model's configuration; None if there is none at hand.
+        files: the files by name; the fine-tune's own replace the base's.
+        config: the model's configuration; None if it is not available.
 
     Raises:
-        CorruptFileError: if a file is not what its name says.
+        CorruptFileError: if a file is not valid.
     """
     token_of: dict[int, str] = {}
     special: dict[int, bool] = {}
-    for number, text, is_special in _added_tokens(files):
-        token_of[number], special[number] = text, is_special
+    for token in _added_tokens(files):
+        token_of[token.number], special[token.number] = token.text, token.is_special
     control_tokens = frozenset(token_of[number] for number, is_it in special.items() if is_it)
     eos_token_ids = _eos_token_ids(files, config)
     if (unnamed := set(eos_token_ids) - token_of.keys()) and TOKENIZER in files:
-        # Rarely needed, and large: read for its own sake.
+        # Rarely needed, and large: it has a parser of its own.
         tokens = files[TOKENIZER].parsed_by(_model_tokens)
         token_of |= {number: tokens[number] for number in unnamed & tokens.keys()}
     return Vocabulary(eos_token_ids, token_of, control_tokens)
@@ -82,16 +81,16 @@ def token_text(value: object) -> str | None:
 
 
 def load_tokenizer(files: Mapping[str, ModelFile], scratch: Path) -> Callable[[str], list[int]]:
-    """The training tokenizer: from a text, which may contain special tokens, to ids.
+    """The training tokenizer, as a function from a text with special tokens to its ids.
 
-    The ids are those of `apply_chat_template(tokenize=True)`: nothing is added at either end.
+    The ids are those of `apply_chat_template(tokenize=True)`: without tokens added at either end.
 
     Args:
-        files: the files by name, the fine-tune's own before the base's.
-        scratch: a folder of the run, used where there is no `tokenizer.json`.
+        files: the files by name; the fine-tune's own replace the base's.
+        scratch: a folder of the run, used if there is no `tokenizer.json`.
 
     Raises:
-        CorruptFileError: if no tokenizer can be made of the files.
+        CorruptFileError: if the files do not form a tokenizer.
     """
     try:
         if file := files.get(TOKENIZER):
@@ -102,7 +101,7 @@ def load_tokenizer(files: Mapping[str, ModelFile], scratch: Path) -> Callable[[s
             fast.no_padding()
             return lambda prompt: list(fast.encode(prompt, add_special_tokens=False).ids)
         return _load_slow_tokenizer(files, scratch)
-    # Both libraries raise whatever comes up in them, often a bare Exception.
+    # Both libraries raise many types, often a bare Exception.
     except Exception as error:
         raise CorruptFileError(
             f"The tokenizer cannot be read: {error}",
@@ -129,7 +128,7 @@ def _added_tokens_value(_: Path, content: Mapping[str, object]) -> object:
 
 
 def _model_tokens(_: Path, content: Mapping[str, object]) -> dict[int, str]:
-    """Every token of the model itself: a table of ids (BPE), or pieces in their order (Unigram)."""
+    """The tokens that are not added ones: a table of ids (BPE), or pieces in order (Unigram)."""
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
@@ -139,8 +138,15 @@ def _model_tokens(_: Path, content: Mapping[str, object]) -> dict[int, str]:
     return {}
 
 
-def _added_tokens(files: Mapping[str, ModelFile]) -> Iterator[tuple[int, str, bool]]:
-    """Each added token's id, its text, and whether it is special; `tokenizer.json` comes last."""
+@dataclass(frozen=True)
+class _AddedToken:
+    number: int
+    text: str
+    is_special: bool
+
+
+def _added_tokens(files: Mapping[str, ModelFile]) -> Iterator[_AddedToken]:
+    """Each added token; those of `tokenizer.json` come last."""
     if file := files.get(TOKENIZER_CONFIG):
         decoder = file.json.get("added_tokens_decoder") or {}
         for number, entry in _items(decoder, file.path):
@@ -151,12 +157,12 @@ def _added_tokens(files: Mapping[str, ModelFile]) -> Iterator[tuple[int, str, bo
             yield _added_token(own_id, entry, file.path)
 
 
-def _added_token(number: object, entry: object, path: Path) -> tuple[int, str, bool]:
+def _added_token(number: object, entry: object, path: Path) -> _AddedToken:
     text = token_text(entry)
     if text is None or not str(number).isdecimal():
         raise _corrupt(path, "added_tokens", entry)
     is_special = isinstance(entry, dict) and entry.get("special") is True
-    return int(str(number)), text, is_special
+    return _AddedToken(int(str(number)), text, is_special)
 
 
 def _eos_token_ids(files: Mapping[str, ModelFile], config: ModelConfig | None) -> tuple[int, ...]:
@@ -191,5 +197,5 @@ def _list(value: object, path: Path) -> list[object]:
 def _corrupt(path: Path, key: str, value: object) -> CorruptFileError:
     return CorruptFileError(
         f"{path} has {str(value)[:80]!r} under {key!r}, which is not valid there.",
-        next_step=_RESTORE,
+        next_step=RESTORE_FILE,
     )

@@ -1,1 +1,1 @@
-"""How close the result is to what was trained."""
+"""How good the result is: its distance from the trained model."""

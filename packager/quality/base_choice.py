@@ -1,8 +1,8 @@
-"""How near the merge is to what was trained, on a quantized base and on its 16-bit twin.
+"""The distance of a merge from the trained model, on a quantized base and on its 16-bit original.
 
-What was trained is the rounded weights of the base with the adapter's change. Merged into them, it
-is rounded to 16 bits and then as the GGUF has it; merged into the twin, the change is added to
-weights that it was not trained on. Both are measured, on a sample.
+The trained model is the base's rounded weights plus the adapter's change. Merged into the quantized
+base, this sum is rounded to 16 bits and then to the GGUF's type; merged into the 16-bit original,
+the change is added to weights that it was not trained on. Both are measured on a sample.
 """
 
 from __future__ import annotations
@@ -11,42 +11,45 @@ import importlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import FtpackError, UnsupportedError
 from packager.gguf.convert import Conversion
 from packager.gguf.quantize.quantizer import Quantize, load_quantizers
 from packager.gguf.types import TypedQuant, tensor_bytes
+from packager.merge.merged import Merged
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
 from packager.model.dequantize.dequantized import Dequantized
+from packager.model.derived import Derived
 from packager.model.tensor_file import TensorInfo
-from packager.package.prepare import merge_adapters
 from packager.progress import Progress
 from packager.quality.bnb_rounding import RoundedByBitsandbytes
 from packager.quality.pair import Pair, find_pair
-from packager.source.inputs import Inputs
+from packager.source.base.find import Base
 
 if TYPE_CHECKING:
     import torch
 
 SIXTEEN_BITS = "16 bits"
-_NAMES = {"quantized": "the quantized base", "twin": "its 16-bit twin"}
-# What is loaded and merged of the model, and how many rows of each weight are then compared.
+# The keys of the two bases in JSON, and their names for people.
+_QUANTIZED, _ORIGINAL = "quantized", "twin"
+_NAMES = {_QUANTIZED: "the quantized base", _ORIGINAL: "its 16-bit original"}
+# How much of the model is loaded and merged, and how many rows of each weight are compared.
 _SAMPLE_ELEMENTS = 64 << 20
 _SAMPLE_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far what is made is from what was trained: `||made - trained|| / ||trained||`.
+    """The distance from the trained model, `||merged - trained|| / ||trained||`.
 
     Attributes:
         form: `16 bits`, or a quant.
-        quantized: merged into the quantized base.
-        twin: merged into its 16-bit twin; None where that is not at hand.
+        quantized: of the merge into the quantized base.
+        twin: of the merge into its 16-bit original; None if that is not available.
     """
 
     form: str
@@ -55,16 +58,16 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class Nearness:
-    """Both choices of a base, measured against what was trained.
+class BaseChoice:
+    """Both choices of a base, with their distances from the trained model.
 
     Attributes:
-        used: `quantized` or `twin`.
-        quantized_name: what the quantized base is called.
-        is_estimated: whether the quantized weights were made of the twin's, as those of the
-            quantized base itself were not at hand.
+        used: `quantized`, or `twin` for the 16-bit original.
+        quantized_name: the name of the quantized base.
+        is_estimated: whether the quantized weights were computed from the 16-bit original's, since
+            those of the quantized base were not available.
         weights: the names of the weights that were compared.
-        distances: in 16 bits, and in each quant that is made.
+        distances: in 16 bits, and in each quant that is built.
     """
 
     used: str
@@ -81,9 +84,9 @@ class Nearness:
 def quant_types(
     conversion: Conversion, chosen: Sequence[TypedQuant]
 ) -> dict[str, Mapping[str, str]]:
-    """What each of the checkpoint's tensors becomes in each quant, where the GGUF has it as it is.
+    """GGML's type of a matrix in each quant, by the matrix's name in the checkpoint.
 
-    Gives GGML's types by quant, by the tensor's name in the checkpoint.
+    Includes the matrices whose values the converter does not change.
     """
     return {
         tensor.passes_from: {typed.quant.name: typed.types[tensor.name] for typed in chosen}
@@ -92,71 +95,74 @@ def quant_types(
     }
 
 
-def measure_nearness(
-    inputs: Inputs,
-    checkpoint: Checkpoint,
+def measure_base_choice(
+    base: Base | None,
+    adapters: Sequence[Adapter],
+    merge_onto: Callable[[Checkpoint], Merged],
+    merged: Checkpoint,
     types: Mapping[str, Mapping[str, str]],
-    device: str,
     progress: Progress,
-) -> Nearness | None:
-    """Measure a merge against what was trained, and tell it; None where no base is quantized.
+) -> BaseChoice | None:
+    """The distances of both bases from the trained model, which are also reported.
+
+    Gives None if no base is quantized by bitsandbytes. If they cannot be measured, it also gives
+    None and reports the reason: nothing depends on them.
 
     Args:
-        inputs: source and base.
-        checkpoint: the merge of them.
+        base: the base that is used; None for a full model without adapters.
+        adapters: the run's adapters.
+        merge_onto: merges the run's adapters into a plain checkpoint.
+        merged: the merge into the base that is used.
         types: the weights to choose from, each with GGML's type in each quant (see `quant_types`).
-        device: where to merge.
-        progress: told both figures, or why there are none.
+        progress: receives the distances.
     """
-    pair = find_pair(inputs.base, inputs.adapters[0]) if inputs.base and inputs.adapters else None
+    pair = find_pair(base, adapters[0]) if base is not None and adapters else None
     if pair is None:
         return None
     try:
-        found = _measure(pair, inputs, checkpoint, types, device, progress)
-    # The model can be made without knowing this.
+        choice = _measure(pair, merge_onto, merged, types, progress)
     except FtpackError as error:
         why = f"{error.message} {error.next_step}".strip()
-        progress.note(f"How near the merge is to what was trained is not measured: {why}")
+        progress.note(f"The distance from the trained model is not measured: {why}")
         return None
-    for line in _lines(found):
+    for line in _lines(choice):
         progress.note(line)
-    return found
+    return choice
 
 
 def _measure(
     pair: Pair,
-    inputs: Inputs,
-    checkpoint: Checkpoint,
+    merge_onto: Callable[[Checkpoint], Merged],
+    merged: Checkpoint,
     types: Mapping[str, Mapping[str, str]],
-    device: str,
     progress: Progress,
-) -> Nearness:
+) -> BaseChoice:
     rounded = _rounded(pair)
-    trained = merge_adapters(_InFp32(rounded), inputs, device)
-    made: dict[str, Checkpoint] = {}
-    if pair.is_twin_used:
-        made = {"quantized": merge_adapters(rounded, inputs, device), "twin": checkpoint}
+    trained = merge_onto(_InFp32(rounded))
+    merges: dict[str, Checkpoint] = {}
+    if pair.is_full_precision_used:
+        merges = {_QUANTIZED: merge_onto(rounded), _ORIGINAL: merged}
     else:
-        made = {"quantized": checkpoint}
-        if pair.twin is not None:
-            made["twin"] = merge_adapters(pair.twin, inputs, device)
+        merges = {_QUANTIZED: merged}
+        if pair.full_precision is not None:
+            merges[_ORIGINAL] = merge_onto(pair.full_precision)
     candidates = [
         trained.tensors[name]
         for name in types
         if name in trained.tensors
         and rounded.is_packed(name)
-        and trained.is_merged(name)
-        and all(_has_shape(other, trained.tensors[name]) for other in made.values())
+        and name in trained.facts.merged_names
+        and all(_has_shape(other, trained.tensors[name]) for other in merges.values())
     ]
     sample = list(_sample(candidates))
     if not sample:
         raise UnsupportedError(
-            "none of the weights that the adapter changes is both quantized and, as it is, in the "
-            "GGUF."
+            "none of the weights that the adapter changes is both quantized and unchanged by the "
+            "converter."
         )
-    distances = _distances(trained, made, {name: types[name] for name in sample}, progress)
-    return Nearness(
-        used="twin" if pair.is_twin_used else "quantized",
+    distances = _distances(trained, merges, {name: types[name] for name in sample}, progress)
+    return BaseChoice(
+        used=_ORIGINAL if pair.is_full_precision_used else _QUANTIZED,
         quantized_name=pair.name,
         is_estimated=pair.quantized is None,
         weights=tuple(sample),
@@ -165,23 +171,23 @@ def _measure(
 
 
 def _rounded(pair: Pair) -> Dequantized | RoundedByBitsandbytes:
-    """The base's weights as training saw them."""
+    """The base with its weights as in the training."""
     if pair.quantized is not None:
         return Dequantized(pair.quantized)
-    if pair.settings is None or pair.twin is None:
+    if pair.settings is None or pair.full_precision is None:
         raise UnsupportedError(
-            f"neither the weights of {pair.name} nor its config.json are at hand."
+            f"neither the weights nor the config.json of {pair.name} are on this machine."
         )
-    return RoundedByBitsandbytes(pair.twin, pair.settings)
+    return RoundedByBitsandbytes(pair.full_precision, pair.settings)
 
 
 def _has_shape(checkpoint: Checkpoint, info: TensorInfo) -> bool:
-    found = checkpoint.tensors.get(info.name)
-    return found is not None and found.shape == info.shape
+    other = checkpoint.tensors.get(info.name)
+    return other is not None and other.shape == info.shape
 
 
 def _sample(candidates: Sequence[TensorInfo]) -> Iterator[str]:
-    """Weights of every kind, of the first, middle and last layer in turn, up to a size in all."""
+    """Weights of every kind from the first, middle and last layer, up to a total size."""
     kinds: dict[str, dict[int, TensorInfo]] = defaultdict(dict)
     for info in candidates:
         if match := re.search(r"\.(\d+)\.", info.name):
@@ -197,7 +203,7 @@ def _sample(candidates: Sequence[TensorInfo]) -> Iterator[str]:
             if info.name not in chosen and _elements(info) <= left:
                 chosen[info.name] = None
                 left -= _elements(info)
-    if not chosen and by_size:  # each is larger than that
+    if not chosen and by_size:  # each is larger than the total
         chosen[min(by_size[-1].values(), key=_elements).name] = None
     yield from chosen
 
@@ -208,11 +214,11 @@ def _elements(info: TensorInfo) -> int:
 
 def _distances(
     trained: Checkpoint,
-    made: Mapping[str, Checkpoint],
+    merges: Mapping[str, Checkpoint],
     types: Mapping[str, Mapping[str, str]],
     progress: Progress,
 ) -> tuple[Distance, ...]:
-    """The distance of each choice in each form, every weight counting by its size."""
+    """The distances of each choice in each form; every weight counts by its size."""
     import numpy as np
 
     quantizers = load_quantizers({kind for forms in types.values() for kind in forms.values()},
@@ -225,7 +231,7 @@ def _distances(
             raise UnsupportedError(f"{name} holds NaN or Inf.")
         share = trained.tensors[name].shape[0] / len(wanted)
         norm += share * float(np.square(wanted, dtype=np.float64).sum())
-        for choice, checkpoint in made.items():
+        for choice, checkpoint in merges.items():
             rows = _rows(checkpoint, name)
             squares[SIXTEEN_BITS, choice] += share * _squared(rows - wanted)
             for quant, kind in forms.items():
@@ -236,8 +242,8 @@ def _distances(
     return tuple(
         Distance(
             form,
-            math.sqrt(squares[form, "quantized"] / norm),
-            math.sqrt(squares[form, "twin"] / norm) if "twin" in made else None,
+            math.sqrt(squares[form, _QUANTIZED] / norm),
+            math.sqrt(squares[form, _ORIGINAL] / norm) if _ORIGINAL in merges else None,
         )
         for form in dict.fromkeys(form for form, _ in squares)
     )
@@ -257,7 +263,7 @@ def _rows(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def _quantized(rows: Any, kind: str, quantize: Quantize) -> Any:
-    """fp32 `[rows, columns]` as a GGUF of this type gives them back."""
+    """fp32 `[rows, columns]`, quantized to a type of GGML and dequantized."""
     import numpy as np
 
     quants: Any = importlib.import_module("gguf.quants")
@@ -267,50 +273,50 @@ def _quantized(rows: Any, kind: str, quantize: Quantize) -> Any:
     return quants.dequantize(packed, gguf.GGMLQuantizationType[kind])
 
 
-class _InFp32:
-    """A checkpoint with every float in fp32: what is merged into it is not rounded to 16 bits."""
+class _InFp32(Derived):
+    """A checkpoint with every float in fp32, so that a merge into it is not rounded to 16 bits."""
 
     def __init__(self, base: Checkpoint) -> None:
-        self._base = base
-        self.tensors: Mapping[str, TensorInfo] = {
+        super().__init__(base)
+        self._tensors = {
             name: replace(info, dtype="F32") if info.dtype in ("BF16", "F16") else info
             for name, info in base.tensors.items()
         }
 
     @property
-    def files(self) -> Mapping[str, Path]:
-        return self._base.files
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
 
     def load(self, name: str) -> torch.Tensor:
-        return self._base.load(name).to(self.tensors[name].torch_dtype)
+        return self.base.load(name).to(self._tensors[name].torch_dtype)
 
     def blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
-        for block in self._base.blocks(name, rows):
-            yield block.to(self.tensors[name].torch_dtype)
+        for block in self.base.blocks(name, rows):
+            yield block.to(self._tensors[name].torch_dtype)
 
 
-def _lines(found: Nearness) -> Iterator[str]:
-    """What is said: both figures, which base is nearer, which is used, and what that means not."""
-    how = " (estimated, by rounding the twin's)" if found.is_estimated else ""
-    figures = ", ".join(map(_figures, found.distances))
+def _lines(choice: BaseChoice) -> Iterator[str]:
+    """The report: both distances, which base is nearer, which one is used, and what that means."""
+    how = " (estimated, by rounding the original's)" if choice.is_estimated else ""
+    figures = ", ".join(map(_figures, choice.distances))
     yield (
-        f"Distance from what was trained, the quantized weights{how} with the adapter's change "
-        f"(relative RMS of {len(found.weights)} weights): {figures}"
+        f"Distance from the trained model, the quantized weights{how} plus the adapter's change "
+        f"(relative RMS of {len(choice.weights)} weights): {figures}"
     )
     nearer = {
-        "quantized" if distance.twin is None or distance.quantized <= distance.twin else "twin"
-        for distance in found.distances
+        _QUANTIZED if distance.twin is None or distance.quantized <= distance.twin else _ORIGINAL
+        for distance in choice.distances
     }
-    if any(distance.twin is None for distance in found.distances):
-        yield "Its 16-bit twin is not on this machine, so that there is nothing to compare it with"
+    if any(distance.twin is None for distance in choice.distances):
+        yield "Its 16-bit original is not on this machine, so that the two cannot be compared"
         return
-    which = _NAMES[nearer.pop()] if len(nearer) == 1 else "now the one, now the other"
+    which = _NAMES[nearer.pop()] if len(nearer) == 1 else "sometimes the one, sometimes the other"
     yield (
-        f"Nearer to what was trained is {which}; used is {_NAMES[found.used]}. That does not tell "
-        "which answers better: the twin has what the rounding lost"
+        f"Nearer to the trained model is {which}; ftpack uses {_NAMES[choice.used]}. This does not "
+        "show which one answers better: the original has what the rounding lost"
     )
 
 
 def _figures(distance: Distance) -> str:
-    with_twin = "" if distance.twin is None else f", {distance.twin:.2%} on its 16-bit twin"
-    return f"in {distance.form} {distance.quantized:.2%} on the quantized base{with_twin}"
+    original = "" if distance.twin is None else f", {distance.twin:.2%} on {_NAMES[_ORIGINAL]}"
+    return f"in {distance.form} {distance.quantized:.2%} on {_NAMES[_QUANTIZED]}{original}"

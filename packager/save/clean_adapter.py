@@ -1,125 +1,129 @@
-"""`ftpack merge --save adapter`: the adapter as it can be published, without the run's traces."""
+"""An adapter as it can be published: what others need, without the traces of the run."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packager.errors import (
+    CHOOSE_OUT,
+    CHOOSE_OUT_OR_FORCE,
     BaseNotFoundError,
     NonFiniteError,
     OutputExistsError,
     UsageError,
 )
-from packager.files import (
-    made_folder,
-    read_json,
-    read_text,
-    require_disk,
-    whole_file,
-    write_json,
-    write_text,
-)
-from packager.model.adapter import ADAPTER_CONFIG_NAME, Adapter
-from packager.package.plan import Request
+from packager.files import made_folder, read_text, require_disk, write_json, write_text
+from packager.model.adapter import ADAPTER_CONFIG_NAME, WEIGHT_NAMES, Adapter
+from packager.model.model_file import ModelFile
+from packager.model.tokenizer import TOKENIZER_CONFIG
+from packager.override import refuse_unless
 from packager.progress import Progress
 from packager.save.card import is_local_path, with_base
+from packager.save.merged_folder import copy_file
 from packager.save.safetensors import write_tensors
+from packager.save.staged_folder import SavedFolder
 from packager.source.hub.hub import find_cached, is_hub_id
 from packager.source.open import Source, open_source
 from packager.source.run.folders import TOKENIZER_FILES
-from packager.verbs.merge import MergedFolder
+from packager.source.source_options import SourceOptions
 
 if TYPE_CHECKING:
     import torch
 
 _CARD = "README.md"
-_WEIGHTS = "adapter_model.safetensors"
-# What the model card that PEFT writes says where nobody has filled it in.
+# What PEFT's own model card says until somebody fills it in.
 _PLACEHOLDER = "[More Information Needed]"
 _LICENCES = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*", re.IGNORECASE)
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]+)")
 
 
-def publish_adapter(request: Request, folder: Path, progress: Progress) -> MergedFolder:
-    """Write an adapter's folder that holds what others need, and nothing else.
+@dataclass(frozen=True)
+class PublicBase:
+    """A base as others find it on the Hub.
+
+    Attributes:
+        model_id: its Hub id, with an owner as a rule.
+        revision: its commit, if that is recorded.
+    """
+
+    model_id: str
+    revision: str | None
+
+
+def save_adapter(
+    options: SourceOptions, folder: Path, progress: Progress, *, force: bool = False
+) -> SavedFolder:
+    """Write an adapter's folder that contains what others need, and nothing else.
 
     That is its configuration, with the base's Hub id in place of a local path; its weights; its
-    tokenizer, chat template and licence; and a model card. Left out are optimizer states, training
-    arguments and the like.
+    tokenizer, chat template and licence; and a model card. Optimizer states, training arguments and
+    the like are left out.
 
     Args:
-        request: its `source`, and `base` where the recorded one is no Hub id.
+        options: the adapter, and its `base` if the recorded one is not a Hub id.
         folder: where to.
         progress: told what is left out.
+        force: overwrite an adapter in `folder`.
 
     Raises:
-        UsageError: if the source is no adapter, or if there are several.
-        BaseNotFoundError: if nothing tells the Hub id of the base.
+        UsageError: if the source is a full model.
+        BaseNotFoundError: if the base's Hub id is not known.
         NonFiniteError: naming a tensor with NaN or Inf.
-        OutputExistsError: if the folder holds an adapter already, and `request.force` is not set;
-            or if it is the source's own.
+        OutputExistsError: if the folder contains an adapter, and `force` is not set; or if it is
+            the source's own.
     """
-    if request.adapters or request.combine:
-        raise UsageError(
-            "--save adapter writes SOURCE alone, and --adapter or --combine is given.",
-            next_step="Leave it away, and save each adapter by itself.",
+    if (folder / ADAPTER_CONFIG_NAME).exists():
+        refusal = OutputExistsError(
+            f"{folder} already contains an adapter ({ADAPTER_CONFIG_NAME}).",
+            next_step=CHOOSE_OUT_OR_FORCE,
         )
-    if (folder / ADAPTER_CONFIG_NAME).exists() and not request.force:
-        raise OutputExistsError(
-            f"{folder} holds an adapter already ({ADAPTER_CONFIG_NAME}).",
-            next_step="Choose another folder with --out, or overwrite it with --force.",
-        )
-    source = open_source(request.source, request.checkpoint, request.revision, progress)
+        refuse_unless(force, refusal, progress)
+    source = open_source(options.source, options.checkpoint, options.revision, progress)
     progress.note(f"Source: {source.reason}")
     if source.adapter is None:
         raise UsageError(
-            f"--save adapter: SOURCE {request.source} is a full model.",
+            f"--save adapter: SOURCE {options.source} is a full model.",
             next_step="Name an adapter's folder, or save the model with --save merged_16bit.",
         )
     if folder.resolve() == source.folder.resolve():
-        raise OutputExistsError(
-            f"{folder} is where the adapter is read from.",
-            next_step="Choose another folder with --out.",
-        )
-    base, revision = _public_base(source.adapter, request.base)
-    files = _write(source, source.adapter, (base, revision), folder)
-    left = sorted({path.name for path in source.folder.iterdir()} - {path.name for path in files})
-    if left:
-        progress.note(f"Left out: {', '.join(left)}")
-    return MergedFolder(folder, tuple(files), sum(path.stat().st_size for path in files))
+        raise OutputExistsError(f"The adapter is read from {folder} itself.", next_step=CHOOSE_OUT)
+    base = _public_base(source.adapter, options.base)
+    files = _write(source, source.adapter, base, folder)
+    left_out = {path.name for path in source.folder.iterdir()} - {path.name for path in files}
+    if left_out:
+        progress.note(f"Left out: {', '.join(sorted(left_out))}")
+    return SavedFolder(folder, tuple(files))
 
 
-def _public_base(adapter: Adapter, wanted: str | None) -> tuple[str, str | None]:
-    """The Hub id of an adapter's base, and its revision where that is recorded."""
+def _public_base(adapter: Adapter, wanted: str | None) -> PublicBase:
+    """The base's Hub id: the one that the user names, else the recorded one."""
     name = wanted or adapter.config.base_model_name_or_path or ""
     if cached := _CACHED.search(name):
-        return f"{cached[1]}/{cached[2]}", cached[3]
+        return PublicBase(f"{cached[1]}/{cached[2]}", cached[3])
     if is_hub_id(name) and not Path(name).is_dir() and (wanted or _has_owner(name)):
-        return name, None if wanted else adapter.config.revision
+        return PublicBase(name, None if wanted else adapter.config.revision)
     raise BaseNotFoundError(
-        f"{adapter.folder / ADAPTER_CONFIG_NAME}: `base_model_name_or_path` is "
+        f"{adapter.config.path}: `base_model_name_or_path` is "
         f"{adapter.config.base_model_name_or_path!r}"
         + (f", and --base is {wanted!r}" if wanted else "")
-        + ": no Hub id with an owner, by which others find the base.",
+        + ": others cannot find the base without a Hub id that has an owner.",
         next_step="Name the base's Hub id with --base OWNER/NAME.",
     )
 
 
 def _has_owner(name: str) -> bool:
-    """Whether an id is more than a bare name, which may be a training machine's folder.
+    """Whether an id is more than a bare name, which may be a folder of the training machine.
 
-    A few old models have no owner (`gpt2`): that is believed of those in the Hub's cache.
+    A few old models have no owner (`gpt2`): those in the Hub's cache are believed.
     """
     return "/" in name or find_cached(name, None) is not None
 
 
-def _write(
-    source: Source, adapter: Adapter, base: tuple[str, str | None], folder: Path
-) -> list[Path]:
+def _write(source: Source, adapter: Adapter, base: PublicBase, folder: Path) -> list[Path]:
     import torch
 
     tensors = {name: adapter.weights.load(name) for name in adapter.weights.tensors}
@@ -130,57 +134,60 @@ def _write(
                 next_step="The training run diverged; use an earlier checkpoint.",
             )
     require_disk(folder, sum(tensor.nbytes for tensor in tensors.values()), "The adapter")
-    card = _card(source, adapter, base[0])
+    card = _card(source, adapter, base.model_id)
     with made_folder(folder):
-        return _write_all(source, tensors, card, base, folder)
+        return _write_all(source, adapter, tensors, card, base, folder)
 
 
 def _write_all(
     source: Source,
+    adapter: Adapter,
     tensors: Mapping[str, torch.Tensor],
     card: str,
-    base: tuple[str, str | None],
+    base: PublicBase,
     folder: Path,
 ) -> list[Path]:
-    # Without its configuration it is no adapter, until everything is whole.
+    # Until everything is complete it has no configuration, and so is not an adapter.
     (folder / ADAPTER_CONFIG_NAME).unlink(missing_ok=True)
-    write_tensors(tensors, folder / _WEIGHTS)
-    (folder / "adapter_model.bin").unlink(missing_ok=True)
-    written = [folder / _WEIGHTS]
-    for name, path in source.files.items():
+    write_tensors(tensors, folder / WEIGHT_NAMES[0])
+    (folder / WEIGHT_NAMES[1]).unlink(missing_ok=True)
+    written = [folder / WEIGHT_NAMES[0]]
+    for name, file in source.files.items():
         if TOKENIZER_FILES.fullmatch(name) or _LICENCES.fullmatch(name):
             (folder / name).parent.mkdir(exist_ok=True)
-            _copy(path, folder / name)
+            _copy(file, folder / name)
             written.append(folder / name)
     write_text(folder / _CARD, card)
-    config = read_json(source.folder / ADAPTER_CONFIG_NAME)
-    config |= {"base_model_name_or_path": base[0], "revision": base[1], "inference_mode": True}
+    config = {
+        **adapter.config.raw,
+        "base_model_name_or_path": base.model_id,
+        "revision": base.revision,
+        "inference_mode": True,
+    }
     write_json(folder / ADAPTER_CONFIG_NAME, config)
     return [*written, folder / _CARD, folder / ADAPTER_CONFIG_NAME]
 
 
-def _copy(path: Path, target: Path) -> None:
-    """Copy a file; of a tokenizer's configuration, without the paths of this machine."""
-    if path.name == "tokenizer_config.json":
-        config = read_json(path)
+def _copy(file: ModelFile, target: Path) -> None:
+    """Copy a file; a tokenizer's configuration without the paths of this machine."""
+    if file.path.name == TOKENIZER_CONFIG:
         local = [
             key
-            for key, value in config.items()
+            for key, value in file.json.items()
             if key.endswith(("_path", "_file")) and isinstance(value, str)
             if is_local_path(value)
         ]
         if local:
-            write_json(target, {key: config[key] for key in config if key not in local})
+            write_json(target, {k: value for k, value in file.json.items() if k not in local})
             return
-    with path.open("rb") as source, whole_file(target) as copied:
-        shutil.copyfileobj(source, copied)
+    copy_file(file.path, target)
 
 
 def _card(source: Source, adapter: Adapter, base: str) -> str:
-    """The user's own model card with the base's id in it; where there is none, a short one."""
+    """The user's own model card with the base's id in it; a short one if there is none."""
     path = source.folder / _CARD
     if path.is_file():
-        text = read_text(path, "Save it as UTF-8, or remove it: a short one is written then.")
+        text = read_text(path, "Save it as UTF-8, or remove it to get a short one.")
         if _PLACEHOLDER not in text:
             return with_base(text, adapter.config.base_model_name_or_path or "", base)
     ranks = f", rank {adapter.config.rank}" if adapter.config.rank is not None else ""

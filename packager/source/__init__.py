@@ -1,1 +1,1 @@
-"""What the user gave: an adapter or a full model, and the base that an adapter needs."""
+"""The source: an adapter or a full model, and the base that an adapter needs."""

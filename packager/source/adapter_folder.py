@@ -6,10 +6,16 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packager.errors import CorruptFileError, MissingWeightsError, UnsupportedError
+from packager.errors import (
+    RESTORE_CONFIG,
+    CorruptFileError,
+    MissingWeightsError,
+    UnsupportedError,
+)
 from packager.files import require_inside
 from packager.model.adapter import ADAPTER_CONFIG_NAME, WEIGHT_NAMES, Adapter, AdapterConfig
 from packager.model.model_file import ModelFile
@@ -23,7 +29,7 @@ def open_adapter(folder: Path) -> Adapter:
     Raises:
         MissingWeightsError: if there is a configuration without weights.
         CorruptFileError: if either file cannot be read.
-        UnsupportedError: naming the method or option that cannot be merged, and why.
+        UnsupportedError: with the method or option that cannot be merged, and why.
     """
     path = require_inside(folder / ADAPTER_CONFIG_NAME, folder)
     file = ModelFile(path)
@@ -36,14 +42,14 @@ def open_adapter(folder: Path) -> Adapter:
             next_step=refusal.next_step,
         )
     weights = _open_weights(folder)
-    rank, alpha = _read_ranks(path, config)
+    strength = _read_strength(path, config)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     typed = AdapterConfig(
         file=file,
         raw=config,
         method=method_name(config),
-        rank=rank,
-        alpha=alpha,
+        rank=strength.rank,
+        alpha=strength.alpha,
         base_model_name_or_path=base if isinstance(base, str) and base else None,
         revision=revision if isinstance(revision, str) and revision else None,
     )
@@ -55,11 +61,11 @@ def _open_weights(folder: Path) -> TensorFile:
     if not names:
         native = sorted(folder.glob("adapter*.pt"))
         if native:
-            # Their names and, in queries and keys, their rows are in torchtune's own order.
+            # torchtune has its own names, and its own order of rows in queries and keys.
             raise UnsupportedError(
-                f"{folder} has the adapter only in torchtune's own form ({native[0].name}).",
+                f"{folder} has the adapter only in torchtune's own format ({native[0].name}).",
                 next_step="Save it with torchtune's FullModelHFCheckpointer, which also writes "
-                "adapter_model.safetensors in PEFT's form, or package the merged model.",
+                "adapter_model.safetensors in PEFT's format, or package the merged model.",
             )
         if pieces := sorted(folder.glob("adapter_model-*-of-*.safetensors")):
             raise _in_pieces(folder, pieces)
@@ -72,10 +78,10 @@ def _open_weights(folder: Path) -> TensorFile:
 
 
 def _in_pieces(folder: Path, pieces: Sequence[Path]) -> UnsupportedError:
-    """The error for what transformers writes with a small `max_shard_size`, and PEFT never reads.
+    """The error for shards that transformers writes with a small `max_shard_size`.
 
-    Which of the pieces belong to this save nothing tells for sure, so that they are not joined
-    unasked: the index has the name of a model's, and an older save may have left more of them.
+    PEFT does not read them, and ftpack does not join them: an older save may have left more shards,
+    and the index has the name of a full model's, so that no file says which shards belong to it.
     """
     code = (
         "from safetensors.torch import load_file, save_file; save_file({name: tensor for piece in "
@@ -84,14 +90,14 @@ def _in_pieces(folder: Path, pieces: Sequence[Path]) -> UnsupportedError:
     )
     return UnsupportedError(
         f"{folder} has the adapter in {len(pieces)} pieces ({pieces[0].name}, ...), which PEFT "
-        f"does not read, and no {WEIGHT_NAMES[0]}.",
+        f"does not read, but no {WEIGHT_NAMES[0]}.",
         next_step=f"Join them with `python -c {shlex.quote(code)}`, or save again with a larger "
         "max_shard_size.",
     )
 
 
 def _refuse_mlx(path: Path, config: Mapping[str, object]) -> None:
-    """Refuse mlx-lm's adapters, which have PEFT's file name, and names and layouts of their own."""
+    """Refuse adapters of mlx-lm, which have PEFT's file name but another format."""
     if "peft_type" in config or not config.keys() & {"fine_tune_type", "lora_parameters"}:
         return
     base, folder = config.get("model"), path.parent
@@ -101,17 +107,25 @@ def _refuse_mlx(path: Path, config: Mapping[str, object]) -> None:
         ["mlx_lm.fuse", "--model", name, "--adapter-path", str(folder), "--save-path", str(target)]
     )
     raise UnsupportedError(
-        f"{path} is of mlx-lm (`lora_parameters`, and no `peft_type`), not of PEFT.",
-        next_step=f"Fuse it with `{command}`, and with --dequantize where its base is quantized, "
-        f"then package {target}.",
+        f"{path} belongs to mlx-lm (it has `lora_parameters`, but no `peft_type`), not to PEFT.",
+        next_step=f"Fuse it with `{command}` (with --dequantize if its base is quantized), then "
+        f"package {target}.",
     )
 
 
-def _read_ranks(path: Path, config: Mapping[str, object]) -> tuple[int | None, float | None]:
-    """The rank and alpha, which a LoRA must have and many another method has not.
+@dataclass(frozen=True)
+class _Strength:
+    """The rank and alpha, which a LoRA must have; many other methods have neither."""
+
+    rank: int | None
+    alpha: float | None
+
+
+def _read_strength(path: Path, config: Mapping[str, object]) -> _Strength:
+    """The rank and alpha of a configuration.
 
     Raises:
-        CorruptFileError: if one of them is no number that training can have had.
+        CorruptFileError: if one of them has a value that training cannot have used.
     """
     is_lora = config.get("peft_type") == "LORA"
     rank: Any = config.get("target_r" if config.get("peft_type") == "ADALORA" else "r")
@@ -121,8 +135,8 @@ def _read_ranks(path: Path, config: Mapping[str, object]) -> tuple[int | None, f
     has_alpha = type(alpha) in (int, float) and math.isfinite(alpha) and alpha != 0
     if (is_lora and not has_rank) or not (has_alpha or (alpha is None and not is_lora)):
         raise CorruptFileError(
-            f"{path}: `r` is {rank!r} and `{alpha_key}` is {alpha!r}; the one must be a whole "
-            "number above 0, the other a number that is not 0.",
-            next_step="Restore the configuration from the training run.",
+            f"{path}: `r` is {rank!r} and `{alpha_key}` is {alpha!r}; the rank must be a "
+            "positive integer, alpha a number other than 0.",
+            next_step=RESTORE_CONFIG,
         )
-    return rank if has_rank else None, alpha if has_alpha else None
+    return _Strength(rank if has_rank else None, alpha if has_alpha else None)

@@ -1,14 +1,15 @@
-"""PEFT's methods by name: which can be merged, and what to do about those that cannot."""
+"""PEFT's methods by name: those that can be merged, and what to do about the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_BY_PEFT = "Merge it with PEFT (merge_and_unload, save_pretrained) and package the merged folder."
-_TRAIN_LORA = "Train a LoRA on the same data instead: its change can be put into the weights."
+from packager.errors import MERGE_WITH_PEFT
 
-# `peft_type` of what ftpack merges, and the name that people know.
+_TRAIN_LORA = "Train a LoRA on the same data instead: its change can be merged into the weights."
+
+# The `peft_type` of each method that ftpack merges, and its usual name.
 MERGEABLE: dict[str, str] = {
     "ADALORA": "AdaLoRA", "ADAMSS": "AdaMSS", "BEFT": "BEFT", "BOFT": "BOFT", "C3A": "C3A",
     "DEFT": "DEFT", "DELORA": "DeLoRA", "FOURIERFT": "FourierFT", "FROD": "FRoD",
@@ -28,7 +29,7 @@ class Refusal:
     Attributes:
         what: the setting and its value, or the method.
         why: the reason, to follow "which".
-        next_step: what can be done instead.
+        next_step: what to do instead.
     """
 
     what: str
@@ -36,32 +37,32 @@ class Refusal:
     next_step: str
 
 
-_VIRTUAL = "puts trained vectors beside the prompt, and changes no weight"
+_VIRTUAL = "adds trained vectors to the prompt and changes no weight"
 _REFUSED: dict[str, tuple[str, str, str]] = {
     "PROMPT_TUNING": ("prompt tuning", _VIRTUAL, _TRAIN_LORA),
     "MULTITASK_PROMPT_TUNING": ("multitask prompt tuning", _VIRTUAL, _TRAIN_LORA),
     "P_TUNING": ("P-tuning", _VIRTUAL, _TRAIN_LORA),
     "PREFIX_TUNING": ("prefix tuning", _VIRTUAL, _TRAIN_LORA),
     "CPT": ("CPT", _VIRTUAL, _TRAIN_LORA),
-    "CARTRIDGE": ("Cartridge", "keeps a trained cache, and changes no weight", _TRAIN_LORA),
+    "CARTRIDGE": ("Cartridge", "stores a trained cache and changes no weight", _TRAIN_LORA),
     "ADAPTION_PROMPT": (
         "adaption prompt (LLaMA-Adapter)", "adds attention to trained vectors", _TRAIN_LORA,
     ),
     "XLORA": (
-        "X-LoRA", "mixes its LoRAs anew for every token",
-        "Package one of its LoRAs: each has a folder with an adapter_config.json of its own.",
+        "X-LoRA", "mixes its LoRAs differently for every token",
+        "Package one of its LoRAs: each has a folder with its own adapter_config.json.",
     ),
-    "POLY": ("Poly", "mixes its LoRAs by a task that is given with the input", _TRAIN_LORA),
+    "POLY": ("Poly", "mixes its LoRAs by the task, which is part of the input", _TRAIN_LORA),
     "LILY": ("Lily", "chooses among its experts by the input", _TRAIN_LORA),
     "SHADOW": ("Shadow", "runs a second small model beside the base", _TRAIN_LORA),
     "BONE": (
-        "Bone", "PEFT now has as MiSS, in another form",
+        "Bone", "PEFT now has as MiSS, in another format",
         "Convert it with scripts/convert-bone-to-miss.py of PEFT's sources.",
     ),
 }  # fmt: skip
 
-# Initialisations that leave the base as it was, so that the file holds the whole change; and those
-# that PEFT computes again, to the same result, from the base.
+# Initialisations that do not change the base, so that the file has the whole change; and those that
+# PEFT computes again from the base, with the same result.
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal")
 _REPEATED_INITS = {"pissa": "PiSSA", "olora": "OLoRA", "mica": "MiCA"}
 _CONVERT = (
@@ -78,17 +79,17 @@ def find_refusal(config: Mapping[str, object]) -> Refusal | None:
         return Refusal(f"`peft_type` {method!r} ({name})", why, next_step)
     if method not in MERGEABLE:
         return Refusal(
-            f"`peft_type` {method!r}", "is none of the methods that ftpack knows", _BY_PEFT
+            f"`peft_type` {method!r}", "is not a method that ftpack knows", MERGE_WITH_PEFT
         )
     task = config.get("task_type")
     if task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
         return Refusal(
-            f"`task_type` {task!r}", "trains a classifier on top; a GGUF generates text",
+            f"`task_type` {task!r}", "trains a classifier; a GGUF generates text",
             "Package an adapter that was trained as CAUSAL_LM.",
         )  # fmt: skip
     if method == "FROD" and not config.get("save_projection", True):
         return Refusal(
-            "`save_projection` false", "leaves FRoD to factor all of the base's weights at once",
+            "`save_projection` false", "makes FRoD factor all of the base's weights at once",
             "Load it with PEFT where it was trained, set peft_config['default'].save_projection = "
             "True, and save it again.",
         )  # fmt: skip
@@ -99,13 +100,13 @@ def _refused_lora(config: Mapping[str, object]) -> Refusal | None:
     settings = {
         "use_qalora": "adds its change to pooled inputs", "alora_invocation_tokens":
         "is active only after its invocation tokens (aLoRA)", "arrow_config":
-        "routes every token among LoRAs (Arrow)", "layer_replication":
+        "routes every token to one of several LoRAs (Arrow)", "layer_replication":
         "repeats layers, so that the base is another model",
         "megatron_config": "belongs to Megatron's parallel layers",
     }  # fmt: skip
     for name, why in settings.items():
         if config.get(name):
-            next_step = _TRAIN_LORA if name != "layer_replication" else _BY_PEFT
+            next_step = _TRAIN_LORA if name != "layer_replication" else MERGE_WITH_PEFT
             return Refusal(f"`{name}`", why, next_step)
     return _refused_init(config.get("init_lora_weights", True))
 
@@ -116,26 +117,26 @@ def _refused_init(init: object) -> Refusal | None:
         return None
     what = f"`init_lora_weights` {init!r}"
     if init.startswith("pissa_niter_"):
-        return Refusal(what, "draws random numbers, so that no two loads are the same", _CONVERT)
+        return Refusal(what, "uses random numbers, so that each load differs", _CONVERT)
     if init.startswith("corda"):
         return Refusal(what, "needs the training's covariances, which no file holds", _CONVERT)
     if init == "lora_ga":
-        # PEFT loads it onto the base as it was before, and merges another model than was trained.
+        # PEFT loads it onto the original base, so that its merge is not the trained model.
         return Refusal(
-            what, "has moved the base's weights in training, by what no file holds", _CONVERT
+            what, "changed the base's weights in training, which no file records", _CONVERT
         )
     if init == "loftq":
         return Refusal(
-            what, "quantizes the base anew on every load, which PEFT does on a GPU alone",
+            what, "quantizes the base again on every load, which PEFT does only on a GPU",
             "Set `init_lora_weights` to true in adapter_config.json, and name the base that LoftQ "
-            "has saved with --base PATH. Or merge it with PEFT on a GPU (merge_and_unload, "
+            "saved with --base PATH. Or merge it with PEFT on a GPU (merge_and_unload, "
             "save_pretrained) and package the merged folder.",
         )  # fmt: skip
-    return Refusal(what, "is none of the initialisations that ftpack knows", _BY_PEFT)
+    return Refusal(what, "is not an initialisation that ftpack knows", MERGE_WITH_PEFT)
 
 
 def method_name(config: Mapping[str, object]) -> str:
-    """What people call the method of an `adapter_config.json` that is not refused."""
+    """The usual name of the method in an `adapter_config.json` that is not refused."""
     name = MERGEABLE[str(config.get("peft_type"))]
     if name != "LoRA":
         return name

@@ -1,4 +1,4 @@
-"""What the user says about the source and its base."""
+"""The user's options for the source and its base."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Which fine-tune, and which base.
+    """The choice of a fine-tune and its base.
 
     Attributes:
         source: an adapter, a training output, or a full model: a folder, a Hub id, or a ModelScope

@@ -1,15 +1,15 @@
-"""The bundle's folder, from a package in which everything is decided."""
+"""From a package to a bundle: every file that is missing is made, in one pass over the weights."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle.bundle import read_bundle, write_bundle
-from packager.bundle.manifest import SCHEMA, GgufFile, Manifest, PromptRecord
+from packager.bundle.bundle import MODELFILE, Bundle, read_bundle, write_bundle
+from packager.bundle.manifest import MANIFEST, SCHEMA, GgufFile, Manifest, PromptRecord
 from packager.errors import CorruptFileError, OutputExistsError
 from packager.files import (
     made_folder,
@@ -20,83 +20,130 @@ from packager.files import (
     sha256_file,
     write_json,
 )
-from packager.gguf.convert import Conversion
-from packager.gguf.types import TypedQuant
 from packager.gguf.write import WrittenGguf, write_ggufs
-from packager.package.checks import require_merged
-from packager.package.fingerprint import base_identity, tool_versions
-from packager.package.prepare import Package
-from packager.package.prompt_choice import record_template
+from packager.merge.checks import require_applied
+from packager.override import refuse_unless
+from packager.package.package import Package, PlannedGguf
+from packager.package.provenance import base_identity, fingerprint, tool_versions
 from packager.progress import Progress, Silent
 from packager.prompt.modelfile_spec import render_modelfile
-from packager.quality.base_choice import Nearness, measure_nearness, quant_types
+from packager.prompt.template_record import record_template
+from packager.quality.base_choice import BaseChoice, measure_base_choice, quant_types
 
-_MANIFEST = "manifest.json"
-# Says, while a bundle is being made, whose files these are; the manifest says it afterwards.
+# Says, while a bundle is being made, whose files these are; afterwards the manifest says it.
 _MARKER = ".ftpack-build.json"
 _METADATA_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A finished bundle.
+class Built:
+    """What a build has made.
 
     Attributes:
-        folder: where it is.
-        manifest: what it holds; earlier quants of the same model included.
-        asked_for: the files that this run was asked for, in that order.
-        reused: the names of those that were there already, whole.
-        nearness: of a base that bitsandbytes has quantized, or its twin, to what was trained.
+        bundle: the bundle, its `ggufs` being those of this request.
+        reused: the names of the files that an earlier run had finished.
+        base_choice: how close the merge is to what was trained, for a base that bitsandbytes
+            quantized, or its 16-bit original; else None.
     """
 
-    folder: Path
-    manifest: Manifest
-    asked_for: tuple[GgufFile, ...]
+    bundle: Bundle
     reused: tuple[str, ...]
-    nearness: Nearness | None = None
+    base_choice: BaseChoice | None = None
 
 
-def build(package: Package, progress: Progress | None = None) -> Bundle:
+def build(package: Package, progress: Progress | None = None) -> Built:
     """Make the bundle of a package, or what is missing of it.
 
-    A rerun after a kill ends in the same bytes: files have a `.partial` name until they are whole,
-    and what the manifest lists is verified by digest before it is kept.
+    A rerun after a kill ends in the same bytes: files have a `.partial` name until they are
+    complete, and what the manifest lists is verified by its digest before it is kept.
 
     Raises:
-        OutputExistsError: if the folder holds files of another model.
+        OutputExistsError: if the folder contains files of another model.
         DiskSpaceError: if there is no room for the files.
         NonFiniteError: if a weight is NaN or Inf.
-        AdapterMismatchError: if something of the adapter was left out.
+        AdapterMismatchError: if something of an adapter was left out.
     """
     progress = progress or Silent()
-    folder = package.plan.out
-    kept = _kept_files(package, folder, progress)
-    files = _files(package)
-    missing = {name: item for name, item in files.items() if name not in kept}
-    needed = sum(typed.size_bytes + _METADATA_BYTES for _, typed in missing.values())
-    require_disk(folder, needed, "The bundle")
-    nearness = measure_nearness(
-        package.inputs,
-        package.checkpoint,
-        quant_types(package.conversion, package.chosen),
-        package.plan.device,
+    folder, digest = package.out, fingerprint(package)
+    kept = _kept_files(package, digest, progress)
+    missing = [file for file in package.files if file.file_name not in kept]
+    needed_bytes = sum(file.typed.size_bytes + _METADATA_BYTES for file in missing)
+    require_disk(folder, needed_bytes, "The bundle")
+    base_choice = measure_base_choice(
+        package.inputs.base,
+        package.inputs.adapters,
+        package.merge_onto,
+        package.model,
+        quant_types(package.text, [file.typed for file in package.ggufs]),
         progress,
     )
     if missing:
-        with _cleaned_up_on_error(folder, missing):
-            write_json(folder / _MARKER, {"fingerprint": package.fingerprint})
+        with _cleaned_up_on_error(folder, [file.file_name for file in missing]):
+            write_json(folder / _MARKER, {"fingerprint": digest})
             for written in _write(package, missing, progress):
                 kept[written.path.name] = _describe(written)
-    beside = package.plan.projector
-    projector = kept.pop(beside.file_name) if beside else None
-    manifest = _manifest(package, tuple(kept.values()), projector)
-    asked_for = tuple(kept[name] for name in files if name in kept)
-    beside_names = [projector.name] if projector else []
-    modelfile = render_modelfile(package.modelfile, asked_for[0].name, *beside_names)
-    write_bundle(folder, manifest, modelfile)
+    bundle = _finish(package, digest, kept)
     (folder / _MARKER).unlink(missing_ok=True)
-    reused = tuple(name for name in files if name not in missing)
-    return Bundle(folder, manifest, asked_for, reused, nearness)
+    made = {file.file_name for file in missing}
+    reused = tuple(file.file_name for file in package.files if file.file_name not in made)
+    return Built(bundle, reused, base_choice)
+
+
+def _kept_files(package: Package, digest: str, progress: Progress) -> dict[str, GgufFile]:
+    """The files that an earlier run finished of this very model, verified, by name.
+
+    Raises:
+        OutputExistsError: if files of another model would be overwritten.
+    """
+    folder = package.out
+    manifest = _read_manifest(folder)
+    if manifest is None or manifest.fingerprint != digest:
+        _require_free(package, digest, progress)
+        return {}
+    kept = {}
+    for file in manifest.files:
+        path = folder / file.name
+        if path.is_file() and sha256_file(path) == file.sha256:
+            kept[file.name] = file
+        else:
+            progress.warn(f"{path} differs from its digest in {MANIFEST}; it is made again")
+    if kept:
+        progress.note(f"Already finished in {folder}, and verified: {', '.join(kept)}")
+    return kept
+
+
+def _require_free(package: Package, digest: str, progress: Progress) -> None:
+    folder = package.out
+    if _was_interrupted(folder, digest):
+        return
+    names = (*(file.file_name for file in package.files), MANIFEST, MODELFILE)
+    if existing := [name for name in names if (folder / name).exists()]:
+        refusal = OutputExistsError(
+            f"{folder} already contains {', '.join(existing)} of another model or another "
+            "configuration.",
+            next_step="Choose another folder with --out, or overwrite them with --force.",
+        )
+        refuse_unless(package.force, refusal, progress)
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        return read_bundle(folder).manifest
+    except CorruptFileError:
+        return None
+
+
+def _was_interrupted(folder: Path, digest: str) -> bool:
+    """Whether a run of this very package was interrupted here."""
+    marker = folder / _MARKER
+    if not marker.is_file():
+        return False
+    try:
+        return read_json(marker).get("fingerprint") == digest
+    except CorruptFileError:
+        return False
 
 
 @contextmanager
@@ -112,28 +159,22 @@ def _cleaned_up_on_error(folder: Path, names: Collection[str]) -> Iterator[None]
             raise
 
 
-def _files(package: Package) -> dict[str, tuple[Conversion, TypedQuant]]:
-    """What was asked for, by file name: what each GGUF holds, and as which types."""
-    names = {quant.quant: quant.file_name for quant in package.plan.quants}
-    files = {names[typed.quant.name]: (package.conversion, typed) for typed in package.chosen}
-    if package.projector and package.plan.projector:
-        name = package.plan.projector.file_name
-        files[name] = (package.projector.conversion, package.projector.typed)
-    return files
-
-
 def _write(
-    package: Package, missing: Mapping[str, tuple[Conversion, TypedQuant]], progress: Progress
+    package: Package, missing: Sequence[PlannedGguf], progress: Progress
 ) -> list[WrittenGguf]:
-    threads = package.request.threads or os.cpu_count() or 1
-    targets: dict[Conversion, list[tuple[Path, TypedQuant]]] = {}
-    for name, (conversion, typed) in missing.items():
-        targets.setdefault(conversion, []).append((package.plan.out / name, typed))
+    """Write the missing files, each conversion's in one pass; they get their names at the end."""
+    threads = package.options.threads or os.cpu_count() or 1
     written = []
-    for conversion, paths in targets.items():
-        written += write_ggufs(conversion, paths, threads, progress)
-    read = frozenset().union(*(found.reads for found in targets))
-    require_merged(package.checkpoint, progress, read)
+    conversions = dict.fromkeys(file.conversion for file in missing)
+    for conversion in conversions:
+        targets = [
+            (package.out / file.file_name, file.typed)
+            for file in missing
+            if file.conversion is conversion
+        ]
+        written += write_ggufs(conversion, targets, threads, progress)
+    tensors_read = frozenset().union(*(conversion.reads for conversion in conversions))
+    require_applied(package.model, progress, tensors_read)
     for item in written:
         publish(item.path)
     return written
@@ -151,80 +192,40 @@ def _describe(written: WrittenGguf) -> GgufFile:
     )
 
 
-def _kept_files(package: Package, folder: Path, progress: Progress) -> dict[str, GgufFile]:
-    """What an earlier run has finished of this very model, verified; else the folder must be free.
-
-    Raises:
-        OutputExistsError: if files would be overwritten that are not this model's.
-    """
-    manifest = _read_manifest(folder)
-    if manifest is not None and manifest.fingerprint == package.fingerprint:
-        kept = {}
-        for file in manifest.files:
-            path = folder / file.name
-            if path.is_file() and sha256_file(path) == file.sha256:
-                kept[file.name] = file
-            else:
-                progress.warn(f"{path} is not what the manifest says; it is made again")
-        if kept:
-            progress.note(f"Found whole and verified in {folder}: {', '.join(kept)}")
-        return kept
-    if not package.request.force and not _is_ours(package, folder):
-        names = _files(package)
-        in_the_way = [n for n in (*names, _MANIFEST, "Modelfile") if (folder / n).exists()]
-        if in_the_way:
-            raise OutputExistsError(
-                f"{folder} holds {', '.join(in_the_way)} of another model or another "
-                "configuration.",
-                next_step="Choose another folder with --out, or overwrite them with --force.",
-            )
-    return {}
-
-
-def _read_manifest(folder: Path) -> Manifest | None:
-    if not (folder / _MANIFEST).is_file():
-        return None
-    try:
-        return read_bundle(folder)
-    except CorruptFileError:
-        return None
-
-
-def _is_ours(package: Package, folder: Path) -> bool:
-    """Whether a run of this very package was interrupted here."""
-    marker = folder / _MARKER
-    if not marker.is_file():
-        return False
-    try:
-        return read_json(marker).get("fingerprint") == package.fingerprint
-    except CorruptFileError:
-        return False
-
-
-def _manifest(
-    package: Package, ggufs: tuple[GgufFile, ...], projector: GgufFile | None
-) -> Manifest:
-    decision, spec = package.decision, package.modelfile
-    return Manifest(
+def _finish(package: Package, digest: str, files: dict[str, GgufFile]) -> Bundle:
+    """Write what describes the finished files; the manifest keeps the quants of earlier runs."""
+    projector = files.pop(package.projector.file_name) if package.projector else None
+    combination = package.merge_onto.options.combination
+    manifest = Manifest(
         schema=SCHEMA,
         name=package.name,
-        fingerprint=package.fingerprint,
+        fingerprint=digest,
         base=base_identity(package.inputs),
         adapters=package.adapters,
-        combination=str(package.inputs.combination) if package.inputs.combination else None,
+        combination=combination.describe(len(package.adapters)) if combination else None,
         tools=tool_versions(package.inputs),
-        ggufs=ggufs,
+        ggufs=tuple(files.values()),
         projector=projector,
-        prompt=PromptRecord(
-            renderer=decision.renderer,
-            family=decision.family,
-            reason=decision.reason,
-            template_origin=package.chat_template.origin,
-            template=spec.template,
-            system=spec.system,
-            stops=spec.stops,
-            parameters=dict(spec.parameters),
-            pins=dict(decision.pins),
-            trained=record_template(package.chat_template),
-        ),
+        prompt=_prompt_record(package),
+    )
+    bundle = Bundle(package.out, manifest, tuple(files[gguf.file_name] for gguf in package.ggufs))
+    names = [bundle.ggufs[0].name, *([projector.name] if projector else [])]
+    write_bundle(bundle.folder, manifest, render_modelfile(package.prompt.modelfile, *names))
+    return bundle
+
+
+def _prompt_record(package: Package) -> PromptRecord:
+    prompt = package.prompt
+    decision, modelfile = prompt.decision, prompt.modelfile
+    return PromptRecord(
+        renderer=decision.renderer,
+        family=decision.family,
+        reason=decision.reason,
+        template_origin=prompt.chat_template.origin,
+        template=modelfile.ollama_template,
+        system=modelfile.system,
+        stops=modelfile.stops,
+        parameters=dict(modelfile.parameters),
+        pins=dict(decision.pins),
+        trained=record_template(prompt.chat_template),
     )

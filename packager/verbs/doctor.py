@@ -1,4 +1,4 @@
-"""The state of everything that ftpack works with on this machine."""
+"""`ftpack doctor`: what is installed, found and reachable on this machine."""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ _NEEDED = ("llama-cpp-python", "torch", "transformers", "peft", "safetensors", "
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was checked.
 
     Attributes:
         what: the thing.
-        found: its state.
-        is_ok: whether it will do.
+        state: what was found.
+        is_ok: whether that is good enough.
         is_needed: whether packaging is impossible without it.
-        mend: what to do if it will not do.
+        fix: what to do if it is not good enough.
     """
 
     what: str
-    found: str
+    state: str
     is_ok: bool
     is_needed: bool
-    mend: str = ""
+    fix: str = ""
 
 
-def check_up(host: str | None) -> list[Finding]:
-    """Look at Python, the libraries, the toolchain, the GPU, the daemon and the disk."""
+def doctor(host: str | None = None) -> list[Finding]:
+    """The state of Python, the libraries, the toolchain, the GPU, the daemon and the disk.
+
+    Args:
+        host: the Ollama server; None for OLLAMA_HOST, else this machine's.
+    """
     version = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 11) <= sys.version_info < (3, 14)
     return [

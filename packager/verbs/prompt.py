@@ -1,160 +1,175 @@
-"""The prompt of a source, a bundle or a registered model, proved wherever it can be rendered."""
+"""`ftpack prompt`: the prompt of a source, bundle or model, compared with the training prompt."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packager.bundle.bundle import read_bundle
-from packager.bundle.manifest import MANIFEST
+from packager.bundle.bundle import Bundle, is_bundle, read_bundle
 from packager.errors import NotAModelError, UnsupportedError
+from packager.files import scratch_folder
 from packager.gguf.types import write_skeleton
-from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.package.prompt_choice import recorded_template
-from packager.progress import Progress
+from packager.package.request import Request
+from packager.progress import Progress, Silent
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Proof
-from packager.prompt.conversation import Conversation
+from packager.prompt.comparison import Comparison
+from packager.prompt.conversation import BATTERY, Conversation
 from packager.prompt.native import make_native
+from packager.prompt.template_record import recorded_template
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
-from packager.verify.renderers import prove_built, prove_embedded, prove_offline, prove_on_daemon
+from packager.verify.renderers import (
+    compare_embedded,
+    compare_gguf,
+    compare_offline,
+    compare_on_daemon,
+)
 
 _BLOB = re.compile(r"^FROM (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class ProvedPrompt:
-    """A prompt, proved.
+class PromptReport:
+    """A prompt, compared wherever it can be rendered.
 
     Attributes:
         name: the model's name.
-        chat_template: the one of training.
-        reason: who renders and why; empty where that is the daemon's affair.
-        proofs: one for each place where it was rendered.
-        vocabulary: the GGUF's vocabulary on a corpus, where there is a tokenizer to compare with.
+        chat_template: the training chat template.
+        reason: who renders, and why.
+        comparisons: one for each place where the prompt was rendered.
+        vocabulary: the GGUF's token ids on a corpus; None without a tokenizer to compare with.
     """
 
     name: str
     chat_template: ChatTemplate
     reason: str
-    proofs: tuple[Proof, ...]
-    vocabulary: Proof | None = None
+    comparisons: tuple[Comparison, ...]
+    vocabulary: Comparison | None = None
 
     @property
-    def all_proofs(self) -> tuple[Proof, ...]:
-        """Those of the prompts, and that of the vocabulary where there is one."""
-        return self.proofs if self.vocabulary is None else (*self.proofs, self.vocabulary)
+    def all_comparisons(self) -> tuple[Comparison, ...]:
+        """Those of the prompts, and that of the vocabulary if there is one."""
+        more = () if self.vocabulary is None else (self.vocabulary,)
+        return (*self.comparisons, *more)
 
 
-def prove_prompt(
+def compare_prompt(
     request: Request,
-    conversations: Sequence[Conversation],
-    daemon: Daemon | None,
-    progress: Progress,
-) -> ProvedPrompt:
-    """Prove a prompt offline, on the embedded runtime, and on a daemon where one is given.
+    daemon: Daemon | None = None,
+    progress: Progress | None = None,
+    *,
+    conversations: Sequence[Conversation] = BATTERY,
+) -> PromptReport:
+    """Compare a prompt offline, on the embedded runtime, and on a daemon if one is given.
 
     Args:
-        request: its `source` is a source, a bundle, or the name of a registered model.
-        conversations: what is compared.
-        daemon: where the model is registered, under `name` or else the source's name.
+        request: its `source` is anything that can be packaged, a bundle, or the name of a
+            registered model; `name` is the registered model's, if it differs from the source's.
+        daemon: where the model is registered.
         progress: told what was chosen.
+        conversations: what is compared.
 
     Raises:
-        FtpackError: if there is no such thing, or it has no chat template.
+        FtpackError: if there is no such source, or it has no chat template.
     """
-    path = Path(request.source)
-    if (path / MANIFEST).is_file():
-        return _of_bundle(path, request, conversations, daemon)
+    source = request.source.source
+    path = Path(source)
+    if is_bundle(path):
+        return _compare_bundle(read_bundle(path), request.name, daemon, conversations)
     if not path.exists():
-        there = daemon or Daemon()
-        if there.is_reachable() and there.has_model(request.source):
-            return _of_model(request.source, conversations, there)
-    return _of_source(request, conversations, daemon, progress)
+        server = daemon or Daemon()
+        if server.is_reachable() and server.has_model(source):
+            return _compare_registered(source, server, conversations)
+    return _compare_source(request, daemon, conversations, progress or Silent())
 
 
-def _of_bundle(
-    folder: Path,
-    request: Request,
-    conversations: Sequence[Conversation],
+def _compare_bundle(
+    bundle: Bundle,
+    name: str | None,
     daemon: Daemon | None,
-) -> ProvedPrompt:
-    manifest = read_bundle(folder)
-    prompt = manifest.prompt
-    chat_template = recorded_template(prompt.trained, prompt.template_origin or str(folder))
+    conversations: Sequence[Conversation],
+) -> PromptReport:
+    manifest = bundle.manifest
+    record = manifest.prompt
+    chat_template = recorded_template(record.trained, record.template_origin or str(bundle.folder))
     native = make_native(chat_template).chat_template
-    proofs = [prove_offline(chat_template, native, prompt.template, conversations)]
-    gguf = folder / manifest.ggufs[0].name
+    comparisons = [compare_offline(chat_template, native, record.template, conversations)]
+    gguf = bundle.path(bundle.ggufs[0])
     if gguf.is_file():
         with GgufVocabulary(gguf) as vocabulary:
-            proofs.append(prove_embedded(chat_template, vocabulary, conversations, None))
-    name = request.name or manifest.name
+            comparisons.append(compare_embedded(chat_template, vocabulary, conversations, None))
+    name = name or manifest.name
     if daemon is not None:
-        proofs.append(
-            prove_on_daemon(
-                chat_template, daemon, name, conversations, prompt.system,
-                is_by_template=prompt.template is not None,
+        comparisons.append(
+            compare_on_daemon(
+                chat_template, daemon, name, conversations, record.system,
+                is_by_template=record.template is not None,
             )
         )  # fmt: skip
-    return ProvedPrompt(name, chat_template, prompt.reason, tuple(proofs))
+    return PromptReport(name, chat_template, record.reason, tuple(comparisons))
 
 
-def _of_source(
+def _compare_source(
     request: Request,
-    conversations: Sequence[Conversation],
     daemon: Daemon | None,
+    conversations: Sequence[Conversation],
     progress: Progress,
-) -> ProvedPrompt:
-    package = prepare(request, progress)
-    chat_template, decision = package.chat_template, package.decision
-    native = make_native(chat_template).chat_template
-    template = package.modelfile.template
-    proofs = [prove_offline(chat_template, native, template, conversations)]
-    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
-        gguf = Path(scratch) / "vocabulary.gguf"
-        write_skeleton(gguf, package.conversion)
-        embedded, vocabulary = prove_built(package, gguf, conversations)
-        proofs.append(embedded)
+) -> PromptReport:
+    with scratch_folder() as scratch:
+        package = prepare(request, scratch, progress, will_build=False)
+        plan = package.prompt
+        chat_template, modelfile = plan.chat_template, plan.modelfile
+        native = make_native(chat_template).chat_template
+        offline = compare_offline(chat_template, native, modelfile.ollama_template, conversations)
+        gguf = scratch / "vocabulary.gguf"
+        write_skeleton(gguf, package.text)
+        compared = compare_gguf(chat_template, package.inputs.files, gguf, conversations, scratch)
+    comparisons = [offline, compared.prompts]
     if daemon is not None:
-        system = package.modelfile.system
-        proofs.append(
-            prove_on_daemon(
-                chat_template, daemon, package.name, conversations, system,
-                is_by_template=template is not None,
+        comparisons.append(
+            compare_on_daemon(
+                chat_template, daemon, package.name, conversations, modelfile.system,
+                is_by_template=modelfile.ollama_template is not None,
             )
         )  # fmt: skip
-    return ProvedPrompt(package.name, chat_template, decision.reason, tuple(proofs), vocabulary)
+    return PromptReport(
+        package.name, chat_template, plan.decision.reason, tuple(comparisons), compared.vocabulary
+    )
 
 
-def _of_model(name: str, conversations: Sequence[Conversation], daemon: Daemon) -> ProvedPrompt:
-    """A registered model, held against the chat template that its own GGUF carries."""
-    shown = daemon.show(name)
-    found = _BLOB.search(shown.modelfile)
-    blob = Path(found[1].strip()) if found else None
+def _compare_registered(
+    name: str, daemon: Daemon, conversations: Sequence[Conversation]
+) -> PromptReport:
+    """Compare a registered model with the chat template that its own GGUF contains."""
+    model = daemon.show(name)
+    match = _BLOB.search(model.modelfile)
+    blob = Path(match[1].strip()) if match else None
     if blob is None or not blob.is_file():
         raise UnsupportedError(
-            f"The GGUF of {name} at {daemon.host} cannot be read from here, and without it nobody "
-            "knows the chat template of training.",
-            next_step=f"Give the bundle or the source: ftpack prompt SOURCE --name {name} "
+            f"The GGUF of {name} at {daemon.host} cannot be read from here, so its training chat "
+            "template is unknown.",
+            next_step=f"Name the bundle or the source: ftpack prompt SOURCE --name {name} "
             f"--against {daemon.host}.",
         )
+    chat_template = _template_of(name, blob)
+    comparison = compare_on_daemon(
+        chat_template, daemon, name, conversations, model.system,
+        is_by_template=model.template_in_force == "TEMPLATE",
+    )  # fmt: skip
+    reason = f"{model.template_in_force} renders at {daemon.host}"
+    return PromptReport(name, chat_template, reason, (comparison,))
+
+
+def _template_of(name: str, blob: Path) -> ChatTemplate:
     with GgufVocabulary(blob) as vocabulary:
         source = vocabulary.chat_template
         bos, eos = vocabulary.token("bos"), vocabulary.token("eos")
     if source is None:
         raise NotAModelError(
-            f"The GGUF of {name} carries no chat template to compare with.",
-            next_step="Give the bundle or the source in place of the name.",
+            f"The GGUF of {name} contains no chat template to compare with.",
+            next_step="Name the bundle or the source instead of the model.",
         )
-    chat_template = ChatTemplate(source, f"the GGUF of {name}", bos or None, eos or None)
-    proof = prove_on_daemon(
-        chat_template, daemon, name, conversations, shown.system,
-        is_by_template=shown.template_in_force == "TEMPLATE",
-    )  # fmt: skip
-    reason = f"{shown.template_in_force} renders at {daemon.host}"
-    return ProvedPrompt(name, chat_template, reason, (proof,))
+    return ChatTemplate(source, f"the GGUF of {name}", bos or None, eos or None)

@@ -1,26 +1,23 @@
-"""A bundle becomes a model, or one model with several tags, in an Ollama daemon."""
+"""`ftpack register`: a bundle becomes a model, or a model with several tags, in Ollama."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from packager.bundle.manifest import GgufFile, Manifest
-from packager.errors import (
-    PromptDifferenceError,
-    RegistrationError,
-    UnsupportedError,
-    UsageError,
-)
+from packager.bundle.bundle import Bundle
+from packager.errors import PromptDifferenceError, RegistrationError, UnsupportedError, UsageError
 from packager.files import require_disk
-from packager.package.prompt_choice import recorded_template
-from packager.progress import Progress
-from packager.prompt.comparison import Proof
+from packager.override import refuse_unless
+from packager.progress import Progress, Silent
+from packager.prompt.comparison import Comparison
 from packager.prompt.conversation import BATTERY, Conversation
-from packager.prompt.server import is_native_capable
-from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration, validate_name, with_suffix
-from packager.verify.renderers import prove_on_daemon, require_proved
+from packager.prompt.ollama_version import OllamaVersion
+from packager.prompt.template_record import recorded_template
+from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration
+from packager.runtime.model_name import validate_name, with_suffix
+from packager.verify.renderers import compare_on_daemon, require_equal
+from packager.verify.report import report_comparison
 
 
 @dataclass(frozen=True)
@@ -28,23 +25,23 @@ class Registered:
     """What a daemon has now.
 
     Attributes:
-        host: the daemon that was reached.
+        host: the daemon's address.
         version: its version.
         names: every name that answers, the first one first.
         check: what was read back of the first one, and its short answer.
-        proofs: each quant's prompts held against those of training; none where the daemon is too
-            old to tell what it renders.
+        comparisons: each quant's prompts compared with the training prompts; empty if the daemon
+            is too old to say what it renders.
     """
 
     host: str
     version: str
     names: tuple[str, ...]
     check: Registration
-    proofs: tuple[Proof, ...]
+    comparisons: tuple[Comparison, ...]
 
 
 def model_names(name: str, quants: Sequence[str]) -> tuple[str, ...]:
-    """The names that quants are registered under: `NAME` for one, `NAME:q4_k_m`, ... for several.
+    """The names that quants get: `NAME` for one, `NAME:q4_k_m`, ... for several.
 
     Raises:
         InvalidNameError: if Ollama would refuse the name.
@@ -62,104 +59,109 @@ def model_names(name: str, quants: Sequence[str]) -> tuple[str, ...]:
 
 
 def require_store_space(daemon: Daemon, sizes_bytes: Sequence[int]) -> None:
-    """See that a daemon on this machine has room for its own copies of the GGUFs.
+    """Check that a daemon on this machine has room for its own copies of the GGUFs.
 
-    It keeps one of each; while it makes a model of one, it holds that one `CREATE_COPIES` times.
+    It keeps one of each; while it creates a model, it holds that GGUF `CREATE_COPIES` times.
+
+    Raises:
+        DiskSpaceError: if the file system of its models has less free.
     """
     folder = daemon.models_folder()
     if folder is not None:
-        needed = sum(sizes_bytes) + (CREATE_COPIES - 1) * max(sizes_bytes, default=0)
-        require_disk(folder, needed, "Ollama's copy of the model")
+        needed_bytes = sum(sizes_bytes) + (CREATE_COPIES - 1) * max(sizes_bytes, default=0)
+        require_disk(folder, needed_bytes, "Ollama's copy of the model")
 
 
 def unproved_name(name: str) -> str:
-    """The name of a model while its prompt is not proved: `NAME-unproved`, with the same tag."""
+    """The name of a model until its prompts are compared: `NAME-unproved`, with the same tag."""
     return with_suffix(name, "-unproved")
 
 
 def register(
-    folder: Path,
-    manifest: Manifest,
-    files: Sequence[GgufFile],
-    name: str,
+    bundle: Bundle,
     daemon: Daemon,
-    progress: Progress,
+    name: str,
+    progress: Progress | None = None,
     *,
     conversations: Sequence[Conversation] = BATTERY,
     force: bool = False,
 ) -> Registered:
-    """Hand a bundle's GGUFs to the daemon, prove what it made of them, and let it answer.
+    """Hand a bundle's quants to a daemon, compare what it renders, and let it answer.
 
-    A model is made under a name of its own, and takes the name asked for when what is in force is
-    what was sent and its prompts are those of training. Several files become tags of one name;
-    `latest` is the first.
+    Each model is created under a name of its own (`unproved_name`). It gets the requested name when
+    the daemon has what was sent and renders the training prompts. Several quants become tags of one
+    name; `latest` is the first.
 
     Args:
-        folder: the bundle's.
-        manifest: the bundle's.
-        files: the GGUFs to register.
-        name: the model's name.
+        bundle: what to register: its `ggufs`.
         daemon: where to.
+        name: the model's name.
         progress: told what was done.
         conversations: those whose prompts are compared.
-        force: give the name even where a prompt is not the one of training.
+        force: give the name even if a prompt differs from the training prompt.
 
     Raises:
-        DaemonError: if the daemon is not there, or goes away midway.
-        RegistrationError: if what is in force there is not what was sent.
-        PromptDifferenceError: if a prompt is not the one of training; the model is left under its
-            `unproved_name`.
+        DaemonError: if the daemon cannot be reached, or stops midway.
+        RegistrationError: if what it has is not what was sent.
+        PromptDifferenceError: if a prompt differs; the model stays under its `unproved_name`.
     """
+    progress = progress or Silent()
     version = daemon.version()
     progress.note(f"Ollama {version} at {daemon.host}")
-    _require_renderer(manifest, version, daemon.host)
-    names = model_names(name, [file.quant for file in files])
-    checks, proofs = [], []
-    beside = {}
-    if projector := manifest.projector:
-        path = folder / projector.name
-        beside[projector.name] = daemon.upload(path, progress, sha256=projector.sha256)
-        progress.note("Images and sounds: the server puts them into the prompt by itself; compared "
-                      "is text")  # fmt: skip
-    for model, file in zip(names, files, strict=True):
+    _require_renderer(bundle, version, daemon.host)
+    names = model_names(name, [file.quant for file in bundle.ggufs])
+    beside = _upload_projector(bundle, daemon, progress)
+    checks, comparisons = [], []
+    for model, file in zip(names, bundle.ggufs, strict=True):
         unproved = unproved_name(model)
-        digest = daemon.upload(folder / file.name, progress, sha256=file.sha256)
-        _create(unproved, {file.name: digest, **beside}, manifest, daemon)
-        proof = _prove(manifest, unproved, daemon, conversations, progress)
-        if proof is not None:
-            proofs.append(proof)
-            _require_proved(proof, unproved, model, progress, force=force)
-        prompt = manifest.prompt
-        check = daemon.verify(
-            unproved, prompt.template, prompt.stops,
-            parameters=prompt.parameters, has_projector=projector is not None,
-        )  # fmt: skip
-        daemon.rename(unproved, model)
-        checks.append(replace(check, name=model))
+        digest = daemon.upload(bundle.path(file), progress, sha256=file.sha256)
+        _create(unproved, {file.name: digest, **beside}, bundle, daemon)
+        comparison = _compare(bundle, unproved, daemon, conversations, progress)
+        if comparison is not None:
+            comparisons.append(comparison)
+            report_comparison(comparison, progress)
+            try:
+                require_equal(
+                    comparison,
+                    f"{unproved} is registered, but not as {model}",
+                    f"See `ftpack prompt {unproved} --against {daemon.host}`; with --force it "
+                    f"becomes {model} all the same.",
+                )
+            except PromptDifferenceError as error:
+                refuse_unless(force, error, progress)
+        checks.append(_verify(bundle, unproved, model, daemon))
         progress.note(f"Registered {model}")
-    for check in checks:
-        shown = [stop for stop in manifest.prompt.stops if stop in check.answer]
-        if shown:
-            progress.warn(
-                f"{check.name} wrote {shown[0]!r} as text, where a turn should have ended"
-            )
+    _warn_of_stops_in_answers(bundle, checks, progress)
     if len(names) > 1:
         daemon.copy(names[0], name)
         names = (*names, f"{name}:latest")
-    return Registered(daemon.host, version, names, checks[0], tuple(proofs))
+    return Registered(daemon.host, version, names, checks[0], tuple(comparisons))
 
 
-def _require_renderer(manifest: Manifest, version: str, host: str) -> None:
-    if manifest.prompt.renderer == "native" and not is_native_capable(version):
+def _require_renderer(bundle: Bundle, version: str, host: str) -> None:
+    if (
+        bundle.manifest.prompt.renderer == "native"
+        and not OllamaVersion.parse(version).can_be_native
+    ):
         raise RegistrationError(
-            f"Ollama {version} at {host} does not render with a GGUF's own chat template, as this "
-            "bundle asks for.",
+            f"Ollama {version} at {host} does not render with a GGUF's own chat template, which "
+            "this bundle needs.",
             next_step=f"Package the model with --ollama-version {version}, or update Ollama.",
         )
 
 
-def _create(name: str, files: Mapping[str, str], manifest: Manifest, daemon: Daemon) -> None:
-    prompt = manifest.prompt
+def _upload_projector(bundle: Bundle, daemon: Daemon, progress: Progress) -> dict[str, str]:
+    """The `mmproj`, if there is one, and the digest under which the daemon has it."""
+    projector = bundle.manifest.projector
+    if projector is None:
+        return {}
+    digest = daemon.upload(bundle.path(projector), progress, sha256=projector.sha256)
+    progress.note("The server inserts images and sounds into prompts itself; only text is compared")
+    return {projector.name: digest}
+
+
+def _create(name: str, files: Mapping[str, str], bundle: Bundle, daemon: Daemon) -> None:
+    prompt = bundle.manifest.prompt
     daemon.create(
         name,
         files,
@@ -170,37 +172,41 @@ def _create(name: str, files: Mapping[str, str], manifest: Manifest, daemon: Dae
     )
 
 
-def _prove(
-    manifest: Manifest,
+def _compare(
+    bundle: Bundle,
     name: str,
     daemon: Daemon,
     conversations: Sequence[Conversation],
     progress: Progress,
-) -> Proof | None:
-    chat_template = recorded_template(
-        manifest.prompt.trained, manifest.prompt.template_origin or ""
-    )
+) -> Comparison | None:
+    """Compare what the daemon renders; None if it is too old to say."""
+    prompt = bundle.manifest.prompt
+    chat_template = recorded_template(prompt.trained, prompt.template_origin or "")
     try:
-        return prove_on_daemon(
-            chat_template, daemon, name, conversations, manifest.prompt.system,
-            is_by_template=manifest.prompt.template is not None,
+        return compare_on_daemon(
+            chat_template, daemon, name, conversations, prompt.system,
+            is_by_template=prompt.template is not None,
         )  # fmt: skip
     except UnsupportedError as error:
-        progress.warn(f"{error.message} The prompt is proved offline only")
+        progress.warn(f"{error.message} The prompt is compared offline only")
         return None
 
 
-def _require_proved(
-    proof: Proof, unproved: str, model: str, progress: Progress, *, force: bool
+def _verify(bundle: Bundle, unproved: str, model: str, daemon: Daemon) -> Registration:
+    """Read a created model back, let it answer, and give it its name."""
+    prompt = bundle.manifest.prompt
+    check = daemon.verify(
+        unproved, prompt.template, prompt.stops,
+        parameters=prompt.parameters, has_projector=bundle.manifest.projector is not None,
+    )  # fmt: skip
+    daemon.rename(unproved, model)
+    return replace(check, name=model)
+
+
+def _warn_of_stops_in_answers(
+    bundle: Bundle, checks: Sequence[Registration], progress: Progress
 ) -> None:
-    try:
-        require_proved(
-            proof,
-            f"{unproved} is registered, but not as {model}",
-            next_step=f"See `ftpack prompt {unproved} --against {proof.level}`; with --force it "
-            f"becomes {model} all the same.",
-        )
-    except PromptDifferenceError as error:
-        if not force:
-            raise
-        progress.warn(error.message)
+    for check in checks:
+        stops = [stop for stop in bundle.manifest.prompt.stops if stop in check.answer]
+        if stops:
+            progress.warn(f"{check.name} wrote {stops[0]!r} as text instead of ending its turn")

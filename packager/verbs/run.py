@@ -1,12 +1,13 @@
-"""A chat with a bundle or a GGUF on the embedded runtime, with its history."""
+"""`ftpack run`: a chat with a bundle or a GGUF on the embedded runtime, with its history."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.bundle.bundle import read_bundle
-from packager.bundle.manifest import Manifest
+from packager.bundle.manifest import Scalar
 from packager.errors import NotAModelError, SourceNotFoundError, UsageError
 from packager.runtime.embedded import EmbeddedModel
 
@@ -14,34 +15,54 @@ from packager.runtime.embedded import EmbeddedModel
 _CONTEXT = 4096
 # llama.cpp counts in 32 bits; what is beyond would be taken for another number.
 _LONGEST_CONTEXT = (1 << 31) - 1
+_NAME_A_GGUF = "Name a .gguf file, or a folder that `ftpack gguf` has made."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How to chat with a model.
+
+    Attributes:
+        quant: which of a bundle's quants, by llama.cpp's name; None for the first.
+        system: a system prompt; None for the bundle's.
+        max_tokens: the length in tokens at which an answer is cut.
+        threads: the number of threads; 0 for one per core.
+        parameters: parameters by Ollama's names, which override the bundle's.
+    """
+
+    quant: str | None = None
+    system: str | None = None
+    max_tokens: int = 512
+    threads: int = 0
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 class Chat:
-    """Turns with one model; what was said is part of each prompt.
+    """Turns with one model; each prompt contains the turns before it. A context manager.
 
     Args:
-        model: the loaded model.
-        system: a system prompt.
-        stops: what ends an answer, beside the model's own end-of-generation tokens.
-        max_tokens: the longest answer.
-        parameters: sampling parameters by Ollama's names.
+        model: the loaded model; `close` frees it.
+        options: with `system` and `parameters` as they are in force.
+        stops: what ends an answer, besides the model's own end-of-generation tokens.
     """
 
-    def __init__(
-        self,
-        model: EmbeddedModel,
-        system: str | None,
-        stops: tuple[str, ...],
-        max_tokens: int,
-        parameters: Mapping[str, int | float | str | bool],
-    ) -> None:
+    def __init__(self, model: EmbeddedModel, options: ChatOptions, stops: tuple[str, ...]) -> None:
         self._model = model
+        self._options = options
         self._stops = stops
-        self._max_tokens = max_tokens
-        self._parameters = parameters
         self._messages: list[dict[str, str]] = []
-        if system:
-            self._messages.append({"role": "system", "content": system})
+        if options.system:
+            self._messages.append({"role": "system", "content": options.system})
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model.close()
 
     def answer(self, prompt: str) -> Iterator[str]:
         """The answer to one more user turn, piece by piece."""
@@ -50,60 +71,51 @@ class Chat:
         for piece in self._model.stream(
             self._messages,
             stops=self._stops,
-            max_tokens=self._max_tokens,
-            parameters=self._parameters,
+            max_tokens=self._options.max_tokens,
+            parameters=self._options.parameters,
         ):
             pieces.append(piece)
             yield piece
         self._messages.append({"role": "assistant", "content": "".join(pieces)})
 
 
-def open_chat(
-    path: Path,
-    quant: str | None,
-    system: str | None,
-    max_tokens: int,
-    threads: int,
-    parameters: Mapping[str, int | float | str | bool],
-) -> Chat:
-    """Load a bundle's GGUF (its first, or the one of `quant`), or a GGUF by its path.
+def run(path: Path, options: ChatOptions | None = None) -> Chat:
+    """Load a bundle's GGUF, or a GGUF by its path, for a chat.
 
     Raises:
         SourceNotFoundError: if there is no such file, or no such quant in the bundle.
+        NotAModelError: if it is neither a GGUF nor a bundle.
+        UsageError: if `num_ctx` is not a number of tokens.
     """
-    gguf, manifest = _find_gguf(path, quant)
-    settings = dict(manifest.prompt.parameters) if manifest else {}
-    settings |= parameters
-    stops = manifest.prompt.stops if manifest else ()
-    own_system = manifest.prompt.system if manifest else None
-    context = settings.get("num_ctx", _CONTEXT)
-    if type(context) is not int or not 0 < context <= _LONGEST_CONTEXT:
+    options = options or ChatOptions()
+    if not path.is_dir():
+        return _open(_require_gguf(path), options, ())
+    bundle = read_bundle(path).select([options.quant] if options.quant else [])
+    prompt = bundle.manifest.prompt
+    in_force = ChatOptions(
+        system=options.system or prompt.system,
+        max_tokens=options.max_tokens,
+        threads=options.threads,
+        parameters={**prompt.parameters, **options.parameters},
+    )
+    return _open(bundle.path(bundle.ggufs[0]), in_force, prompt.stops)
+
+
+def _open(gguf: Path, options: ChatOptions, stops: tuple[str, ...]) -> Chat:
+    n_ctx = options.parameters.get("num_ctx", _CONTEXT)
+    if type(n_ctx) is not int or not 0 < n_ctx <= _LONGEST_CONTEXT:
         raise UsageError(
-            f"num_ctx is {context!r}, which is no number of tokens.",
+            f"num_ctx is {n_ctx!r}, which is not a number of tokens.",
             next_step="Give one with --param num_ctx=4096.",
         )
-    model = EmbeddedModel(gguf, n_ctx=context, threads=threads or None)
-    return Chat(model, system or own_system, stops, max_tokens, settings)
+    model = EmbeddedModel(gguf, n_ctx=n_ctx, threads=options.threads or None)
+    return Chat(model, options, stops)
 
 
-def _find_gguf(path: Path, quant: str | None) -> tuple[Path, Manifest | None]:
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise NotAModelError(
-                    f"{path} is no GGUF file.",
-                    next_step="Name a .gguf file, or a folder that `ftpack gguf` has made.",
-                )
-        return path, None
-    if not path.is_dir():
-        raise SourceNotFoundError(
-            f"There is no file or folder {path}.",
-            next_step="Name a .gguf file, or a folder that `ftpack gguf` has made.",
-        )
-    manifest = read_bundle(path)
-    found = [file for file in manifest.ggufs if quant in (None, file.quant)]
-    if not found:
-        have = ", ".join(file.quant for file in manifest.ggufs)
-        raise SourceNotFoundError(f"{path} holds no {quant}; it has {have}.",
-                                  next_step="Choose one of them with --quant.")  # fmt: skip
-    return path / found[0].name, manifest
+def _require_gguf(path: Path) -> Path:
+    if not path.is_file():
+        raise SourceNotFoundError(f"There is no file or folder {path}.", next_step=_NAME_A_GGUF)
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise NotAModelError(f"{path} is not a GGUF file.", next_step=_NAME_A_GGUF)
+    return path

@@ -14,8 +14,8 @@ from packager.gguf.context import stretched_config
 from packager.model.config import ModelConfig, read_config
 from packager.package.plan import Request
 from packager.package.prepare import prepare
+from testing.usual_route import convert_with_llama_cpp, read_gguf
 from tests.told import Told
-from tests.usual_route import convert_with_llama_cpp, read_gguf
 
 
 def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(

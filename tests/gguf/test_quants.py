@@ -13,7 +13,7 @@ from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.progress import Silent
 from packager.verbs.build import build
-from tests.usual_route import convert_with_llama_cpp, quantize_with_llama_cpp, read_gguf
+from testing.usual_route import convert_with_llama_cpp, quantize_with_llama_cpp, read_gguf
 
 
 def test_names_and_numbers_are_those_of_llama_cpp() -> None:

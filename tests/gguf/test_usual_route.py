@@ -11,7 +11,7 @@ from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.progress import Silent
 from packager.verbs.build import build
-from tests.usual_route import (
+from testing.usual_route import (
     convert_with_llama_cpp,
     merge_with_peft,
     quantize_with_llama_cpp,

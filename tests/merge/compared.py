@@ -1,15 +1,16 @@
-"""A merged checkpoint, held against the one that PEFT and transformers have saved."""
+"""A merged checkpoint, compared with the one that PEFT and transformers save."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from packager.merge.merged import MergedCheckpoint, changed_config
-from packager.merge.route import open_merged
-from packager.model.checkpoint import FolderCheckpoint
+from packager.merge.adapters import merge
+from packager.merge.merge_options import Combination, MergeOptions
+from packager.merge.merged import Merged
+from packager.merge.route import merge_one
+from packager.model.checkpoint import Checkpoint, FolderCheckpoint
 from packager.source.adapter_folder import open_adapter
 
 
@@ -20,20 +21,22 @@ class Unreadable(FolderCheckpoint):
         raise AssertionError(f"{name} was read")
 
 
-def opened(
-    folder: Path, adapter: Path, readable: bool = True, device: str = "cpu"
-) -> MergedCheckpoint:
+def opened(folder: Path, adapter: Path, readable: bool = True, device: str = "cpu") -> Merged:
+    """A base with an adapter merged in, both from their folders."""
     checkpoint = FolderCheckpoint(folder) if readable else Unreadable(folder)
-    return open_merged(checkpoint, adapter, open_adapter(adapter).weights, device)
+    return merge_one(checkpoint, open_adapter(adapter), device)
 
 
-def config_of(merged: MergedCheckpoint) -> dict[str, object]:
-    """What the configuration of the merged model says."""
-    base = json.loads(merged.files["config.json"].read_text(encoding="utf-8"))
-    return changed_config(base, merged.config_changes)
+def merge_folders(
+    base: Path, *folders: Path, scratch: Path | None = None, combination: Combination | None = None
+) -> Merged:
+    """A base with the adapters in some folders merged in."""
+    options = MergeOptions(device="cpu", combination=combination)
+    adapters = [open_adapter(folder) for folder in folders]
+    return merge(FolderCheckpoint(base), adapters, options, scratch or base / "not written to")
 
 
-def differences(found: MergedCheckpoint, wanted: FolderCheckpoint) -> list[str]:
+def differences(found: Checkpoint, wanted: FolderCheckpoint) -> list[str]:
     """Names, dtypes, shapes and bytes that are not the same."""
     wrong = sorted(set(found.tensors) ^ set(wanted.tensors))
     for name in set(found.tensors) & set(wanted.tensors):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.merge.tiny import Kind, make_base
+from tests.merge.methods import METHODS
+from tests.merge.tiny import Kind, make_adapter, make_base
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[kind, dtype]
 
     return make
+
+
+@pytest.fixture
+def two(tiny_base: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A base, and two LoRAs for it of equal rank, on modules that overlap in part."""
+    base = tiny_base("biased")
+    other = replace(
+        METHODS["lora"],
+        options={"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"]},
+    )
+    first = make_adapter(base, "biased", METHODS["lora"], tmp_path / "first")
+    second = make_adapter(base, "biased", other, tmp_path / "second")
+    return base, first, second
 
 
 @pytest.fixture(autouse=True)

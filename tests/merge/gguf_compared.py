@@ -1,4 +1,4 @@
-"""A checkpoint's GGUF, held against what llama.cpp makes of the model that was saved.
+"""A checkpoint's GGUF, compared with what llama.cpp makes of the model that was saved.
 
 These models have no vocabulary: neither side writes one. All else of the converter runs.
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from packager.gguf.convert import convert
+from packager.gguf.convert import GgufPrompt, ModelSource, convert
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import type_quants, write_skeleton
 from packager.gguf.write import write_ggufs
-from packager.merge.merged import MergedCheckpoint
 from packager.model.checkpoint import Checkpoint
+from packager.model.model_file import ModelFile
 from packager.progress import Silent
-from tests.merge.compared import config_of
+from testing.usual_route import quantize_with_llama_cpp, read_gguf
 from tests.merge.tiny import VOCABULARY
-from tests.usual_route import quantize_with_llama_cpp, read_gguf
 
 
 def gguf_differences(
@@ -33,7 +31,7 @@ def gguf_differences(
 
     Args:
         found: the checkpoint under test.
-        wanted: the folder that transformers have saved, after PEFT's merge where there is one.
+        wanted: the folder that transformers saved, after PEFT's merge if there is one.
         folder: an empty folder for the files of both sides.
     """
     toolchain = find_toolchain()
@@ -44,12 +42,11 @@ def gguf_differences(
     )
     (wanted / "tokenizer.json").write_text(tokenizer)
     theirs = _by_llama_cpp(wanted, folder, toolchain, monkeypatch)
-    if isinstance(found, MergedCheckpoint):
-        (folder / "config.json").write_text(json.dumps(config_of(found)))
-    else:
-        shutil.copyfile(found.files["config.json"], folder / "config.json")
-    files = {"config.json": folder / "config.json", "tokenizer.json": wanted / "tokenizer.json"}
-    conversion = convert(toolchain, found, files, "model", {}, [], begins_with_bos=False)
+    files = {"tokenizer.json": ModelFile(wanted / "tokenizer.json")}
+    source = ModelSource(found, files, "model")
+    prompt = GgufPrompt(chat_templates={}, end_token_ids=[], begins_with_bos=False)
+    (folder / "scratch").mkdir()
+    conversion = convert(toolchain, source, prompt, folder / "scratch")
     write_skeleton(folder / "skeleton.gguf", conversion)
     (typed,) = type_quants(conversion, [QUANTS["Q8_0"]], folder / "skeleton.gguf")
     (ours,) = write_ggufs(conversion, [(folder / "ours.gguf", typed)], 1, Silent())

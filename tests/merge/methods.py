@@ -1,4 +1,4 @@
-"""PEFT's methods as test cases, and the page that is written from them.
+"""PEFT's methods as test cases, and the page of methods, which is generated from them.
 
 Nothing here imports ftpack: adapters and expected values come from PEFT and transformers alone.
 """
@@ -12,9 +12,9 @@ from typing import Any, Literal
 from tests.merge.deviations import section
 from tests.merge.tiny import KINDS, Kind, targets
 
-# What becomes of a cell of the table, and how the table shows it.
+# The outcome of a cell of the table, and its text there.
 Outcome = Literal["identical", "right", "refused", "impossible", "absent"]
-SHOWN: dict[Outcome, str] = {
+CELLS: dict[Outcome, str] = {
     "identical": "yes",
     "right": "yes, untied",
     "refused": "refused",
@@ -28,15 +28,16 @@ class Method:
     """One way to tune a model.
 
     Attributes:
-        title: what people call it; a row of the table of methods.
-        config: PEFT's configuration class, by name.
-        options: what goes to it; a function gets the kind of model. `target_modules` is added.
-        tuned: what `targets` is asked for.
-        impossible: by kind (`*` for all), a piece of the error with which PEFT cannot make it.
-        refused: by kind (`*` for all), a piece of the error with which ftpack refuses it.
-        right: kinds on which ftpack gives the adapter's model, and PEFT's merge another one.
-        kinds: the kinds on which it makes sense.
-        edit: what is changed in the saved `adapter_config.json`.
+        title: its usual name; a row of the table of methods.
+        config: the name of PEFT's configuration class.
+        options: the arguments of that class; a function is called with the kind of model.
+            `target_modules` is added.
+        tuned: the argument of `targets`: which modules are tuned.
+        impossible: by kind (`*` for all), a part of PEFT's error if PEFT cannot make the adapter.
+        refused: by kind (`*` for all), a part of ftpack's error if ftpack refuses the adapter.
+        right: the kinds on which ftpack's result is the adapter's model, and PEFT's merge is not.
+        kinds: the kinds of model that have such a part.
+        edit: changes to the saved `adapter_config.json`.
     """
 
     title: str
@@ -50,7 +51,7 @@ class Method:
     edit: dict[str, Any] = field(default_factory=dict)
 
     def outcome(self, kind: Kind) -> Outcome:
-        """What is expected of this method on a kind of model."""
+        """Returns the expected outcome of this method on a kind of model."""
         if kind not in self.kinds:
             return "absent"
         if kind in self.impossible or "*" in self.impossible:
@@ -60,9 +61,9 @@ class Method:
         return "right" if kind in self.right else "identical"
 
     def error(self, kind: Kind) -> str:
-        """A piece of the error that is expected."""
-        found = self.impossible | self.refused
-        return found.get(kind) or found["*"]
+        """Returns a part of the expected error."""
+        errors = self.impossible | self.refused
+        return errors.get(kind) or errors["*"]
 
 
 def _lora(title: str, tuned: str = "linear", *, right: bool = False, **options: Any) -> Method:
@@ -71,7 +72,7 @@ def _lora(title: str, tuned: str = "linear", *, right: bool = False, **options: 
 
 
 def _linear_only(title: str, config: str, error: str = "not support", **options: Any) -> Method:
-    """A method that PEFT does not have for transformers' Conv1D."""
+    """Returns a method that PEFT does not support on transformers' Conv1D."""
     return Method(title, config, options, impossible={"conv1d": error})
 
 
@@ -97,7 +98,7 @@ def _ia3_targets(kind: Kind) -> list[str]:
     return by_kind.get(kind, ["k_proj", "v_proj", "down_proj"])
 
 
-_NO_BIAS = "has none there to add it to"
+_NO_BIAS = "the base has no bias there"
 _WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "scaled", "fused", "moe", "vlm"), _NO_BIAS)
 
 METHODS: dict[str, Method] = {
@@ -230,7 +231,7 @@ METHODS: dict[str, Method] = {
     "oft-coft": _linear_only(
         "OFT, constrained and shared", "OFTConfig", oft_block_size=16, coft=True, block_share=True
     ),
-    # On Conv1D PEFT leaves every module as it is, and says nothing.
+    # On Conv1D, PEFT changes no module and reports nothing.
     "osf": Method("OSF", "OSFConfig", {"effective_rank": 4}, refused={"conv1d": "tunes no module"}),
     "peanut": _linear_only("PEANuT", "PeanutConfig", r=4),
     "psoft": _linear_only("PSOFT", "PsoftConfig", r=4),
@@ -266,7 +267,7 @@ METHODS: dict[str, Method] = {
     "waveft": Method("WaveFT", "WaveFTConfig", {"n_frequency": 50}),
 }
 
-# What is refused by its configuration alone: the row's title, what is set, a piece of the error.
+# Methods that their configuration rules out: the row's title, the settings, a part of the error.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "prompt": ("Prompt tuning", {"peft_type": "PROMPT_TUNING"}, "prompt tuning"),
     "multitask": (
@@ -315,11 +316,11 @@ def _build(name: str, **options: Any) -> Any:
 
 
 def document() -> str:
-    """`docs/methods.md`: what the tests hold to be so."""
+    """Returns the text of `docs/methods.md`."""
     columns = list(KINDS)
     head = ["| method | " + " | ".join(KINDS.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     rows = [
-        f"| {method.title} | " + " | ".join(SHOWN[method.outcome(kind)] for kind in columns) + " |"
+        f"| {method.title} | " + " | ".join(CELLS[method.outcome(kind)] for kind in columns) + " |"
         for method in METHODS.values()
     ]
     refused = [f"| {title} | refused |" for title, _, _ in REFUSED.values()]
@@ -331,33 +332,34 @@ def document() -> str:
 _INTRODUCTION = """\
 # Methods
 
-What ftpack makes of the adapters of each of PEFT's methods, on small random models of seven kinds.
-`tests/merge/test_methods.py` tests every cell; this page is written from its cases
+This page shows what ftpack does with adapters of each PEFT method on seven kinds of small random
+models. `tests/merge/test_methods.py` tests every cell, and the page is generated from its cases
 (`python -m tests.merge.methods > docs/methods.md`).
 
-- **yes**: names, shapes, element types and bytes are those of `from_pretrained`,
-  `merge_and_unload`, `save_pretrained`; and the GGUF has the tensors, types, bytes and key-values
-  that llama.cpp's converter and quantizer make of that.
+- **yes**: ftpack merges the adapter. Names, shapes, element types and bytes are equal to the result
+  of `from_pretrained`, `merge_and_unload` and `save_pretrained`. The GGUF has the tensors, types,
+  bytes and key-values that llama.cpp's converter and quantizer make from that result.
 - **yes, untied**: input and output embeddings share one weight, and the adapter changes only one
-  side, or each in its own way. PEFT's merge puts the change into both. ftpack writes the two apart,
-  as the adapter's model has them; its logits are tested against that model.
-- **refused**: by name, with the reason and what to do, before a weight of the base is read.
+  side, or each side differently. PEFT's merge puts the change into both sides. ftpack writes the
+  two sides separately, as the adapter's model has them; the tests compare the logits of both.
+- **refused**: ftpack names the method, the reason and what to do, before it reads a weight of the
+  base.
 - **not in PEFT**: PEFT itself cannot make such an adapter.
-- **-**: the kind of model has no such part.
+- **-**: this kind of model has no such part.
 
-PiSSA, OLoRA, CorDA and LoRA-GA that were converted on saving
-(`path_initial_model_for_weight_conversion`) are plain LoRAs; so is a LoRA on a base that LoftQ has
-saved, and so is EVA's. `tests/merge/peft/test_initialisations.py` runs each of these
-initialisations and conversions, and AdaLoRA's pruning of ranks, and compares the merges with PEFT's
-and with the tuned model's logits.
+PiSSA, OLoRA, CorDA and LoRA-GA adapters that were converted on saving
+(`path_initial_model_for_weight_conversion`) are plain LoRAs. So are LoRAs on a base that LoftQ has
+saved, and EVA's. `tests/merge/peft/test_initialisations.py` runs each of these initialisations and
+conversions, and AdaLoRA's pruning of ranks, and compares the merges with PEFT's and with the tuned
+model's logits.
 
-As saved, PiSSA, OLoRA, MiCA, KaSA, OSF, PSOFT, FRoD and AdaMSS take factors of the base's weights
-when they are loaded. These depend on the machine and on the number of threads, in their last bits,
-and PSOFT's also in their signs: ftpack gives what PEFT gives on the same machine, and says so.
-AdaMSS clusters the factors with scikit-learn, which has to be installed.
+If they are saved without conversion, PiSSA, OLoRA, MiCA, KaSA, OSF, PSOFT, FRoD and AdaMSS factor
+the base's weights when they are loaded. The last bits of these factors depend on the machine and
+on the number of threads; PSOFT's signs do as well. ftpack computes what PEFT computes on the same
+machine and reports this. AdaMSS clusters the factors with scikit-learn, which must be installed.
 """
 _REFUSALS = """\
-Refused on every model, by the configuration alone:
+These are refused on every model, because of their configuration:
 """
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import InputRefusedError
-from packager.merge.route import open_merged
+from packager.merge.route import merge_one
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
 from packager.source.adapter_folder import open_adapter
-from tests.merge.compared import config_of, differences, opened
+from tests.merge.compared import differences, opened
 from tests.merge.deviations import DEVIATIONS
 from tests.merge.gguf_compared import gguf_differences
 from tests.merge.methods import METHODS, REFUSED, document
@@ -83,9 +83,9 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
         wanted = merge_with_peft(folder, kind, adapter, tmp_path / "peft")
         assert differences(checkpoint, FolderCheckpoint(wanted)) == []
         assert gguf_differences(checkpoint, wanted, tmp_path / "gguf", monkeypatch) == []
-        assert bool(checkpoint.warnings) == (name in FACTORED)
+        assert bool(checkpoint.facts.warnings) == (name in FACTORED)
     else:
-        assert "no longer tied" in checkpoint.warnings[0]
+        assert "no longer tied" in checkpoint.facts.warnings[0]
         for tensor in checkpoint.tensors:
             checkpoint.load(tensor)
     checkpoint.require_all_used()
@@ -127,7 +127,7 @@ def test_a_vocabulary_that_training_has_resized_comes_from_the_adapter(
 
     checkpoint = opened(folder, adapter)
 
-    assert config_of(checkpoint)["vocab_size"] == rows
+    assert checkpoint.config.values["vocab_size"] == rows
     if METHODS[name].outcome(kind) == "identical":
         assert differences(checkpoint, FolderCheckpoint(tmp_path / "peft")) == []
     else:
@@ -222,7 +222,7 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
     checkpoint = opened(folder, adapter)
     (tmp_path / "merged").mkdir()
     save_safetensors(checkpoint, tmp_path / "merged", Silent())
-    config = config_of(checkpoint)
+    config = checkpoint.config.values
     (tmp_path / "merged" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ids = torch.tensor([[3, 1, 4, 5, 9]])
     with warnings.catch_warnings(), torch.no_grad():
@@ -259,7 +259,7 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     checkpoint = opened(tmp_path / "twice", adapter)
     (tmp_path / "merged").mkdir()
     save_safetensors(checkpoint, tmp_path / "merged", Silent())
-    config = config_of(checkpoint)
+    config = checkpoint.config.values
     (tmp_path / "merged" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with torch.no_grad():
         wanted = peft.PeftModel.from_pretrained(load_base(folder, "tied"), str(adapter))(ids)
@@ -269,7 +269,7 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     # transformers compares what it finds twice; other loaders go by what the configuration says.
     is_apart = name in ("lora-embeddings", "lora-head")
     assert config["tie_word_embeddings"] != is_apart
-    assert any("no longer tied" in line for line in checkpoint.warnings) == is_apart
+    assert any("no longer tied" in line for line in checkpoint.facts.warnings) == is_apart
     checkpoint.require_all_used()
 
 
@@ -290,8 +290,9 @@ def test_a_head_that_is_stored_beside_its_embedding_is_untied_like_one_that_is_n
 
     once, both = opened(tiny_base("tied"), adapter), opened(twice, adapter)
 
-    assert both.config_changes == once.config_changes == {"tie_word_embeddings": False}
-    assert both.warnings == once.warnings
+    untied = {**FolderCheckpoint(twice).config.values, "tie_word_embeddings": False}
+    assert both.config.values == once.config.values == untied
+    assert both.facts.warnings == once.facts.warnings
     assert torch.equal(both.load("lm_head.weight"), once.load("lm_head.weight"))
     assert torch.equal(both.load("model.embed_tokens.weight"), embedding)
 
@@ -379,7 +380,7 @@ def test_no_more_of_the_base_is_in_memory_than_one_module(
     adapter = make_adapter(folder, "biased", METHODS[name], tmp_path / "adapter")
     base = Watched(folder)
 
-    checkpoint = open_merged(base, adapter, open_adapter(adapter).weights)
+    checkpoint = merge_one(base, open_adapter(adapter), "cpu")
     assert not alive, "nothing is read before it is asked for"
     for tensor in checkpoint.tensors:
         checkpoint.load(tensor)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import CorruptFileError, InputRefusedError
-from packager.merge.route import open_merged
+from packager.merge.route import merge_one
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
 from packager.source.open import open_source
@@ -43,7 +43,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 def merge(base: Path, adapter: Path) -> None:
     opened = open_source(str(adapter), None, None, Silent()).adapter
     assert opened is not None
-    open_merged(FolderCheckpoint(base), adapter, opened.weights)
+    merge_one(FolderCheckpoint(base), opened, "cpu")
 
 
 def edited(folder: Path, name: str, key: str, value: object, to: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Tensors are read as they are, in memory of their own; damaged files are refused by name."""
+"""Tensors are read unchanged into the caller's own memory; damaged files are refused by name."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DTYPES = [
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    made = {
+    tensors = {
         str(dtype): torch.randn(5, 3, 2, generator=generator).mul(9).to(dtype) for dtype in DTYPES
     }
-    made["empty"] = torch.empty(0, 4)
-    made["scalar"] = torch.tensor(2.5)
-    return made
+    tensors["empty"] = torch.empty(0, 4)
+    tensors["scalar"] = torch.tensor(2.5)
+    return tensors
 
 
 def equal(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -66,7 +66,7 @@ def test_reads_plain_bin_files(tensors: dict[str, torch.Tensor], tmp_path: Path)
     assert all(equal(file.load(name), tensor) for name, tensor in tensors.items())
 
 
-def test_reads_bin_files_of_before_torch_1_6(
+def test_reads_bin_files_older_than_torch_1_6(
     tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     del tensors["torch.float8_e4m3fn"]  # younger than this form, which has no place for it
@@ -97,7 +97,9 @@ def test_a_view_in_a_bin_file_is_read_in_its_own_order_and_memory(
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_code_in_a_bin_file_of_torch_is_refused_and_runs_none(is_zip: bool, tmp_path: Path) -> None:
+def test_code_in_a_bin_file_of_torch_is_refused_and_does_not_run(
+    is_zip: bool, tmp_path: Path
+) -> None:
     witness = tmp_path / "witness"
 
     class Evil:
@@ -112,7 +114,7 @@ def test_code_in_a_bin_file_of_torch_is_refused_and_runs_none(is_zip: bool, tmp_
     assert not witness.exists()
 
 
-def test_a_bin_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+def test_a_bin_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
 
     class Evil:
@@ -158,7 +160,7 @@ def test_a_wrong_header_is_refused_by_name(header: bytes, tmp_path: Path) -> Non
         SafetensorsFile(path)
 
 
-def test_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
 
@@ -178,7 +180,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         FolderCheckpoint(tmp_path)
 
 
-def test_of_a_single_file_and_shards_the_one_is_read_that_transformers_reads(
+def test_a_single_file_and_shards_together_are_read_as_transformers_reads_them(
     tmp_path: Path,
 ) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -204,9 +206,9 @@ def test_of_a_single_file_and_shards_the_one_is_read_that_transformers_reads(
     assert FolderCheckpoint(tmp_path).index_sha256() == checkpoint.index_sha256()
 
 
-def test_the_placeholders_of_zero_3_are_no_model(tmp_path: Path) -> None:
+def test_the_placeholders_of_zero_3_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     save_file({"a": torch.empty(0), "b": torch.empty(0)}, tmp_path / "model.safetensors")
 
-    with pytest.raises(MissingWeightsError, match="2 tensors without any element, such as 'a'"):
+    with pytest.raises(MissingWeightsError, match=r"holds 2 .*'a'"):
         FolderCheckpoint(tmp_path)

@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packager.package.fingerprint import tool_versions
 from safetensors.torch import load_file
 
-from packager.package.fingerprint import tool_versions
 from packager.package.plan import Request
 from packager.package.prepare import Package, prepare
 from packager.progress import Silent
 from packager.quality.base_choice import Nearness
 from packager.verbs.build import build
 from packager.verbs.merge import merge
-from tests.command import ftpack
-from tests.told import Told
-from tests.usual_route import (
+from testing.usual_route import (
     convert_with_llama_cpp,
     merge_with_peft,
     quantize_with_llama_cpp,
     read_weights,
 )
+from tests.command import ftpack
+from tests.told import Told
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 

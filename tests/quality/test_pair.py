@@ -10,9 +10,9 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from packager.model.adapter import Adapter
 from packager.progress import Silent
 from packager.quality.pair import Pair, find_pair
-from packager.model.adapter import Adapter
 from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 

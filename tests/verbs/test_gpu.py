@@ -13,7 +13,7 @@ from packager.package.prepare import prepare
 from packager.progress import Silent
 from packager.verbs.build import build
 from packager.verbs.merge import merge
-from tests.usual_route import read_gguf
+from testing.usual_route import read_gguf
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")

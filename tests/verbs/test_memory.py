@@ -21,7 +21,7 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.verbs.build import build
-from tests.vocabularies import Kind
+from testing.vocabularies import Kind
 
 
 @pytest.mark.slow

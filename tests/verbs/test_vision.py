@@ -19,10 +19,10 @@ from packager.errors import AdapterMismatchError, CorruptFileError, MissingWeigh
 from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.verbs.build import Bundle, build
+from testing.usual_route import convert_with_llama_cpp, read_gguf
 from tests.command import ftpack
 from tests.daemon import OllamaDaemon, find_ollama
 from tests.told import Told
-from tests.usual_route import convert_with_llama_cpp, read_gguf
 from tests.vision import (
     VISION_KINDS,
     VisionKind,

@@ -111,16 +111,16 @@ def _quantize_scales(
     for number in range(-4, 5):
         if number == 0:
             continue
-        tried = (np.float32(0.1) * np.float32(number) + limit) / peak
-        scale = ONE / tried
+        candidate = (np.float32(0.1) * np.float32(number) + limit) / peak
+        scale = ONE / candidate
         error = ZERO
         for i in range(count):
-            quant = min(top, nearest_int(tried * values[i]))
+            quant = min(top, nearest_int(candidate * values[i]))
             difference = values[i] - scale * np.float32(quant)
             error += weights[i] * difference * difference
         if error < best:
             best = error
-            inverse = tried
+            inverse = candidate
     sum_xl = ZERO
     sum_l2 = ZERO
     for i in range(count):

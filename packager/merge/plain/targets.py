@@ -1,7 +1,7 @@
-"""Which tensors a LoRA changes, and how: from names and shapes alone, where these leave no doubt.
+"""Which tensors a LoRA changes, and how: by names and shapes, where these leave no doubt.
 
-Asking PEFT (`peft_targets`) takes the import of transformers and peft and a model's module tree:
-several seconds and some 300 MiB. Most adapters are so plain that it is not needed.
+Asking PEFT (`peft_targets`) imports transformers and peft and builds a model's module tree, which
+takes several seconds and some 300 MiB. Most adapters are so plain that it is not needed.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 
 PREFIX = "base_model.model."
-# What is in none of the numbered layers can be tied.
+# Only a module outside of the numbered layers can be tied.
 _LAYER = re.compile(r"(^|\.)\d+\.")
 _KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
-# Settings that may be anything without changing what a plain merge does, and those that it reads.
-# A setting that is on and not listed here is PEFT's to interpret.
+# Settings that a plain merge reads, and those that do not change it. Any other setting that is on
+# is PEFT's to interpret.
 _UNDERSTOOD = frozenset({
     "base_model_name_or_path", "bias", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
@@ -45,28 +46,26 @@ class LoraTarget:
     is_transposed: bool
 
 
-def targets_by_name(
-    base: Checkpoint, config: Mapping[str, object], found: Mapping[str, TensorInfo]
-) -> dict[str, LoraTarget] | None:
-    """Match an adapter's tensors with the base's, or give None where only PEFT can tell.
+def targets_by_name(base: Checkpoint, adapter: Adapter) -> dict[str, LoraTarget] | None:
+    """What an adapter adds to each tensor of the base, by its name; None where only PEFT can tell.
 
-    Sure is what is a plain LoRA by its configuration, tunes exactly those matrices of the base that
-    `target_modules` names, none of them tied to another, and fits in every shape.
+    It is certain for a LoRA that is plain by its configuration, tunes exactly the matrices of the
+    base that `target_modules` names, none of them tied to another, and fits in every shape.
 
     Args:
         base: the checkpoint that the adapter was trained on.
-        config: `adapter_config.json`.
-        found: the adapter's tensors.
+        adapter: a LoRA.
     """
+    config, tensors = adapter.config.raw, adapter.weights.tensors
     rank, alpha, wanted = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         return None
     if not isinstance(wanted, list) or any(config[k] for k in config.keys() - _UNDERSTOOD):
         return None
-    tuned = _tuned_modules(found)
+    tuned = _tuned_modules(tensors)
     if tuned is None or tuned != _wanted_modules(base, wanted):
         return None
-    # Some checkpoints hold a head that is tied to the embedding nevertheless.
+    # Some checkpoints hold a head although it is tied to the embedding.
     if not all(_LAYER.search(module) for module in tuned) and not _is_untied(base):
         return None
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -77,9 +76,9 @@ def targets_by_name(
             f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight", scaling, False
         )
         rows, columns = base.tensors[f"{module}.weight"].shape
-        if found[target.a_name].shape != (rank, columns):
+        if tensors[target.a_name].shape != (rank, columns):
             return None
-        if found[target.b_name].shape != (rows, rank):
+        if tensors[target.b_name].shape != (rows, rank):
             return None
         has_oblong |= rows != columns
         targets[f"{module}.weight"] = target
@@ -88,16 +87,16 @@ def targets_by_name(
 
 
 def _is_untied(base: Checkpoint) -> bool:
-    """Whether `config.json` says that embeddings are not tied; its default is each model's own."""
+    """Whether `config.json` says that embeddings are not tied; each model has its own default."""
     parts = base.config.parts
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    return bool(said) and all(value is False for value in said)
+    values = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return bool(values) and all(value is False for value in values)
 
 
-def _tuned_modules(found: Mapping[str, TensorInfo]) -> set[str] | None:
+def _tuned_modules(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
     """The modules that have both matrices, or None if there is any other tensor."""
     modules: dict[str, set[str]] = {"A": set(), "B": set()}
-    for name in found:
+    for name in tensors:
         match = _KEY.fullmatch(name)
         if match is None:
             return None
@@ -106,7 +105,7 @@ def _tuned_modules(found: Mapping[str, TensorInfo]) -> set[str] | None:
 
 
 def _wanted_modules(base: Checkpoint, wanted: list[object]) -> set[str] | None:
-    """The base's matrices that `target_modules` names, or None if one of its names finds none."""
+    """The base's matrices that `target_modules` names, or None if one of the names matches none."""
     modules = set()
     used = set()
     ends = {str(target) for target in wanted}

@@ -1,1 +1,1 @@
-"""Quantized checkpoints read as 16-bit ones, one tensor at a time."""
+"""Quantized checkpoints, dequantized to 16 bits one tensor at a time."""

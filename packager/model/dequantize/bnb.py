@@ -1,4 +1,4 @@
-"""bitsandbytes: nf4 and fp4 by blocks, LLM.int8() by rows."""
+"""bitsandbytes: nf4 and fp4 in blocks, LLM.int8() by rows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TORCH_TYPES = ("bfloat16", "float16", "float32")
 
 
 def find_bitsandbytes(model: QuantizedModel) -> Quantization:
-    """The weights that bitsandbytes packed.
+    """The weights that bitsandbytes has packed.
 
-    This reads the small JSON text beside each 4-bit weight, which holds its shape.
+    The shape of a 4-bit weight is in a small JSON text beside it, which is read here.
 
     Raises:
         UnsupportedError: if bitsandbytes is not installed.
-        CorruptFileError: naming a weight without its scales.
+        CorruptFileError: with the name of a weight without its scales.
     """
     states = [name for name in model.tensors if _STATE in name]
     kinds = sorted({name.rpartition("__")[2] for name in states})
@@ -54,11 +54,11 @@ def _four_bits(model: QuantizedModel, state: str) -> PackedWeight:
 
 
 def _read_state(model: QuantizedModel, name: str) -> dict[str, object]:
-    """What bitsandbytes records about a weight, as JSON in a tensor of bytes."""
+    """The settings of a weight, which bitsandbytes keeps as JSON in a tensor of bytes."""
     try:
         settings = json.loads(bytes(model.checkpoint.load(name).tolist()))
     except ValueError as error:
-        raise model.damaged(name, f"is not JSON text: {error}") from error
+        raise model.damaged(name, f"is not valid JSON: {error}") from error
     return settings if isinstance(settings, dict) else {}
 
 
@@ -67,7 +67,7 @@ def _dequantizer_4bit(is_transposed: bool) -> Callable[[dict[str, torch.Tensor]]
         import bitsandbytes.functional as bnb
         import torch
 
-        # `bnb_4bit_quant_storage` may give the bytes any type; the kernels need uint8.
+        # `bnb_4bit_quant_storage` may give the bytes any type; the kernels need bytes.
         packed = parts.pop("").view(torch.uint8)
         state = bnb.QuantState.from_dict(parts, device=torch.device("cpu"))
         weight: torch.Tensor = bnb.dequantize_4bit(packed, state)

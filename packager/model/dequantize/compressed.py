@@ -1,4 +1,4 @@
-"""compressed-tensors, as llm-compressor writes them: packed integers, int8, FP8."""
+"""compressed-tensors, as llm-compressor writes it: packed integers, int8, FP8."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CHANGING = ("sparsity_config", "transform_config")
 
 
 def find_compressed_tensors(model: QuantizedModel) -> Quantization:
-    """The weights that compressed-tensors packed; this reads the `weight_shape` of each.
+    """The weights that compressed-tensors has packed; reads the `weight_shape` of each.
 
     Raises:
-        UnsupportedError: for other formats (NVFP4, 2:4 sparsity, ...) and for transforms, or if
+        UnsupportedError: for other formats (NVFP4, 2:4 sparsity, ...), for transforms, and if
             compressed-tensors is not installed.
-        CorruptFileError: naming a weight without its scales.
+        CorruptFileError: with the name of a weight without its scales.
     """
     for key in _CHANGING:
         value = model.settings.get(key)
@@ -50,7 +50,7 @@ def find_compressed_tensors(model: QuantizedModel) -> Quantization:
 
 
 def _scheme(model: QuantizedModel, group: Mapping[str, object]) -> dict[str, object]:
-    """A group of the configuration, checked, with its own format."""
+    """A group of the configuration with its format, which is checked."""
     chosen = group.get("format") or model.settings.get("format")
     if chosen not in _FORMATS or not isinstance(group.get("weights"), dict):
         raise model.refuse(f"`format` {chosen!r} of compressed-tensors")
@@ -58,7 +58,7 @@ def _scheme(model: QuantizedModel, group: Mapping[str, object]) -> dict[str, obj
 
 
 def _scheme_of(module: str, schemes: list[dict[str, object]]) -> dict[str, object]:
-    """The scheme of a module: one that names it, else one for a kind of layer (`Linear`)."""
+    """The scheme of a module: one that names it precedes one for a kind of layer (`Linear`)."""
     for scheme in schemes:
         targets = scheme.get("targets")
         for target in targets if isinstance(targets, list) else []:

@@ -1,4 +1,4 @@
-"""A quantized checkpoint read as a plain one: each weight is dequantized when it is loaded."""
+"""A quantized checkpoint as a plain one: each weight is dequantized when it is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from packager.errors import CorruptFileError
+from packager.errors import SAVE_MODEL_AGAIN, CorruptFileError
 from packager.model.checkpoint import FolderCheckpoint
 from packager.model.dequantize.formats import (
     FORMATS,
@@ -15,7 +15,12 @@ from packager.model.dequantize.formats import (
     quantization_settings,
     require_known,
 )
-from packager.model.dequantize.packed import PackedWeight, QuantizedModel, is_of_activations
+from packager.model.dequantize.packed import (
+    SAVE_AGAIN_OR_USE_16_BIT,
+    PackedWeight,
+    QuantizedModel,
+    is_of_activations,
+)
 from packager.model.derived import Derived
 from packager.model.tensor_file import TensorInfo
 
@@ -28,18 +33,18 @@ _PLAIN = ("BF16", "F16", "F32", "F64", "BOOL", "I64")
 
 
 class Dequantized(Derived):
-    """A quantized checkpoint's tensors as plain weights, equal to those of the format's library.
+    """A quantized checkpoint with plain weights, the same as its library computes.
 
-    Opening it reads only headers (and, for some formats, small tensors that hold shapes). One
-    weight at a time is in memory. Weights are dequantized on the CPU and rounded to `dtype`;
-    tensors that are not quantized stay as they are.
+    The list of weights needs only headers (in some formats also small tensors that hold shapes);
+    one weight at a time is in memory. Everything is computed on the CPU, and each weight is rounded
+    to `dtype`; tensors that are not quantized stay as they are.
 
     Args:
-        checkpoint: a folder whose `config.json` has a `quantization_config`.
+        checkpoint: a model whose `config.json` has a `quantization_config`.
 
     Raises:
-        UnsupportedError: naming an unsupported format or variant, or a library that is missing.
-        CorruptFileError: naming a weight whose parts do not fit, or a tensor of unknown meaning.
+        UnsupportedError: with the name of an unsupported format or a missing library.
+        CorruptFileError: with the name of a weight whose parts do not fit, or of an unknown tensor.
     """
 
     def __init__(self, checkpoint: FolderCheckpoint) -> None:
@@ -58,7 +63,7 @@ class Dequantized(Derived):
 
     @property
     def description(self) -> str:
-        """What happens to the weights, in words."""
+        """How the weights are converted, for people."""
         return f"quantized ({self.label}): dequantized to {_NAMES[self.dtype]} tensor by tensor"
 
     @property
@@ -67,11 +72,11 @@ class Dequantized(Derived):
         return self._tensors
 
     def is_packed(self, name: str) -> bool:
-        """Whether a tensor is dequantized, rather than read as it is."""
+        """Whether a tensor is dequantized; the others are read as they are."""
         return name in self._packed
 
     def load(self, name: str) -> torch.Tensor:
-        """One whole tensor, on the CPU, in memory of its own."""
+        """One whole tensor, on the CPU; the caller owns its memory."""
         weight = self._packed.get(name)
         if weight is None:
             return self.base.load(name)
@@ -81,7 +86,7 @@ class Dequantized(Derived):
         return self._dequantize(weight, parts)
 
     def _load_by_slice(self, name: str, info: TensorInfo) -> torch.Tensor:
-        """A stack of experts, in little more memory than its own size."""
+        """A stack of experts, loaded without any memory beside its own."""
         import torch
 
         whole = torch.empty(info.shape, dtype=info.torch_dtype)
@@ -107,18 +112,18 @@ class Dequantized(Derived):
         import torch
 
         with torch.no_grad():
-            made = weight.dequantize(parts).to(weight.info.torch_dtype)
-        if tuple(made.shape)[1:] != weight.info.shape[1:]:
+            plain = weight.dequantize(parts).to(weight.info.torch_dtype)
+        if tuple(plain.shape)[1:] != weight.info.shape[1:]:
             raise CorruptFileError(
-                f"The quantized weight {weight.info.name!r} in {self._folder} gives a tensor "
-                f"of shape {list(made.shape)}, not {list(weight.info.shape)}.",
-                next_step="Download or save the model again.",
+                f"The quantized weight {weight.info.name!r} in {self._folder} has the "
+                f"shape {list(plain.shape)}, not {list(weight.info.shape)}.",
+                next_step=SAVE_MODEL_AGAIN,
             )
-        return made
+        return plain
 
 
 def _plain_dtype(checkpoint: FolderCheckpoint) -> str:
-    """The dtype to dequantize to: the configuration's, else that of the first plain tensor."""
+    """The element type to dequantize to: the configuration's, else the first plain tensor's."""
     for part in checkpoint.config.parts:
         for key in ("dtype", "torch_dtype"):
             if str(part.get(key)) in _DTYPES:
@@ -142,9 +147,8 @@ def _plain_tensors(
         elif info.dtype not in _PLAIN:
             raise CorruptFileError(
                 f"{checkpoint.folder} holds the tensor {name!r} ({info.dtype}), which is neither "
-                "a plain weight nor part of a weight in config.json's quantization format.",
-                next_step="Download or save the model again, or use its 16-bit original "
-                "with --base.",
+                "a plain weight nor part of a quantized weight in config.json's format.",
+                next_step=SAVE_AGAIN_OR_USE_16_BIT,
             )
         else:
             tensors[name] = info
@@ -152,9 +156,6 @@ def _plain_tensors(
 
 
 def _is_beside_weight(info: TensorInfo, packed: Mapping[str, PackedWeight]) -> bool:
-    """Whether a tensor is a single number, or belongs to a packed weight's module.
-
-    The plain model does not have such a tensor.
-    """
+    """Whether a tensor is a single number or beside a packed weight, which no plain model has."""
     module = info.name.rpartition(".")[0]
     return math.prod(info.shape) == 1 or f"{module}.weight" in packed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from packager.errors import CorruptFileError, UnsupportedError
+from packager.errors import USE_16_BIT_ORIGINAL, CorruptFileError, UnsupportedError
 from packager.model.checkpoint import Checkpoint
 from packager.model.config import ModelConfig
 from packager.model.dequantize.bnb import find_bitsandbytes
@@ -16,7 +16,7 @@ from packager.model.dequantize.packed import Quantization, QuantizedModel
 
 _KEY = "quantization_config"
 _PLAIN = ("BF16", "F16", "F32", "F64")
-# By `quant_method` as transformers writes it: the function that finds the packed weights.
+# `quant_method` as transformers writes it, and the function that finds its weights.
 FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
     "awq": find_awq,
     "bitsandbytes": find_bitsandbytes,
@@ -26,12 +26,12 @@ FORMATS: dict[str, Callable[[QuantizedModel], Quantization]] = {
     "gptq": find_gptq,
     "mxfp4": find_mxfp4,
 }
-# The formats that are dequantized by a library's code; ftpack's own code does the others.
+# The libraries that dequantize some of them; ftpack's own code dequantizes the others.
 _LIBRARIES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
 
 
 def quantization_settings(config: ModelConfig) -> Mapping[str, object] | None:
-    """The `quantization_config` of a `config.json`, or None for plain weights."""
+    """The `quantization_config` of a configuration, or None for plain weights."""
     for part in config.parts:
         settings = part.get(_KEY)
         if isinstance(settings, dict):
@@ -40,14 +40,14 @@ def quantization_settings(config: ModelConfig) -> Mapping[str, object] | None:
 
 
 def quant_method(settings: Mapping[str, object]) -> str:
-    """The method's name; older bitsandbytes checkpoints have only its `load_in_*` switches."""
+    """The name of the method; older bitsandbytes checkpoints record only its switches."""
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
         return "bitsandbytes"
     return str(settings.get("quant_method"))
 
 
 def dequantizing_library(config: ModelConfig) -> str | None:
-    """The distribution that dequantizes a model's weights; None if none is needed."""
+    """The distribution that dequantizes a model's weights; None if there is no need for one."""
     settings = quantization_settings(config)
     return None if settings is None else _LIBRARIES.get(quant_method(settings))
 
@@ -62,10 +62,10 @@ def plain_config(config: ModelConfig) -> ModelConfig:
 
 
 def require_known(config: ModelConfig) -> None:
-    """Check that a model's weights are plain, or in a format that ftpack dequantizes.
+    """Check that a model's weights are plain, or in a format that ftpack can dequantize.
 
     Raises:
-        UnsupportedError: naming the format.
+        UnsupportedError: with the name of the format.
     """
     settings = quantization_settings(config)
     if settings is None or quant_method(settings) in FORMATS:
@@ -73,17 +73,17 @@ def require_known(config: ModelConfig) -> None:
     raise UnsupportedError(
         f"{config.path} describes quantized weights (`quant_method` {quant_method(settings)!r}), "
         f"which ftpack does not dequantize; it reads {', '.join(sorted(FORMATS))}.",
-        next_step="Use the 16-bit model that it was quantized from: --base PATH_OR_ID.",
+        next_step=USE_16_BIT_ORIGINAL,
     )
 
 
 def require_plain(checkpoint: Checkpoint) -> None:
-    """Check that the weights are plain floats: packed ones cannot be read without settings.
+    """Check that no weight is packed: packed ones need a configuration that describes them.
 
-    The buffers that older versions of transformers saved (masks, positions) may have any type.
+    Buffers of older transformers versions (masks, positions) may have any type.
 
     Raises:
-        CorruptFileError: naming a weight of another type, and their number.
+        CorruptFileError: with the number of weights that have another type.
     """
     packed = [
         f"{name} ({info.dtype})"
@@ -94,5 +94,5 @@ def require_plain(checkpoint: Checkpoint) -> None:
         raise CorruptFileError(
             f"{checkpoint.config.path} does not describe how {len(packed)} weights are quantized "
             f"or packed, such as {packed[0]}.",
-            next_step=f"Restore the `{_KEY}` that belongs to them, or use the 16-bit model.",
+            next_step=f"Restore the `{_KEY}` of these weights, or use the 16-bit model.",
         )

@@ -1,4 +1,4 @@
-"""FP8 with scales by tensor, channel or block, as transformers, DeepSeek and fbgemm write it."""
+"""FP8 with scales per tensor, channel or block, as transformers, DeepSeek and fbgemm write it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATS = ("F8_E4M3", "F8_E5M2")
-# The names that checkpoints use for the scales of `weight`.
+# The names that checkpoints give to the scales beside `weight`.
 _SUFFIXES = ("_scale_inv", "_scale")
 _SIBLINGS = ("scale", "qscale_weight")
 
@@ -23,8 +23,8 @@ def find_fp8(model: QuantizedModel) -> Quantization:
     A weight is the product of its FP8 values and their scales in fp32, rounded once.
 
     Raises:
-        UnsupportedError: for a block size that is not a pair of positive integers.
-        CorruptFileError: naming a weight without scales, or with scales that do not fit.
+        UnsupportedError: for a block size that is not a pair.
+        CorruptFileError: with the name of a weight whose scales are missing or do not fit.
     """
     block = model.settings.get("weight_block_size")
     if block is not None and not _is_block(block):
@@ -64,10 +64,10 @@ def _scaled(model: QuantizedModel, name: str, block: object) -> PackedWeight:
 def _spans(
     shape: tuple[int, ...], scale_shape: tuple[int, ...], block: object
 ) -> tuple[int, int] | None:
-    """How many rows and columns each scale applies to; None if weight and scales do not fit.
+    """The rows and columns that each scale covers; None if weight and scales do not fit.
 
-    The configuration's block takes precedence: if it does not divide the weight (the last block is
-    shorter), the number of scales alone would suggest other blocks.
+    The configuration's block comes first: if it does not divide a weight (the last block is
+    shorter), the number of scales alone would give other blocks.
     """
     if len(shape) < 2:
         return None
@@ -93,7 +93,7 @@ def _dequantizer(spans: tuple[int, int]) -> Callable[[dict[str, torch.Tensor]], 
         import torch
 
         weight, scale = parts["weight"].to(torch.float32), parts["scale"]
-        if scale.dtype == torch.uint8:  # the exponents of powers of two (E8M0), kept as bytes
+        if scale.dtype == torch.uint8:  # the exponents of powers of two (E8M0), stored as bytes
             scale = (scale.to(torch.float32) - 127).exp2()
         scale = scale.to(torch.float32)
         if scale.numel() == 1:
@@ -102,7 +102,7 @@ def _dequantizer(spans: tuple[int, int]) -> Callable[[dict[str, torch.Tensor]], 
             scale = scale[:, None]
         rows, columns = weight.shape[-2:]
         scale = scale.repeat_interleave(spans[0], dim=-2)[..., :rows, :]
-        # By columns of blocks: scales of the weight's size would double the memory.
+        # One column of blocks at a time: scales as large as the weight would double the memory.
         for index in range(scale.shape[-1]):
             start = index * spans[1]
             weight[..., start : min(start + spans[1], columns)].mul_(scale[..., index : index + 1])

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 _GPTQ_BITS = (2, 4, 8)
 _WORD_BITS = 32
-# The positions in a word of its eight columns, as AWQ's kernels expect them.
+# The order in which AWQ's kernels expect the eight columns of a word.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def find_gptq(model: QuantizedModel) -> Quantization:
-    """The weights that GPTQ packed (`qweight`, `qzeros`, `scales`, `g_idx`).
+    """The weights that GPTQ has packed (`qweight`, `qzeros`, `scales`, `g_idx`).
 
     Raises:
-        UnsupportedError: for 3 bits, and for the layouts of particular kernels (Marlin, BitBLAS).
-        CorruptFileError: naming a weight whose parts do not fit.
+        UnsupportedError: for 3 bits, and for layouts of specific kernels (Marlin, BitBLAS).
+        CorruptFileError: with the name of a weight whose parts do not fit.
     """
     bits = model.settings.get("bits")
     layout = model.settings.get("checkpoint_format") or "gptq"
@@ -31,19 +31,19 @@ def find_gptq(model: QuantizedModel) -> Quantization:
     if layout not in ("gptq", "gptq_v2"):
         raise model.refuse(f"`checkpoint_format` {layout!r} of GPTQ")
     assert isinstance(bits, int)
-    # The "gptq" layout stores zero points less one, subtracted from each word as a whole. A zero
-    # point of 0 has borrowed from its neighbour; adding to the whole word gives that back.
-    lent = sum(1 << shift for shift in range(0, _WORD_BITS, bits)) if layout == "gptq" else 0
-    weights = [_gptq(model, module, bits, lent) for module in _modules(model)]
+    # The first layout stores zero points minus one, subtracted from each word as a whole: a zero
+    # point of 0 borrows a bit from its neighbour, and adding to the word returns it.
+    borrow = sum(1 << shift for shift in range(0, _WORD_BITS, bits)) if layout == "gptq" else 0
+    weights = [_gptq(model, module, bits, borrow) for module in _modules(model)]
     return Quantization(f"GPTQ, {bits} bits", tuple(weights))
 
 
 def find_awq(model: QuantizedModel) -> Quantization:
-    """The weights that AWQ packed (`qweight`, `qzeros`, `scales`), in its GEMM layout.
+    """The weights that AWQ has packed (`qweight`, `qzeros`, `scales`), in its GEMM layout.
 
     Raises:
         UnsupportedError: for other widths and layouts.
-        CorruptFileError: naming a weight whose parts do not fit.
+        CorruptFileError: with the name of a weight whose parts do not fit.
     """
     bits = model.settings.get("bits", model.settings.get("w_bit"))
     layout = str(model.settings.get("version") or model.settings.get("format") or "gemm").lower()
@@ -61,7 +61,7 @@ def _modules(model: QuantizedModel) -> list[str]:
 def _parts(
     model: QuantizedModel, module: str, names: Sequence[str]
 ) -> tuple[dict[str, str], list[TensorInfo]]:
-    """The tensors that a module must have, by role, and their infos; all are matrices."""
+    """The names of a module's matrices by their role, and the facts about them in that order."""
     parts = {name: f"{module}.{name}" for name in names}
     for full in parts.values():
         if full not in model.tensors or len(model.tensors[full].shape) != 2:
@@ -69,7 +69,7 @@ def _parts(
     return parts, [model.tensors[full] for full in parts.values()]
 
 
-def _gptq(model: QuantizedModel, module: str, bits: int, lent: int) -> PackedWeight:
+def _gptq(model: QuantizedModel, module: str, bits: int, borrow: int) -> PackedWeight:
     parts, (packed, zeros, scales) = _parts(model, module, ("qweight", "qzeros", "scales"))
     per_word = _WORD_BITS // bits
     in_features, out_features = packed.shape[0] * per_word, packed.shape[1]
@@ -84,23 +84,23 @@ def _gptq(model: QuantizedModel, module: str, bits: int, lent: int) -> PackedWei
     is_transposed = model.is_conv1d(module)
     shape = (in_features, out_features) if is_transposed else (out_features, in_features)
     info = model.plain(f"{module}.weight", shape)
-    return PackedWeight(info, parts, _gptq_dequantizer(bits, lent, is_transposed))
+    return PackedWeight(info, parts, _gptq_dequantizer(bits, borrow, is_transposed))
 
 
 def _gptq_dequantizer(
-    bits: int, lent: int, is_transposed: bool
+    bits: int, borrow: int, is_transposed: bool
 ) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     def dequantize(parts: dict[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
         values = _unpacked(parts["qweight"], bits).transpose(1, 2).flatten(0, 1)
-        zeros = _unpacked(parts["qzeros"] + lent, bits).flatten(1)
+        zeros = _unpacked(parts["qzeros"] + borrow, bits).flatten(1)
         group_of = parts.get("g_idx")
         if group_of is None:
             size = values.shape[0] // zeros.shape[0]
             group_of = torch.arange(values.shape[0]).div(size, rounding_mode="floor")
         rows = group_of.long()
-        # In the dtype of the scales, as in the libraries' kernels.
+        # In the scales' own element type, as in the libraries' kernels.
         weight = parts["scales"][rows].mul_(values.sub_(zeros[rows]))
         return weight if is_transposed else weight.T.contiguous()
 
@@ -112,11 +112,11 @@ def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     import torch
 
     shifts = range(0, _WORD_BITS, bits)
-    # One position in the words at a time: all at once, as int32, would take twice the memory.
-    made = torch.empty((*words.shape, len(shifts)), dtype=torch.int16)
+    # One position in the words at a time: all at once need twice the memory, as int32.
+    values = torch.empty((*words.shape, len(shifts)), dtype=torch.int16)
     for index, shift in enumerate(shifts):
-        made[..., index] = (words >> shift) & ((1 << bits) - 1)
-    return made
+        values[..., index] = (words >> shift) & ((1 << bits) - 1)
+    return values
 
 
 def _awq(model: QuantizedModel, module: str) -> PackedWeight:

@@ -1,4 +1,4 @@
-"""Bases that fit an adapter whose recorded base is gone: offered by name, never taken."""
+"""Models that fit an adapter whose recorded base is missing; they are offered, never chosen."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from pathlib import Path
 
 from packager.errors import FtpackError
 from packager.files import existing_folder
+from packager.model.adapter import ADAPTER_CONFIG_NAME, Adapter
 from packager.model.checkpoint import FolderCheckpoint
+from packager.model.config import CONFIG_NAME
 from packager.model.tensor_file import TensorFile
 from packager.source.hub.hub import is_hub_id
 from packager.source.hub.identity import cached_identity
 from packager.source.run.record import read_training
 
-_MOST_LOOKED_AT, _MOST_OFFERED, _MOST_PARTS = 200, 4, 4
-# The rank of what has the recorded name.
+_MOST_EXAMINED, _MOST_OFFERED, _MOST_PARTS = 200, 4, 4
+# The rank of a model with the recorded name.
 _NAMESAKE = 1
 _LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight")
+
+# `[out_features, in_features]` of a weight, as far as it is known.
+_Shape = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,9 @@ class Candidate:
     """A model that may be the base.
 
     Attributes:
-        name: what to write after `--base`.
-        reason: why it is offered, in words.
-        rank: how well it fits; less is better.
+        name: the value for `--base`.
+        reason: why it is offered, for people.
+        rank: how well it fits; a lower rank is better.
     """
 
     name: str
@@ -36,56 +41,77 @@ class Candidate:
     rank: int
 
 
-def find_candidates(folder: Path, weights: TensorFile, recorded: str) -> list[Candidate]:
-    """Models that fit an adapter, the likeliest first: in the cache, and beside the adapter.
+@dataclass(frozen=True)
+class _Place:
+    """A model's folder, and the name that it is offered by."""
 
-    Only headers are read. Shapes alone tell no base from its instruction-tuned twin: somebody who
-    knows has to choose.
+    name: str
+    folder: Path
+
+
+def find_candidates(adapter: Adapter, recorded: str) -> list[Candidate]:
+    """Models that fit an adapter, in the cache and beside the adapter, the most likely first.
+
+    Only headers are read. Shapes alone do not distinguish a base from its instruction-tuned
+    variant, so that the user has to choose.
 
     Args:
-        folder: the adapter's folder.
-        weights: the adapter's tensors.
-        recorded: the base that it names; empty where it names none.
+        adapter: the adapter.
+        recorded: the base that it records; empty if it records none.
     """
-    found = []
-    if cached := cached_identity(recorded):
-        found.append(Candidate(cached[0], "by the recorded path's own words", 0))
-    training = read_training(folder)
-    named = training.base if training is not None else None
-    # The run's configuration may name a path of its own machine, too.
-    if training and named and named != recorded and (is_hub_id(named) or existing_folder(named)):
-        found.append(Candidate(named, f"named in {training.known_by.name}", 0))
-    wanted = _wanted_shapes(weights)
-    wanted_name = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1].lower()
-    for name, path in (*_places(folder), *_namesakes(folder, recorded)):
-        if name == recorded:
-            continue
-        fits = _fits(path, wanted) if wanted else None
-        is_namesake = wanted_name in (name.rpartition("/")[2].lower(), path.name.lower())
-        if fits or (fits is None and is_namesake):
-            known = ("its shapes fit",) if fits else ()
-            reasons = (*known, "it has the recorded name") if is_namesake else known
-            found.append(
-                Candidate(name, " and ".join(reasons), _NAMESAKE if is_namesake else _NAMESAKE + 1)
-            )
-    unique = {item.name: item for item in sorted(found, key=lambda item: -item.rank)}
+    candidates = [*_recorded_elsewhere(adapter, recorded), *_fitting_places(adapter, recorded)]
+    unique = {item.name: item for item in sorted(candidates, key=lambda item: -item.rank)}
     return sorted(unique.values(), key=lambda item: (item.rank, item.name))[:_MOST_OFFERED]
 
 
-def find_namesakes(folder: Path, weights: TensorFile, recorded: str) -> list[Candidate]:
-    """Those of the candidates that are folders here, under the recorded name."""
-    found = find_candidates(folder, weights, recorded)
-    return [item for item in found if item.rank == _NAMESAKE and existing_folder(item.name)]
+def find_namesakes(adapter: Adapter, recorded: str) -> list[Candidate]:
+    """The candidates that are folders on this machine and have the recorded name."""
+    return [
+        item
+        for item in find_candidates(adapter, recorded)
+        if item.rank == _NAMESAKE and existing_folder(item.name)
+    ]
 
 
-def offered(candidates: Sequence[Candidate]) -> str:
+def describe_candidates(candidates: Sequence[Candidate]) -> str:
     """The candidates, each with its reason."""
     return "; ".join(f"{item.name} ({item.reason})" for item in candidates)
 
 
-def _wanted_shapes(weights: TensorFile) -> dict[str, tuple[int | None, int | None]]:
-    """`[out_features, in_features]` of each module that a LoRA targets, by its weight's name."""
-    wanted: dict[str, tuple[int | None, int | None]] = {}
+def _recorded_elsewhere(adapter: Adapter, recorded: str) -> Iterator[Candidate]:
+    """The ids in a recorded cache path and in the trainer's configuration."""
+    if identity := cached_identity(recorded):
+        yield Candidate(identity.model_id, "the id in the recorded path", 0)
+    training = read_training(adapter.folder)
+    name = training.base if training is not None else None
+    # The trainer's configuration may also record a path of the training machine.
+    if training and name and name != recorded and (is_hub_id(name) or existing_folder(name)):
+        yield Candidate(name, f"named in {training.known_by.name}", 0)
+
+
+def _fitting_places(adapter: Adapter, recorded: str) -> Iterator[Candidate]:
+    """The model folders that have the adapter's shapes or the recorded name."""
+    wanted = _wanted_shapes(adapter.weights)
+    wanted_name = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1].lower()
+    for place in (*_places(adapter.folder), *_namesakes(adapter.folder, recorded)):
+        if place.name == recorded:
+            continue
+        fits = _fits(place.folder, wanted) if wanted else None
+        is_namesake = wanted_name in (
+            place.name.rpartition("/")[2].lower(), place.folder.name.lower()
+        )  # fmt: skip
+        if fits or (fits is None and is_namesake):
+            reasons = [
+                *(["its shapes fit"] if fits else []),
+                *(["it has the recorded name"] if is_namesake else []),
+            ]
+            rank = _NAMESAKE if is_namesake else _NAMESAKE + 1
+            yield Candidate(place.name, " and ".join(reasons), rank)
+
+
+def _wanted_shapes(weights: TensorFile) -> dict[str, _Shape]:
+    """The shape of each module that a LoRA targets, by its weight's name."""
+    wanted: dict[str, _Shape] = {}
     for name, info in weights.tensors.items():
         if (match := _LORA.fullmatch(name)) and len(info.shape) == 2:
             out_features, in_features = wanted.get(f"{match[1]}.weight", (None, None))
@@ -97,8 +123,8 @@ def _wanted_shapes(weights: TensorFile) -> dict[str, tuple[int | None, int | Non
     return wanted
 
 
-def _fits(folder: Path, wanted: Mapping[str, tuple[int | None, int | None]]) -> bool | None:
-    """Whether every targeted weight is there in its shape; None where nobody can tell."""
+def _fits(folder: Path, wanted: Mapping[str, _Shape]) -> bool | None:
+    """Whether a model has every targeted weight in its shape; None if it cannot be read."""
     try:
         tensors = FolderCheckpoint(folder).tensors
     except (FtpackError, OSError):
@@ -110,37 +136,37 @@ def _fits(folder: Path, wanted: Mapping[str, tuple[int | None, int | None]]) -> 
     )
 
 
-def _places(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Model folders: of the Hugging Face cache by id, and near the adapter by path."""
+def _places(folder: Path) -> Iterator[_Place]:
+    """Model folders: those of the Hugging Face cache by id, and those near the adapter by path."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    looked_at = 0
-    for config in sorted(cache.glob("models--*/snapshots/*/config.json")):
+    examined = 0
+    for config in sorted(cache.glob(f"models--*/snapshots/*/{CONFIG_NAME}")):
         identity = cached_identity(str(config.parent))
-        if identity is not None and looked_at < _MOST_LOOKED_AT:
-            looked_at += 1
-            yield identity[0], config.parent
+        if identity is not None and examined < _MOST_EXAMINED:
+            examined += 1
+            yield _Place(identity.model_id, config.parent)
     here = folder.resolve()
     for place in (here.parent, here.parent.parent):
-        for config in sorted(place.glob("*/config.json"))[:_MOST_LOOKED_AT]:
+        for config in sorted(place.glob(f"*/{CONFIG_NAME}"))[:_MOST_EXAMINED]:
             if config.parent != here and _is_model(config.parent):
-                yield str(config.parent), config.parent
+                yield _Place(str(config.parent), config.parent)
 
 
-def _namesakes(folder: Path, recorded: str) -> Iterator[tuple[str, Path]]:
-    """Model folders by the end of the recorded path, as a project has them that was moved.
+def _namesakes(folder: Path, recorded: str) -> Iterator[_Place]:
+    """Model folders by the end of the recorded path, as in a project that was moved.
 
-    They are looked for in the adapter's folder, in those above it, and in the working directory.
+    The search covers the adapter's folder, those above it, and the working directory.
     """
     parts = [part for part in re.split(r"[/\\]", recorded) if part not in ("", ".", "..")]
     here = folder.resolve()
     for place in (here, *here.parents, Path.cwd()):
         for start in range(max(0, len(parts) - _MOST_PARTS), len(parts)):
-            found = existing_folder(str(place.joinpath(*parts[start:])))
-            if found is not None and _is_model(found):
-                yield str(found), found
+            model = existing_folder(str(place.joinpath(*parts[start:])))
+            if model is not None and _is_model(model):
+                yield _Place(str(model), model)
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+    return (folder / CONFIG_NAME).is_file() and not (folder / ADAPTER_CONFIG_NAME).exists()

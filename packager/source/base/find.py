@@ -8,44 +8,62 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import (
+    NAME_BASE,
     BaseNotFoundError,
     FtpackError,
     MissingWeightsError,
     NotAModelError,
     SourceNotFoundError,
 )
-from packager.files import existing_folder, require_inside
+from packager.files import existing_folder
 from packager.model.adapter import ADAPTER_CONFIG_NAME, Adapter
 from packager.model.checkpoint import FolderCheckpoint
-from packager.model.config import CONFIG_NAME, read_config
-from packager.model.dequantize.formats import require_known
+from packager.model.config import CONFIG_NAME
+from packager.model.model_file import ModelFile
 from packager.progress import Progress
-from packager.source.base.candidates import find_candidates, find_namesakes, offered
-from packager.source.base.full_precision import twin_beside, twin_name, twin_on_hub
-from packager.source.hub.completeness import is_whole_model
-from packager.source.hub.hub import find_cached, is_hub_id, obtain
+from packager.source.base.candidates import describe_candidates, find_candidates, find_namesakes
+from packager.source.base.full_precision import (
+    full_precision_beside,
+    full_precision_name,
+    full_precision_on_hub,
+)
+from packager.source.hub.completeness import is_complete_model
+from packager.source.hub.hub import HubFolder, find_cached, find_file, is_hub_id, obtain
 from packager.source.hub.identity import folder_identity
 from packager.source.hub.modelscope import SCHEME, download_from_modelscope
+from packager.source.model_folder import config_file, open_model
 
 _QUANTIZED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$|-(AWQ|GPTQ)(-\w+)?$", re.IGNORECASE)
+_MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class Base:
-    """A model, its weights plain or quantized.
+    """A model that adapters are merged into; its weights are plain or quantized.
 
     Attributes:
-        checkpoint: its tensors; nothing of them is read yet.
-        model_id: its id, where it is known: the Hub's or ModelScope's, asked for or by the cache
-            that the folder is in, or as its config records it.
-        revision: the commit of the snapshot, where it is known.
-        reason: why this one, in words.
+        checkpoint: its tensors; only headers have been read.
+        model_id: its id on the Hub or ModelScope, if it is known: as asked for, by the cache that
+            the folder is in, or as its configuration records it.
+        revision: the commit of its snapshot, if it is known.
+        reason: why this model was chosen, for people.
+        quantized: the `config.json` of the bitsandbytes base that this 16-bit original replaces.
     """
 
     checkpoint: FolderCheckpoint
     model_id: str | None
     revision: str | None
     reason: str
+    quantized: ModelFile | None = None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The name or path of a base, its revision, and where both come from, for people."""
+
+    name: str
+    revision: str | None
+    origin: str
 
 
 def find_base(
@@ -55,166 +73,185 @@ def find_base(
     progress: Progress,
     keep_quantized: bool = False,
 ) -> Base:
-    """The base of an adapter: `wanted`, else as recorded: a path, the local cache, the Hub.
+    """The base of an adapter: a path, a model of the local cache, or a model of the Hub.
 
-    Where a base of bitsandbytes is recorded, that is its 16-bit twin if there is one that fits;
-    with `keep_quantized`, or by an explicit `wanted`, it is the base itself.
+    Args:
+        adapter: the adapter.
+        wanted: the base's path or id; None for the one that the adapter records. In place of a
+            recorded bitsandbytes base the 16-bit original is used, if it is available and fits.
+        revision: the branch, tag or commit of the id; None for the one that the adapter records.
+        progress: receives the decisions.
+        keep_quantized: use a recorded bitsandbytes base itself.
 
     Raises:
-        BaseNotFoundError: saying where it was looked for.
-        UnsupportedError: if its weights are quantized in a way that cannot be undone.
+        BaseNotFoundError: with the places that were searched.
+        UnsupportedError: if the weights have a quantization that ftpack does not dequantize.
     """
-    name, why = wanted, "as asked with --base"
-    if name is None:
-        name, why = adapter.config.base_model_name_or_path, f"recorded in {ADAPTER_CONFIG_NAME}"
-        revision = revision or adapter.config.revision
-    if name is None:
-        raise _unrecorded(adapter)
-    folder = local_folder(name, adapter.folder if wanted is None else None)
-    if folder is None and not name.startswith(SCHEME):
-        if not is_hub_id(name):
-            raise _gone(adapter, name, why)
-        if wanted is None and may_be_a_path(adapter, name, revision):
-            raise _gone(adapter, name, why)
+    base = _recorded(adapter, revision) if wanted is None else _from_option(wanted, revision)
+    folder = local_folder(base.name, adapter.folder if wanted is None else None)
+    if folder is None and not base.name.startswith(SCHEME):
+        is_path = wanted is None and is_likely_a_path(adapter, base.name, base.revision)
+        if is_path or not is_hub_id(base.name):
+            raise _not_here(adapter, base)
+    config = config_file(folder) if folder is not None else None
     if wanted is None and not keep_quantized:
-        twin = _find_twin(name, folder, revision, why, progress)
-        if twin is not None:
-            return twin
+        config = config or _quantized_config(base)
+        original = _find_original(base, folder, config, progress)
+        if original is not None:
+            return original
     if folder is not None:
-        return _from_folder(folder, why)
-    if name.startswith(SCHEME):
-        folder = download_from_modelscope(name, revision, progress)
-        return Base(open_model(folder), name, revision, f"{why}: {name}, in {folder}")
-    return _from_hub(adapter, name, revision, why, progress)
+        return _from_folder(config or config_file(folder), base)
+    if base.name.startswith(SCHEME):
+        folder = download_from_modelscope(base.name, base.revision, progress)
+        reason = f"{base.origin}: {base.name}, in {folder}"
+        return Base(open_model(config_file(folder)), base.name, base.revision, reason)
+    return _from_hub(adapter, base, config, progress)
 
 
-def _find_twin(
-    name: str, folder: Path | None, revision: str | None, why: str, progress: Progress
-) -> Base | None:
-    """The 16-bit model in place of one that bitsandbytes has quantized."""
-    if folder is None and (twin_name(name) is None or not is_hub_id(name)):
-        return None
-    found = (
-        twin_on_hub(name, revision, progress)
-        if folder is None
-        else twin_beside(folder.absolute(), progress)
-    )
-    if found is None:
-        return None
-    try:
-        checkpoint = open_model(found)
-    except (MissingWeightsError, NotAModelError):
-        progress.note(f"The 16-bit twin in {found} has no weights, or not all of them")
-        return None
-    is_from_hub = folder is None
-    model_id = twin_name(name) if is_from_hub else None
-    progress.note(
-        f"{name} is quantized to 4 bits: its 16-bit twin is used, which has what the rounding lost "
-        "(--keep-base-quantized takes the rounded weights, as they were in training)"
-    )
-    return Base(
-        checkpoint,
-        model_id,
-        found.name if is_from_hub else None,
-        f"{why}: {name}, by its 16-bit twin {model_id or found}",
-    )
+def is_likely_a_path(adapter: Adapter, name: str, revision: str | None) -> bool:
+    """Whether a recorded id without an owner is more likely a path of the training machine.
 
-
-def _from_folder(folder: Path, why: str) -> Base:
-    """A base by its path, which saving may have put in the place of its name."""
-    checkpoint = open_model(folder)
-    identity = folder_identity(str(folder.absolute()), checkpoint.config.values)
-    reason = f"{why}: the folder {folder}"
-    if identity is None:
-        return Base(checkpoint, None, None, reason)
-    model_id, commit = identity
-    return Base(checkpoint, model_id, commit, f"{reason}, which is {model_id} by what it says")
-
-
-def _unrecorded(adapter: Adapter) -> BaseNotFoundError:
-    """The error for an adapter that names no base, with what fits."""
-    path = adapter.config.path
-    raw = adapter.config.raw
-    key = "base_model_name_or_path"
-    value = json.dumps(raw[key])[:100] if key in raw else "missing"
-    return _not_found(adapter, "", f"{path} records no base (`{key}` is {value}).")
-
-
-def may_be_a_path(adapter: Adapter, name: str, revision: str | None) -> bool:
-    """Whether a recorded id without an owner is rather a path that training had.
-
-    It is one where a folder of that name fits, and no such id is in the cache: nobody's repository
-    is downloaded in its place.
+    It is one if a folder of that name fits and the cache has no such model: ftpack does not
+    download a stranger's repository in its place.
     """
     if "/" in name or not is_hub_id(name):
         return False
     cached = find_cached(name, revision)
-    if cached is not None and is_whole_model(cached.folder):
+    if cached is not None and is_complete_model(cached.folder):
         return False
-    return bool(find_namesakes(adapter.folder, adapter.weights, name))
-
-
-def _gone(adapter: Adapter, name: str, why: str) -> BaseNotFoundError:
-    """The error for a path that is not here, as a rule the training machine's, with what fits."""
-    shown = name if len(name) <= 300 else f"{name[:300]}..."
-    what = "a Hub id without an owner" if is_hub_id(name) else "no Hub id"
-    message = f"The base {shown!r} ({why}) is no folder on this machine, and {what}."
-    return _not_found(adapter, name, message)
-
-
-def _not_found(adapter: Adapter, name: str, message: str, next_step: str = "") -> BaseNotFoundError:
-    """The error for a base that cannot be had, with what fits in its place."""
-    candidates = find_candidates(adapter.folder, adapter.weights, name)
-    if candidates:
-        message += f" It may be one of these: {offered(candidates)}."
-        next_step += (
-            f" If the adapter was trained on it: --base {candidates[0].name}. None is taken "
-            "unasked, since shapes do not tell a base from its variants."
-        )
-    step = next_step or "Name the model that was fine-tuned with --base PATH_OR_ID."
-    return BaseNotFoundError(message, next_step=step.lstrip())
+    return bool(find_namesakes(adapter, name))
 
 
 def local_folder(name: str, adapter_folder: Path | None) -> Path | None:
-    """The folder that a base's name is the path of, also as seen from the adapter's folder."""
+    """The folder with the path `name`, also relative to the adapter's folder, or None."""
     folder = existing_folder(name)
     if folder is None and adapter_folder is not None and not name.startswith(("/", "~")):
         folder = existing_folder(str(adapter_folder / name))
     return folder
 
 
-def _from_hub(
-    adapter: Adapter, name: str, revision: str | None, why: str, progress: Progress
-) -> Base:
-    try:
-        found = obtain(name, revision, is_whole_model, progress)
-    except SourceNotFoundError as error:
-        message = f"The base {name!r} ({why}) is no folder here. {error.message}"
-        raise _not_found(adapter, name, message, _with_twin_hint(name, error)) from error
-    where = "in the Hugging Face cache" if found.was_cached else "downloaded from the Hub"
-    return Base(open_model(found.folder), name, found.revision, f"{why}: {name}, {where}")
+def _from_option(wanted: str, revision: str | None) -> _Wanted:
+    return _Wanted(wanted, revision, "chosen with --base")
 
 
-def _with_twin_hint(name: str, error: FtpackError) -> str:
-    twin = _QUANTIZED_NAME.sub("", name)
-    if twin != name:
-        return f"{error.next_step} A quantized base needs its 16-bit twin: --base {twin}."
-    return f"{error.next_step} Or name the base's folder with --base PATH."
-
-
-def open_model(folder: Path) -> FolderCheckpoint:
-    """A full model's folder as a checkpoint.
+def _recorded(adapter: Adapter, revision: str | None) -> _Wanted:
+    """The base that an adapter records.
 
     Raises:
-        NotAModelError: if there is no `config.json`.
-        UnsupportedError: if the weights are quantized in a way that cannot be undone.
+        BaseNotFoundError: if it records none, with the models that fit.
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise NotAModelError(
-            f"{folder} has no config.json.",
-            next_step="Name a folder that save_pretrained has written.",
+    config = adapter.config
+    if config.base_model_name_or_path is None:
+        key = "base_model_name_or_path"
+        value = json.dumps(config.raw[key])[:100] if key in config.raw else "missing"
+        raise _not_found(adapter, "", f"{config.path} records no base (`{key}` is {value}).")
+    return _Wanted(
+        config.base_model_name_or_path,
+        revision or config.revision,
+        f"recorded in {ADAPTER_CONFIG_NAME}",
+    )
+
+
+def _quantized_config(base: _Wanted) -> ModelFile | None:
+    """The `config.json` of a recorded bitsandbytes base on the Hub, if it is available."""
+    if full_precision_name(base.name) is None or not is_hub_id(base.name):
+        return None
+    path = find_file(base.name, CONFIG_NAME, base.revision)
+    return ModelFile(path) if path is not None else None
+
+
+def _find_original(
+    base: _Wanted, folder: Path | None, quantized: ModelFile | None, progress: Progress
+) -> Base | None:
+    """The 16-bit original of a recorded bitsandbytes base, if it is available and fits."""
+    if folder is not None and quantized is not None:
+        original = full_precision_beside(quantized, progress)
+        model_id = None
+    elif is_hub_id(base.name):
+        original = full_precision_on_hub(base.name, quantized, progress)
+        model_id = full_precision_name(base.name)
+    else:
+        return None
+    if original is None:
+        return None
+    place = original.path.parent
+    try:
+        checkpoint = open_model(original)
+    except (MissingWeightsError, NotAModelError):
+        progress.note(f"The 16-bit original in {place} has no weights, or not all of them")
+        return None
+    progress.note(
+        f"{base.name} is quantized to 4 bits: its 16-bit original is used, which has what the "
+        "rounding lost (--keep-base-quantized uses the rounded weights of the training)"
+    )
+    return Base(
+        checkpoint,
+        model_id,
+        place.name if model_id is not None else None,
+        f"{base.origin}: {base.name}, replaced by its 16-bit original {model_id or place}",
+        quantized,
+    )
+
+
+def _from_folder(config: ModelFile, base: _Wanted) -> Base:
+    """A base in a folder, whose path a trainer may have recorded in place of the base's id."""
+    checkpoint = open_model(config)
+    folder = checkpoint.folder
+    identity = folder_identity(str(folder.absolute()), checkpoint.config)
+    reason = f"{base.origin}: the folder {folder}"
+    if identity is None:
+        return Base(checkpoint, None, None, reason)
+    reason += f", which identifies itself as {identity.model_id}"
+    return Base(checkpoint, identity.model_id, identity.revision, reason)
+
+
+def _from_hub(
+    adapter: Adapter, base: _Wanted, config: ModelFile | None, progress: Progress
+) -> Base:
+    """A base from the cache or the Hub; `config` is its `config.json`, if it was read already."""
+    try:
+        snapshot = obtain(base.name, base.revision, is_complete_model, progress)
+    except SourceNotFoundError as error:
+        message = (
+            f"The base {base.name!r} ({base.origin}) is not a folder on this machine. "
+            f"{error.message}"
         )
-    config = read_config(require_inside(path, folder))
-    require_known(config)
-    return FolderCheckpoint(folder, config)
+        raise _not_found(adapter, base.name, message, _hub_next_step(base.name, error)) from error
+    where = "in the Hugging Face cache" if snapshot.was_cached else "downloaded from the Hub"
+    reason = f"{base.origin}: {base.name}, {where}"
+    return Base(open_model(_config_in(snapshot, config)), base.name, snapshot.revision, reason)
+
+
+def _config_in(snapshot: HubFolder, config: ModelFile | None) -> ModelFile:
+    """The snapshot's `config.json`: `config`, if it is that file."""
+    own = config_file(snapshot.folder)
+    return config if config == own else own
+
+
+def _not_here(adapter: Adapter, base: _Wanted) -> BaseNotFoundError:
+    """The error for a path that does not exist here, usually one of the training machine."""
+    name = base.name
+    if len(name) > _MOST_CHARACTERS:
+        name = f"{name[:_MOST_CHARACTERS]}..."
+    what = "is a Hub id without an owner" if is_hub_id(base.name) else "is not a Hub id"
+    message = f"The base {name!r} ({base.origin}) is not a folder on this machine, and {what}."
+    return _not_found(adapter, base.name, message)
+
+
+def _not_found(adapter: Adapter, name: str, message: str, next_step: str = "") -> BaseNotFoundError:
+    """The error for a base that is not available, with the models that fit."""
+    candidates = find_candidates(adapter, name)
+    if candidates:
+        message += f" It may be one of these: {describe_candidates(candidates)}."
+        next_step += (
+            f" If the adapter was trained on it: --base {candidates[0].name}. ftpack does not "
+            "choose one itself, since shapes do not distinguish a base from its variants."
+        )
+    return BaseNotFoundError(message, next_step=(next_step or NAME_BASE).lstrip())
+
+
+def _hub_next_step(name: str, error: FtpackError) -> str:
+    original = _QUANTIZED_NAME.sub("", name)
+    if original != name:
+        return f"{error.next_step} A quantized base needs its 16-bit original: --base {original}."
+    return f"{error.next_step} Or name the base's folder with --base PATH."

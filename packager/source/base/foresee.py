@@ -1,79 +1,115 @@
-"""Where packaging would take an adapter's base from, told without asking the network."""
+"""Where packaging would find an adapter's base, foreseen without the network."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from packager.model.adapter import Adapter
+from packager.model.model_file import ModelFile
 from packager.progress import Silent
-from packager.source.base.candidates import find_candidates, offered
-from packager.source.base.find import local_folder, may_be_a_path
-from packager.source.base.full_precision import is_twin, twin_beside, twin_name
-from packager.source.hub.completeness import is_whole_model
+from packager.source.base.candidates import describe_candidates, find_candidates
+from packager.source.base.find import is_likely_a_path, local_folder
+from packager.source.base.full_precision import (
+    full_precision_beside,
+    full_precision_name,
+    is_full_precision_of,
+)
+from packager.source.hub.completeness import is_complete_model
 from packager.source.hub.hub import find_cached, is_hub_id
 from packager.source.hub.modelscope import SCHEME
+from packager.source.model_folder import config_file
 
 
-def foresee_base(adapter: Adapter) -> tuple[Path | None, str]:
-    """The base that `find_base` would take as recorded, as far as it is here.
+@dataclass(frozen=True)
+class ForeseenBase:
+    """The base that `find_base` would take, as far as it is known without the network.
 
-    Returns:
-        its folder, if it is on this machine, whole or not; and in words where it would come from.
+    Attributes:
+        config: its `config.json`, if the base is on this machine, complete or not.
+        location: where the base would come from, for people.
     """
+
+    config: ModelFile | None
+    location: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The base's folder, if it is on this machine, complete or not."""
+        return self.config.path.parent if self.config is not None else None
+
+
+def foresee_base(adapter: Adapter) -> ForeseenBase:
+    """The base that `find_base` would take for an adapter without `--base`."""
     name = adapter.config.base_model_name_or_path
     if name is None:
-        return None, _gone(adapter, "", "no")
+        return ForeseenBase(None, _missing(adapter, "", "no"))
     if (folder := local_folder(name, adapter.folder)) is not None:
         return _foresee_folder(folder)
     if name.startswith(SCHEME):
-        return None, "by ModelScope's client: from its cache, or downloaded"
-    if not is_hub_id(name) or may_be_a_path(adapter, name, adapter.config.revision):
+        return ForeseenBase(None, "ModelScope's client finds it in its cache, or downloads it")
+    if not is_hub_id(name) or is_likely_a_path(adapter, name, adapter.config.revision):
         what = "a Hub id with an owner" if is_hub_id(name) else "a Hub id"
-        return None, _gone(adapter, name, f"no: neither a folder here nor {what}")
+        return ForeseenBase(
+            None, _missing(adapter, name, f"no: neither a folder on this machine nor {what}")
+        )
     return _foresee_id(name, adapter.config.revision)
 
 
-def _foresee_folder(folder: Path) -> tuple[Path, str]:
-    twin = twin_beside(folder.absolute(), Silent())
-    if twin is not None and is_whole_model(twin):
-        return twin, (
-            f"the folder {twin}, the 16-bit twin of {folder} (--keep-base-quantized takes "
-            f"{folder} itself)"
+def _foresee_folder(folder: Path) -> ForeseenBase:
+    own = config_file(folder)
+    original = full_precision_beside(own, Silent())
+    if original is not None and is_complete_model(original.path.parent):
+        return ForeseenBase(
+            original,
+            f"the folder {original.path.parent}, the 16-bit original of {folder} "
+            f"(--keep-base-quantized takes {folder} itself)",
         )
-    if twin_name(folder.absolute().name) is not None:
-        return folder, f"the folder {folder}, as it is: no 16-bit twin that fits is beside it"
-    return folder, f"the folder {folder}"
+    if full_precision_name(folder.absolute().name) is not None:
+        return ForeseenBase(
+            own,
+            f"the folder {folder}, as it is: there is no matching 16-bit original beside it",
+        )
+    return ForeseenBase(own, f"the folder {folder}")
 
 
-def _foresee_id(name: str, revision: str | None) -> tuple[Path | None, str]:
-    own, own_words = _in_cache(name, revision)
-    twin = twin_name(name)
-    if twin is None:
-        return own, own_words
-    folder, words = _in_cache(twin, None)
-    if own and folder and not is_twin(folder, own):
-        return own, f"{own_words}; {twin} is no 16-bit twin of it, since its shape is another one"
-    return folder or own, (
-        f"its 16-bit twin {twin} is taken if it can be had and fits: {words} "
-        f"(--keep-base-quantized takes {name} itself: {own_words})"
+def _foresee_id(name: str, revision: str | None) -> ForeseenBase:
+    own = _in_cache(name, revision)
+    original_name = full_precision_name(name)
+    if original_name is None:
+        return own
+    original = _in_cache(original_name, None)
+    if own.config and original.config and not is_full_precision_of(original.config, own.config):
+        return ForeseenBase(
+            own.config,
+            f"{own.location}; {original_name} is not its 16-bit original, since its shape differs",
+        )
+    return ForeseenBase(
+        original.config or own.config,
+        f"its 16-bit original {original_name}, if it is available and fits: {original.location} "
+        f"(--keep-base-quantized takes {name} itself: {own.location})",
     )
 
 
-def _in_cache(name: str, revision: str | None) -> tuple[Path | None, str]:
-    """The snapshot in the cache, if it has a configuration, and what is still to come."""
+def _in_cache(name: str, revision: str | None) -> ForeseenBase:
+    """The snapshot in the cache, if it has a configuration, and the files still to download."""
     cached = find_cached(name, revision)
-    if cached is None or not (cached.folder / "config.json").is_file():
-        return None, "not here; it will be downloaded from the Hub"
-    if not is_whole_model(cached.folder):
-        return cached.folder, (
-            f"partly in the Hugging Face cache, {cached.folder}; the rest will be downloaded from "
-            "the Hub"
+    file = config_file(cached.folder) if cached is not None else None
+    if cached is None or file is None or not file.path.is_file():
+        return ForeseenBase(
+            None, "not on this machine; it will be downloaded from the Hugging Face Hub"
         )
-    return cached.folder, f"in the Hugging Face cache, {cached.folder}"
+    if not is_complete_model(cached.folder):
+        return ForeseenBase(
+            file,
+            f"partly in the Hugging Face cache, {cached.folder}; the rest will be downloaded from "
+            "the Hub",
+        )
+    return ForeseenBase(file, f"in the Hugging Face cache, {cached.folder}")
 
 
-def _gone(adapter: Adapter, name: str, why: str) -> str:
-    """What may be the base that is not here."""
-    candidates = find_candidates(adapter.folder, adapter.weights, name)
-    hint = f" if it is one of: {offered(candidates)}" if candidates else ""
+def _missing(adapter: Adapter, name: str, why: str) -> str:
+    """The location of a base that is not available, with the models that fit."""
+    candidates = find_candidates(adapter, name)
+    hint = f" if it is one of: {describe_candidates(candidates)}" if candidates else ""
     return f"{why}; name it with --base{hint}"

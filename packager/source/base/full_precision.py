@@ -1,24 +1,25 @@
-"""The 16-bit twin of a base that bitsandbytes has quantized: found by its name, held to its shape.
+"""The 16-bit original of a base that bitsandbytes quantized, recognised by its name and shape.
 
-Training on a 4-bit base reads its weights as rounded ones. An adapter of it fits the twin just as
-well, and the twin has all that the rounding lost; merged into the rounded weights it is what was
-seen in training, which is rounded a second time for most quants.
+Training on a 4-bit base reads its weights rounded. The adapter fits the 16-bit original as well,
+which has everything that the rounding lost. Merged into the rounded weights, the result is the
+model of the training, which most quants then round a second time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from packager.errors import CorruptFileError, SourceNotFoundError
-from packager.files import read_json
+from packager.model.config import CONFIG_NAME, parse_config
+from packager.model.model_file import ModelFile
 from packager.progress import Progress
-from packager.source.hub.completeness import is_whole_model
+from packager.source.hub.completeness import is_complete_model
 from packager.source.hub.hub import find_cached, find_file, obtain
+from packager.source.model_folder import config_file
 
 _BNB_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
-# What two models must have in common for one's adapter to be the other's.
+# An adapter of one model fits another if these values are equal.
 _SHAPE_KEYS = (
     "architectures", "head_dim", "hidden_size", "intermediate_size", "model_type",
     "moe_intermediate_size", "num_attention_heads", "num_experts", "num_hidden_layers",
@@ -26,71 +27,92 @@ _SHAPE_KEYS = (
 )  # fmt: skip
 
 
-def twin_name(name: str) -> str | None:
-    """The name of the 16-bit twin, or None where a name is not of a bitsandbytes base."""
-    twin = _BNB_NAME.sub("", name)
-    return twin if twin and twin != name else None
+def full_precision_name(name: str) -> str | None:
+    """The name of the 16-bit original; None if `name` is not that of a bitsandbytes base."""
+    original = _BNB_NAME.sub("", name)
+    return original if original and original != name else None
 
 
-def twin_beside(folder: Path, progress: Progress) -> Path | None:
-    """The twin's folder beside a quantized base's, if it is there and fits."""
-    twin = twin_name(folder.name)
-    if twin is None or not (folder.parent / twin / "config.json").is_file():
-        return None
-    return _fitting(folder.parent / twin, folder / "config.json", folder.name, progress)
-
-
-def twin_on_hub(model_id: str, revision: str | None, progress: Progress) -> Path | None:
-    """The twin's snapshot from the local cache or the Hub, if it can be had and fits.
+def full_precision_beside(quantized: ModelFile, progress: Progress) -> ModelFile | None:
+    """The `config.json` of the 16-bit original in the folder beside a quantized base, if it fits.
 
     Args:
-        model_id: the quantized base's.
-        revision: of the quantized base; the twin has its own.
-        progress: where it is told why the twin is not used.
+        quantized: the quantized base's `config.json`.
+        progress: receives the reason if the original does not fit.
     """
-    twin = twin_name(model_id)
-    if twin is None:
+    folder = quantized.path.parent.absolute()
+    name = full_precision_name(folder.name)
+    if name is None or not (folder.parent / name / CONFIG_NAME).is_file():
         return None
-    quantized = find_file(model_id, "config.json", revision)
+    original = config_file(folder.parent / name)
+    return original if _require_fit(original, quantized, folder.name, progress) else None
+
+
+def full_precision_on_hub(
+    model_id: str, quantized: ModelFile | None, progress: Progress
+) -> ModelFile | None:
+    """The `config.json` of the 16-bit original's snapshot, from the local cache or the Hub.
+
+    Gives None if it is not available or does not fit.
+
+    Args:
+        model_id: the quantized base's id.
+        quantized: the quantized base's `config.json`; None if it is not available.
+        progress: receives the reason if the original is not used.
+    """
+    name = full_precision_name(model_id)
+    if name is None:
+        return None
     if quantized is None:
-        progress.note(f"{model_id} cannot be compared with {twin}: its config.json is not at hand")
+        progress.note(
+            f"{model_id} cannot be compared with {name}: its {CONFIG_NAME} is not available"
+        )
         return None
-    cached = find_cached(twin, None)
-    config = cached.folder / "config.json" if cached else None
-    if config is None or not config.is_file():
-        # Its configuration alone tells whether the download is worth it.
-        config = find_file(twin, "config.json", None)
-    if config is None:
-        progress.note(f"The 16-bit twin {twin} is not in the cache, and not to be had from the Hub")
+    cached = find_cached(name, None)
+    path = cached.folder / CONFIG_NAME if cached else None
+    if path is None or not path.is_file():
+        # The configuration alone shows whether the download is worthwhile.
+        path = find_file(name, CONFIG_NAME, None)
+    if path is None:
+        progress.note(
+            f"The 16-bit original {name} is not in the cache, and cannot be downloaded from the Hub"
+        )
         return None
-    if _fitting(config.parent, quantized, model_id, progress) is None:
+    original = ModelFile(path)
+    if not _require_fit(original, quantized, model_id, progress):
         return None
     try:
-        return obtain(twin, None, is_whole_model, progress).folder
+        folder = obtain(name, None, is_complete_model, progress).folder
     except SourceNotFoundError as error:
-        progress.note(f"The 16-bit twin is not used: {error.message}")
+        progress.note(f"The 16-bit original is not used: {error.message}")
         return None
+    return original if folder == path.parent else config_file(folder)
 
 
-def is_twin(twin: Path, quantized: Path) -> bool:
-    """Whether two folders' configurations describe models of one shape."""
-    return not _differences(twin / "config.json", quantized / "config.json")
+def is_full_precision_of(original: ModelFile, quantized: ModelFile) -> bool:
+    """Whether two `config.json` describe models of the same shape."""
+    return not _differences(original, quantized)
 
 
-def _fitting(twin: Path, quantized: Path, name: str, progress: Progress) -> Path | None:
-    different = _differences(twin / "config.json", quantized)
-    if not different:
-        return twin
-    progress.warn(f"{twin} is no 16-bit twin of {name}: it differs in {', '.join(different)}")
-    return None
+def _require_fit(
+    original: ModelFile, quantized: ModelFile, quantized_name: str, progress: Progress
+) -> bool:
+    """Whether both have the same shape; warns with the differences if they do not."""
+    differences = _differences(original, quantized)
+    if differences:
+        progress.warn(
+            f"{original.path.parent} is not the 16-bit original of {quantized_name}: it differs in "
+            f"{', '.join(differences)}"
+        )
+    return not differences
 
 
-def _differences(twin: Path, quantized: Path) -> list[str]:
-    """The keys in which two `config.json` describe models of other shapes."""
+def _differences(original: ModelFile, quantized: ModelFile) -> list[str]:
+    """The shape keys in which two `config.json` differ, with both values."""
     try:
-        ours, theirs = _text_part(read_json(twin)), _text_part(read_json(quantized))
+        ours, theirs = _flat(original), _flat(quantized)
     except CorruptFileError:
-        return ["config.json, which cannot be read"]
+        return [f"{CONFIG_NAME}, which cannot be read"]
     return [
         f"{key} ({ours[key]!r}, not {theirs[key]!r})"
         for key in _SHAPE_KEYS
@@ -98,6 +120,7 @@ def _differences(twin: Path, quantized: Path) -> list[str]:
     ]
 
 
-def _text_part(config: Mapping[str, object]) -> dict[str, object]:
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else dict(config)
+def _flat(file: ModelFile) -> Mapping[str, object]:
+    """The values of a configuration; those of its text part replace its own."""
+    config = parse_config(file)
+    return {**config.values, **config.text}

@@ -1,4 +1,4 @@
-"""Model folders by Hugging Face Hub id: from the local cache, else downloaded."""
+"""Models of the Hugging Face Hub: from the local cache, else downloaded."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from packager.errors import SourceNotFoundError
 from packager.progress import Progress
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# What packaging needs; of the weights in another format see `allowed_patterns`.
+# The files that packaging needs; `allowed_patterns` adds pickled weights where it needs them.
 _ALLOWED = (
     "*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*",
     "*.md",
 )  # fmt: skip
 IGNORED = ("original/*", "consolidated*", "onnx/*", "runs/*", "checkpoint-*/*")
-# Weights as pickles, and what stands in their place where there are safetensors.
+# Pickled weights, and the files that replace them in repositories with safetensors.
 _PICKLED = re.compile(r"(adapter|pytorch)_model(-\d+-of-\d+)?\.bin")
 _UNPICKLED = {
     "adapter": ("adapter_model.safetensors",),
     "pytorch": ("model.safetensors", "model.safetensors.index.json"),
 }
-_SHOWN_CHARACTERS = 300
+_MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A snapshot of a repository in the local cache."""
+    """A snapshot of a repository in the local cache, and whether it was there before."""
 
     folder: Path
     model_id: str
@@ -44,39 +44,39 @@ def is_hub_id(text: str) -> bool:
 
 
 def allowed_patterns(names: Iterable[str]) -> list[str]:
-    """Patterns of what packaging needs of a repository, with no weights twice.
+    """Patterns for the files of a repository that packaging needs, without any weights twice.
 
     Args:
-        names: the repository's files. Pickled weights are wanted in those of its folders that have
-            none as safetensors.
+        names: the repository's files. Pickled weights are needed in those of its folders that have
+            no safetensors.
     """
-    there = set(names)
+    existing = set(names)
     pickled = []
-    for name in sorted(there):
+    for name in sorted(existing):
         folder, _, file = name.rpartition("/")
         if (match := _PICKLED.fullmatch(file)) is not None:
             places = (f"{folder}/{other}".lstrip("/") for other in _UNPICKLED[match[1]])
-            if not there.intersection(places):
+            if not existing.intersection(places):
                 pickled.append(glob.escape(name))
     return [*_ALLOWED, *pickled]
 
 
 def obtain(
-    model_id: str, revision: str | None, is_whole: Callable[[Path], bool], progress: Progress
+    model_id: str, revision: str | None, is_complete: Callable[[Path], bool], progress: Progress
 ) -> HubFolder:
-    """A snapshot that has what is needed: of the local cache, else downloaded or completed.
+    """A complete snapshot: from the local cache, else downloaded or completed.
 
     Args:
-        model_id: the repository's.
+        model_id: the repository's id.
         revision: a branch, tag or commit of it.
-        is_whole: whether a folder of the cache needs nothing more.
-        progress: where it is told.
+        is_complete: whether a folder of the cache needs no more files.
+        progress: receives what is missing and downloaded.
 
     Raises:
-        SourceNotFoundError: saying what the Hub answered, and what to do about it.
+        SourceNotFoundError: with the Hub's answer, and what to do about it.
     """
     cached = find_cached(model_id, revision)
-    if cached is not None and is_whole(cached.folder):
+    if cached is not None and is_complete(cached.folder):
         return _with_tokenizer(cached, progress)
     state = "not" if cached is None else "only partly"
     if cached is not None:
@@ -93,8 +93,8 @@ def obtain(
 def _with_tokenizer(cached: HubFolder, progress: Progress) -> HubFolder:
     """A snapshot with its tokenizer and chat template, if the Hub has them at that commit.
 
-    Who loads an adapter by PEFT, or a model's weights alone, has in the cache no more than those;
-    packaged as they are, they would get the base's chat template, or none.
+    Loading an adapter through PEFT, or only the weights of a model, leaves no other files in the
+    cache; packaged like that, they would get the base's chat template, or none.
     """
     if next(cached.folder.rglob("tokenizer*"), None) is not None:
         return cached
@@ -102,19 +102,19 @@ def _with_tokenizer(cached: HubFolder, progress: Progress) -> HubFolder:
         return download(cached.model_id, cached.revision, progress)
     except SourceNotFoundError as error:
         progress.warn(
-            f"{cached.model_id} is in the Hugging Face cache without a tokenizer, and whether it "
-            f"has one is not known. {error.message}"
+            f"{cached.model_id} is in the Hugging Face cache without a tokenizer; it is unknown "
+            f"whether the Hub has one. {error.message}"
         )
         return cached
 
 
 def find_cached(model_id: str, revision: str | None) -> HubFolder | None:
-    """The newest snapshot in the local cache, whole or not, or None; no network is used."""
+    """The newest snapshot in the local cache, complete or not, or None; never uses the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # No file is asked for: the Hub's own check would miss those that packaging leaves out.
+        # Request no file: otherwise the Hub's own check misses those that packaging does not need.
         snapshot = snapshot_download(
             model_id, revision=revision, local_files_only=True, allow_patterns=[]
         )
@@ -125,7 +125,7 @@ def find_cached(model_id: str, revision: str | None) -> HubFolder | None:
 
 
 def find_file(model_id: str, name: str, revision: str | None) -> Path | None:
-    """One file of a repository from the local cache, else the Hub; None where it cannot be had."""
+    """One file of a repository, from the local cache or the Hub; None if it is not available."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -136,10 +136,10 @@ def find_file(model_id: str, name: str, revision: str | None) -> Path | None:
 
 
 def download(model_id: str, revision: str | None, progress: Progress) -> HubFolder:
-    """Download what packaging needs of a repository; an interrupted download goes on.
+    """Download the files of a repository that packaging needs; resumes a partial download.
 
     Raises:
-        SourceNotFoundError: saying what the Hub answered, and what to do about it.
+        SourceNotFoundError: with the Hub's answer, and what to do about it.
     """
     progress.note(f"Downloading {model_id}{f' at {revision}' if revision else ''} from the Hub")
     allowed = allowed_patterns(list_files(model_id, revision))
@@ -150,7 +150,7 @@ def list_files(model_id: str, revision: str | None) -> list[str]:
     """The names of a repository's files.
 
     Raises:
-        SourceNotFoundError: saying what the Hub answered, and what to do about it.
+        SourceNotFoundError: with the Hub's answer, and what to do about it.
     """
     from huggingface_hub import model_info
 
@@ -162,10 +162,10 @@ def list_files(model_id: str, revision: str | None) -> list[str]:
 def download_files(
     model_id: str, revision: str | None, allowed: Sequence[str], ignored: Sequence[str]
 ) -> HubFolder:
-    """Have the files of a repository that fit a pattern, and no other one, in the local cache.
+    """Download the files of a repository that match a pattern into the local cache.
 
     Raises:
-        SourceNotFoundError: saying what the Hub answered, and what to do about it.
+        SourceNotFoundError: with the Hub's answer, and what to do about it.
     """
     from huggingface_hub import snapshot_download
 
@@ -183,7 +183,7 @@ def download_files(
 
 @contextmanager
 def _answers(model_id: str) -> Iterator[None]:
-    """What the Hub answers instead of files, as an error that says what to do about it."""
+    """Turn an error of the Hub's client into one that says what to do about it."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -202,7 +202,7 @@ def _answers(model_id: str) -> Iterator[None]:
         (OfflineModeIsEnabled, "Unset HF_HUB_OFFLINE, or name a local folder."),
         (LocalEntryNotFoundError, "Check the network connection, or name a local folder."),
         (HfHubHTTPError, "Try again later, or name a local folder."),
-        # Its own kinds are those of the HTTP client, which versions have changed, and OSError.
+        # Its base classes are OSError and that of the HTTP client, which differs by version.
         *(
             (kind, "Check the network connection, or name a local folder.")
             for kind in HfHubHTTPError.__bases__
@@ -212,9 +212,9 @@ def _answers(model_id: str) -> Iterator[None]:
         yield
     except tuple(kind for kind, _ in next_steps) as error:
         hint = next(step for kind, step in next_steps if isinstance(error, kind))
-        # Its first line is the status, and the reason another one.
-        reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS] or type(error).__name__
+        # Its first line is the status; the reason is in another one.
+        reason = " ".join(str(error).split())[:_MOST_CHARACTERS] or type(error).__name__
         raise SourceNotFoundError(
-            f"{model_id} could not be had from the Hugging Face Hub: {reason.rstrip('.')}.",
+            f"{model_id} could not be downloaded from the Hugging Face Hub: {reason.rstrip('.')}.",
             next_step=hint,
         ) from error

@@ -1,4 +1,4 @@
-"""Model folders by ModelScope id (`modelscope://ORG/NAME`): its own client downloads them."""
+"""Models of ModelScope (`modelscope://ORG/NAME`), downloaded by its own client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from packager.errors import FtpackError, SourceNotFoundError, ToolchainError
+from packager.errors import FtpackError, SourceNotFoundError, ToolchainError, first_line
 from packager.progress import Progress
 from packager.source.hub.hub import IGNORED, allowed_patterns, is_hub_id
 from packager.source.hub.hub_checkpoint import fetch_checkpoint
@@ -23,18 +23,18 @@ def download_from_modelscope(
     Args:
         name: `modelscope://ORG/NAME`.
         revision: a branch, tag or commit of its repository.
-        progress: where the download is told.
-        checkpoint: one of a Trainer's (a step, `best` or `last`), in place of what is at the top.
+        progress: receives the download.
+        checkpoint: a training checkpoint (a step, `best` or `last`), instead of the final save.
 
     Raises:
-        SourceNotFoundError: if that is no id, if there is no such checkpoint, or saying what
-            ModelScope answered.
+        SourceNotFoundError: if it is not an id, if there is no such training checkpoint, or with
+            ModelScope's answer.
         ToolchainError: if the client is not installed, with the command that installs it.
     """
     model_id = name.removeprefix(SCHEME).strip("/")
     if not is_hub_id(model_id) or "/" not in model_id:
         raise SourceNotFoundError(
-            f"{name!r} is no id of ModelScope.", next_step=f"Write {SCHEME}ORG/NAME."
+            f"{name!r} is not a ModelScope id.", next_step=f"Write {SCHEME}ORG/NAME."
         )
     try:
         client: Any = importlib.import_module("modelscope")
@@ -61,18 +61,17 @@ def download_from_modelscope(
         return fetch(allowed_patterns(names), IGNORED)
     except FtpackError:
         raise
-    # The client raises what requests, its own hub and the file system raise.
+    # The client raises the errors of requests, of its own hub and of the file system.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceNotFoundError(
-            f"{model_id} could not be had from ModelScope: {reason}",
+            f"{model_id} could not be downloaded from ModelScope: {first_line(error)}",
             next_step="Check the id and the network (`modelscope login` for a private one), or "
             "name a local folder.",
         ) from error
 
 
 def _list_files(api: Any, model_id: str, revision: str | None) -> list[str]:
-    """The names of a repository's files; of a private one, to those who have logged in."""
+    """The names of a repository's files; a private repository needs a login."""
 
     def ask(use_cookies: bool) -> list[str]:
         files = api.get_model_files(
@@ -82,6 +81,6 @@ def _list_files(api: Any, model_id: str, revision: str | None) -> list[str]:
 
     try:
         return ask(use_cookies=True)
-    # Nobody has logged in.
+    # No login.
     except ValueError:
         return ask(use_cookies=False)

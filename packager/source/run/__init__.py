@@ -1,1 +1,1 @@
-"""What a training run leaves behind: checkpoints, records, shards."""
+"""The output of a training run: training checkpoints, records, shards."""

@@ -1,4 +1,4 @@
-"""A training run's folders: what describes an adapter may lie above it."""
+"""The folders of a training run: files that describe an adapter may lie above it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packager.model.checkpoint import describing_files
 from packager.model.model_file import ModelFile
 from packager.source.run.checkpoints import is_checkpoint_name
 
-# Of the tokenizer, the files beside an adapter go before the base's: tokens may have been added.
+# An adapter's own tokenizer files replace the base's: training may have added tokens.
 TOKENIZER_FILES = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|chat_template|spiece)"
     r"[\w.-]*\.(json|txt|model|jinja)|.*\.tiktoken|additional_chat_templates/.*"
@@ -21,16 +21,16 @@ _SAVED_BY_TRAINER = "training_args.bin"
 
 
 def run_folders(folder: Path, given: Path | None = None) -> tuple[Path, ...]:
-    """A save's folder and those above it that belong to its run, the nearest first.
+    """The folder of a save and those above it that belong to the same run, nearest first.
 
-    A run's folder holds its checkpoints, and every adapter that is not called `default` in a folder
-    of its name, while the tokenizer is saved above them.
+    A run's folder holds its training checkpoints. It also holds each adapter whose name is not
+    `default`, in a folder of that name, while the tokenizer is saved above it.
 
     Args:
-        folder: where the adapter or model is.
-        given: the folder that it was found in, if it was not named itself.
+        folder: the folder of the adapter or model.
+        given: the folder that the user named, if `folder` was chosen inside of it.
     """
-    found = [folder]
+    folders = [folder]
     here, top = folder.absolute(), given.absolute() if given is not None else None
     while here != here.parent:
         parent = here.parent
@@ -39,29 +39,29 @@ def run_folders(folder: Path, given: Path | None = None) -> tuple[Path, ...]:
         ).is_file()
         if not (is_checkpoint_name(here.name) or is_named_adapter or top in here.parents):
             break
-        found.append(parent)
+        folders.append(parent)
         here = parent
-    return tuple(found)
+    return tuple(folders)
 
 
 def find_describing_files(folders: Sequence[Path]) -> dict[str, ModelFile]:
-    """The files beside the weights, by name; a tokenizer or chat template from above if need be.
+    """The files beside the weights, by name, with the tokenizer or chat template of the run.
 
-    Never of two tokenizers: from above nothing is taken of what the folder itself has.
+    Never mix two tokenizers: a folder above contributes no kind of file that was found already.
 
     Args:
-        folders: as `run_folders` gives them.
+        folders: the result of `run_folders`.
     """
-    found = describing_files(folders[0])
+    files = describing_files(folders[0])
     for folder in folders[1:]:
-        own = [name for name in found if TOKENIZER_FILES.fullmatch(name)]
+        own = [name for name in files if TOKENIZER_FILES.fullmatch(name)]
         has_chat_template = any(map(_CHAT_TEMPLATES.fullmatch, own))
         if not all(map(_CHAT_TEMPLATES.fullmatch, own)):
             break
-        found |= {
+        files |= {
             name: file
             for name, file in describing_files(folder).items()
             if TOKENIZER_FILES.fullmatch(name)
             and not (has_chat_template and _CHAT_TEMPLATES.fullmatch(name))
         }
-    return found
+    return files

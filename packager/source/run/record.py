@@ -1,4 +1,4 @@
-"""What a training run tells about itself in the files beside its weights."""
+"""The record of a training run in the files beside its weights."""
 
 from __future__ import annotations
 
@@ -7,46 +7,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.errors import CorruptFileError
-from packager.files import is_inside, read_json, require_inside
+from packager.files import is_inside, require_inside
+from packager.model.config import CONFIG_NAME, ModelConfig, read_config
 from packager.model.model_file import ModelFile
 from packager.source.run.folders import run_folders
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _LLAMAFACTORY = "training_args.yaml"
-# A run's configuration is some kilobytes; nothing larger is read for one.
+# A run's configuration has a few kilobytes; a larger file is not read.
 _MAX_YAML_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run has left about itself.
+    """The record of a training run.
 
     Attributes:
         trainer: the trainer's name.
-        known_by: the file that tells.
-        base: the base that its configuration names, if any.
-        template: LLaMA-Factory's name of the template, or axolotl's, if any.
+        known_by: the file that shows it.
+        base: the base in the trainer's configuration, if any.
+        template_name: LLaMA-Factory's or axolotl's name of the chat template, if any.
         length: the sequence length in tokens, if any.
-        problem: why that file tells no more, in words, if it cannot be read.
+        problem: why the file cannot be read, if it cannot.
     """
 
     trainer: str
     known_by: Path
     base: str | None = None
-    template: str | None = None
+    template_name: str | None = None
     length: int | None = None
     problem: str | None = None
 
 
-def read_training(folder: Path) -> Training | None:
-    """What is known of the run that has left a folder, or the folder that a checkpoint is in.
+def read_training(folder: Path, config: ModelConfig | None = None) -> Training | None:
+    """The record of the run that wrote a folder, or of the run that a training checkpoint is from.
 
-    `training_args.bin` would tell more, but is a pickle: it is not opened.
-    Nothing needs it: what cannot be read is told, and stops nothing.
+    Nothing depends on it: an unreadable file is reported in `problem` and does not raise.
+    `training_args.bin` would show more, but is a pickle, which is never opened.
+
+    Args:
+        folder: the folder of the adapter or model.
+        config: the folder's `config.json`, if it was read already.
     """
     for place in run_folders(folder.absolute()):
-        if found := _from_yaml(place) or _from_marks(place):
-            return found
+        training = _from_yaml(place) or _from_marks(place, config)
+        if training is not None:
+            return training
+        config = None
     return None
 
 
@@ -74,15 +81,15 @@ def _from_yaml(folder: Path) -> Training | None:
     return None
 
 
-def _from_marks(folder: Path) -> Training | None:
-    """The trainer by a file that only it writes."""
+def _from_marks(folder: Path, config: ModelConfig | None) -> Training | None:
+    """The trainer, recognised by a file that only it writes."""
     if (log := folder / "trainer_log.jsonl").is_file():
         return Training("LLaMA-Factory", log)
     if folder.name.startswith("epoch_") and (native := sorted(folder.glob("adapter*.pt"))):
         return Training("torchtune", native[0])
-    config = folder / "config.json"
-    if config.is_file() and (version := _unsloth_version(config)):
-        return Training(f"Unsloth {version}", config)
+    path = folder / CONFIG_NAME
+    if path.is_file() and (version := _unsloth_version(path, config)):
+        return Training(f"Unsloth {version}", path)
     card = folder / "README.md"
     if card.is_file() and is_inside(card, folder):
         head = card.read_text(encoding="utf-8", errors="replace")[:4096]
@@ -91,14 +98,15 @@ def _from_marks(folder: Path) -> Training | None:
             if f"- {mark}" in head.splitlines():
                 return Training(name, card)
     state = folder / "trainer_state.json"
-    return Training("a Trainer of transformers", state) if state.is_file() else None
+    return Training("transformers' Trainer", state) if state.is_file() else None
 
 
-def _unsloth_version(config: Path) -> object:
+def _unsloth_version(path: Path, config: ModelConfig | None) -> object:
     try:
-        return read_json(require_inside(config, config.parent)).get("unsloth_version")
+        known = config or read_config(require_inside(path, path.parent))
     except CorruptFileError:
         return None
+    return known.values.get("unsloth_version")
 
 
 def _read_yaml(path: Path, folder: Path) -> dict[str, object]:
@@ -128,10 +136,10 @@ def _count(value: object) -> int | None:
 def training_length(
     own_files: Mapping[str, ModelFile], base_files: Mapping[str, ModelFile]
 ) -> int | None:
-    """The sequence length of training in tokens, where it is known.
+    """The training sequence length in tokens, if it is known.
 
-    Trainers that set one write it as the tokenizer's `model_max_length`; where that is the base's,
-    or the "no limit" that transformers writes, it says nothing of the training.
+    Trainers that set one write it as the tokenizer's `model_max_length`. The base's own value, and
+    the "no limit" that transformers writes, do not describe the training.
     """
     own, base = _max_length(own_files), _max_length(base_files)
     return own if own is not None and own != base else None

@@ -1,4 +1,4 @@
-"""Weights that a parallel training run has left in pieces, and the command that joins them."""
+"""The shards that a parallel training run leaves, and the command that joins them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packager.model.tensor_file import PickleFile
 
 _GLOBAL_STEP = re.compile(r"global_step\d+")
 _ZERO_SCRIPT = "zero_to_fp32.py"
-_WHOLE = (
+_COMPLETE_WEIGHTS = (
     "adapter_model.safetensors", "adapter_model.bin",
     "model.safetensors", "model.safetensors.index.json",
     "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -20,22 +20,22 @@ _WHOLE = (
 
 
 def refuse_shards(folder: Path) -> None:
-    """Refuse a folder whose only weights are a parallel run's pieces.
+    """Refuse a folder whose only weights are the shards of a parallel run.
 
-    Optimizer states in pieces beside whole weights, as most checkpoints have them, do no harm.
+    Most training checkpoints have optimizer shards beside complete weights; these are accepted.
 
     Raises:
-        UnsupportedError: naming the pieces, and the command that makes whole weights of them.
+        UnsupportedError: with the shards, and the command that joins them.
     """
-    if not folder.is_dir() or any((folder / name).is_file() for name in _WHOLE):
+    if not folder.is_dir() or any((folder / name).is_file() for name in _COMPLETE_WEIGHTS):
         return
     if (pieces := _fsdp_folder(folder)) is not None:
         target = folder if pieces != folder else folder.parent
         raise UnsupportedError(
-            f"{folder} holds FSDP shards ({pieces.name}, .distcp files), and no whole weights.",
+            f"{folder} holds only FSDP shards ({pieces.name}, .distcp files), no complete weights.",
             next_step=f"Join them with `accelerate merge-weights {_quoted(pieces)} "
-            f"{_quoted(target)}`, which writes model.safetensors; the folder needs the base's "
-            "config.json and tokenizer beside it.",
+            f"{_quoted(target)}`, which writes model.safetensors; put the base's config.json and "
+            "tokenizer beside it.",
         )
     _refuse_fsdp_file(folder)
     if (step := _deepspeed_folder(folder)) is not None:
@@ -43,18 +43,18 @@ def refuse_shards(folder: Path) -> None:
         script = f"{_quoted(top / _ZERO_SCRIPT)} {_quoted(top)} {_quoted(top)}"
         has_script = (top / _ZERO_SCRIPT).is_file()
         raise UnsupportedError(
-            f"{folder} holds DeepSpeed shards ({step.name}), and no whole weights.",
+            f"{folder} holds only DeepSpeed shards ({step.name}), no complete weights.",
             next_step=f"Join them with `python {script} --safe_serialization`"
             + ("" if has_script else f" ({_ZERO_SCRIPT} comes with deepspeed)")
-            + ", then package that folder; it needs config.json and the tokenizer beside it.",
+            + ", put config.json and the tokenizer beside the result, and package that folder.",
         )
 
 
 def _refuse_fsdp_file(folder: Path) -> None:
-    """Refuse what accelerate saves with FULL_STATE_DICT or LOCAL_STATE_DICT.
+    """Refuse the files that accelerate saves with FULL_STATE_DICT or LOCAL_STATE_DICT.
 
-    In one file there is all of it, but under the names of the model in memory: what
-    `save_pretrained` would write is for transformers and PEFT to say.
+    The file may be complete, but has the names of the model in memory: only transformers and PEFT
+    know what `save_pretrained` would write.
     """
     files = sorted(folder.glob("pytorch_model_fsdp*.bin"))
     if not files:
@@ -62,19 +62,20 @@ def _refuse_fsdp_file(folder: Path) -> None:
     file = files[0]
     if "_rank" in file.name:
         raise UnsupportedError(
-            f"{folder} holds each process's own FSDP weights ({file.name}), and no whole weights.",
-            next_step="Resume the training from it with as many processes as before and with "
+            f"{folder} holds only the FSDP weights of each process ({file.name}), no complete "
+            "weights.",
+            next_step="Resume the training from it with the same number of processes and with "
             "fsdp_state_dict_type FULL_STATE_DICT, and save with trainer.save_model().",
         )
     raise UnsupportedError(
-        f"{folder} holds FSDP's FULL_STATE_DICT ({file.name}), and nothing that save_pretrained "
-        "has written.",
+        f"{folder} holds FSDP's FULL_STATE_DICT ({file.name}), but no weights that save_pretrained "
+        "wrote.",
         next_step=f"{_save_again(folder, file)}, then package {folder}.",
     )
 
 
 def _save_again(folder: Path, file: Path) -> str:
-    """What makes PEFT's or transformers' own files of a whole state in one file."""
+    """The command that converts a complete state into PEFT's or transformers' own files."""
     try:
         names = list(PickleFile(file).tensors)
     except CorruptFileError:
@@ -82,30 +83,30 @@ def _save_again(folder: Path, file: Path) -> str:
     where = json.dumps(str(folder))
     state = f'torch.load({json.dumps(str(file))}, map_location="cpu", weights_only=True)'
     base = 't.AutoModelForCausalLM.from_pretrained("BASE", dtype="auto")'
-    named = "BASE being the model that was trained"
+    named = "replace BASE by the model that was trained"
     if not any(name.startswith("base_model.") for name in names):
         code = f"import torch, transformers as t; m = {base}; m.load_state_dict({state}); "
         return f"Save it as a model with {_python(code + f'm.save_pretrained({where})')} ({named})"
     has_config = (folder / "adapter_config.json").is_file()
-    # PEFT's own state has no adapter's name in it; the wrapped model's has.
+    # PEFT's own state does not contain the adapter's name; the wrapped model's does.
     if not any(".default." in name for name in names):
         target = _quoted(folder / "adapter_model.bin")
-        config = "" if has_config else " and the run's adapter_config.json beside it"
-        return f"It is a PEFT adapter's state: `cp {_quoted(file)} {target}`{config}"
+        config = "" if has_config else ", put the run's adapter_config.json beside it"
+        return f"It is the state of a PEFT adapter: `cp {_quoted(file)} {target}`{config}"
     config = f"peft.PeftConfig.from_pretrained({where})" if has_config else "CONFIG"
     code = (
         f"import torch, peft, transformers as t; m = peft.get_peft_model({base}, {config}); "
         f"m.save_pretrained({where}, state_dict={state})"
     )
-    named += "" if has_config else ", CONFIG the run's own LoraConfig(...)"
+    named += "" if has_config else ", and CONFIG by the run's own LoraConfig(...)"
     return f"Save it as an adapter with {_python(code)} ({named})"
 
 
 def _fsdp_folder(folder: Path) -> Path | None:
-    """The folder of the model's `.distcp` files: the optimizer's have another name."""
+    """The folder of the model's `.distcp` files; the optimizer's folder has another name."""
     inside = sorted(folder.glob("pytorch_model_fsdp*"))
-    found = (path for path in (*inside, folder) if any(path.glob("*.distcp")))
-    return next(found, None)
+    folders = (path for path in (*inside, folder) if any(path.glob("*.distcp")))
+    return next(folders, None)
 
 
 def _deepspeed_folder(folder: Path) -> Path | None:

@@ -117,7 +117,9 @@ def test_a_lora_on_stacked_experts_is_the_same_in_every_layout(
     checkpoint = opened(base, other)
 
     assert differences(checkpoint, wanted) == []
-    assert [("Unsloth" in line) for line in checkpoint.warnings] == ([] if is_sure else [True])
+    assert [("Unsloth" in line) for line in checkpoint.facts.warnings] == (
+        [] if is_sure else [True]
+    )
     checkpoint.require_all_used()
 
 

@@ -125,7 +125,7 @@ def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
     assert differences(checkpoint, FolderCheckpoint(usual)) == []
     torch.testing.assert_close(logits_of(usual), wanted, rtol=1e-4, atol=1e-4)
     checkpoint.require_all_used()
-    assert checkpoint.warnings == ()
+    assert checkpoint.facts.warnings == ()
 
 
 @pytest.mark.parametrize("init", ["corda", "lora_ga", "pissa_niter_4"])

@@ -1,4 +1,4 @@
-"""What PEFT's way hands on is plain: each tensor in memory of its own, in its own order."""
+"""What PEFT's layers give is plain: each tensor in memory of its own, in its own order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from packager.merge.peft.peft_merged import PeftMerged
+from packager.merge.peft.write_groups import WriteGroup
 from tests.merge.compared import opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, make_adapter
@@ -25,21 +26,50 @@ def test_a_transposed_view_comes_back_in_its_own_order(
     name = "model.layers.0.self_attn.q_proj.weight"
     checkpoint = opened(tiny_base("tied"), adapter)
     wanted = checkpoint.load(name)
-    make = PeftMerged._make
+    compute = PeftMerged._compute
 
-    def transposed(self: PeftMerged, batch: object) -> dict[str, torch.Tensor]:
+    def transposed(self: PeftMerged, group: WriteGroup) -> dict[str, torch.Tensor]:
         """As a conversion of transformers can leave it: a view of what it was a part of."""
-        made = make(self, batch)  # type: ignore[arg-type]
+        tensors = compute(self, group)
         spare = 0 if is_alone else 3
-        rows, columns = made[name].shape
-        store = torch.zeros(columns, rows + spare, dtype=made[name].dtype)
-        store[:, :rows] = made[name].T
-        return made | {name: store[:, :rows].T}
+        rows, columns = tensors[name].shape
+        store = torch.zeros(columns, rows + spare, dtype=tensors[name].dtype)
+        store[:, :rows] = tensors[name].T
+        return tensors | {name: store[:, :rows].T}
 
-    monkeypatch.setattr(PeftMerged, "_make", transposed)
+    monkeypatch.setattr(PeftMerged, "_compute", transposed)
 
     found = checkpoint.load(name)
 
     assert found.is_contiguous()
     assert found.untyped_storage().nbytes() == found.nbytes
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("lora-experts", "moe"), ("dora", "biased"), ("loha", "biased"), ("lokr", "biased")],
+)
+def test_the_adapter_stays_in_its_file_until_it_is_merged(
+    name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(tiny_base(kind), kind, METHODS[name], tmp_path / "adapter")
+    merged = opened(tiny_base(kind), adapter)
+    assert isinstance(merged, PeftMerged)
+
+    # What is left are the zeros that stand for weights, two to four bytes for each.
+    assert merged.facts.held_bytes < 2_000
+    assert merged.facts.held_bytes < (adapter / "adapter_model.safetensors").stat().st_size / 4
+
+
+def test_a_module_that_was_trained_as_a_whole_is_counted(
+    tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(
+        tiny_base("biased"), "biased", METHODS["lora-save-head"], tmp_path / "adapter"
+    )
+
+    merged = opened(tiny_base("biased"), adapter)
+
+    assert isinstance(merged, PeftMerged)
+    assert merged.facts.held_bytes >= merged.tensors["lm_head.weight"].size_bytes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,17 +15,23 @@ import pytest
 
 from packager.merge.plain.peft_targets import targets_by_peft
 from packager.merge.plain.targets import targets_by_name
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import FolderCheckpoint
-from packager.model.tensor_file import TensorInfo, open_tensor_file
+from packager.model.config import read_config
+from packager.model.derived import Derived
+from packager.model.tensor_file import TensorInfo
+from packager.source.adapter_folder import open_adapter
 
 
-def config_of(lora: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((lora / "adapter_config.json").read_text())
-    return config
-
-
-def found_in(lora: Path) -> dict[str, TensorInfo]:
-    return dict(open_tensor_file(lora / "adapter_model.safetensors").tensors)
+def changed(
+    adapter: Adapter,
+    settings: Mapping[str, object] | None = None,
+    tensors: Mapping[str, TensorInfo] | None = None,
+) -> Any:
+    """An adapter with other settings or tensors, as if its files had them."""
+    config = replace(adapter.config, raw={**adapter.config.raw, **(settings or {})})
+    weights = adapter.weights if tensors is None else SimpleNamespace(tensors=tensors)
+    return SimpleNamespace(folder=adapter.folder, config=config, weights=weights)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "phi3"])
@@ -41,12 +48,12 @@ def test_the_targets_are_those_of_peft(
 ) -> None:
     if kind == "phi3" and "targets" in options:
         options = options | {"targets": ["qkv_proj", "down_proj"]}
-    base, lora = FolderCheckpoint(small_model(kind)), adapter(kind, **options)
+    base, lora = FolderCheckpoint(small_model(kind)), open_adapter(adapter(kind, **options))
 
-    targets = targets_by_name(base, config_of(lora), found_in(lora))
+    targets = targets_by_name(base, lora)
 
     assert targets is not None
-    assert targets == targets_by_peft(base, lora, found_in(lora))
+    assert targets == targets_by_peft(base, lora)
 
 
 @pytest.mark.parametrize(
@@ -67,31 +74,35 @@ def test_the_targets_are_those_of_peft(
 def test_what_is_not_plain_is_left_to_peft(
     setting: dict[str, Any], small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
-    base, lora = FolderCheckpoint(small_model("llama")), adapter("llama")
+    base, lora = FolderCheckpoint(small_model("llama")), open_adapter(adapter("llama"))
 
-    assert targets_by_name(base, config_of(lora) | setting, found_in(lora)) is None
+    assert targets_by_name(base, changed(lora, setting)) is None
 
 
 def test_tensors_that_do_not_fit_are_left_to_peft(
     small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
-    base, lora = FolderCheckpoint(small_model("llama")), adapter("llama")
-    config, found = config_of(lora), found_in(lora)
-    name = next(name for name in found if name.endswith("lora_B.weight"))
+    base, lora = FolderCheckpoint(small_model("llama")), open_adapter(adapter("llama"))
+    tensors = dict(lora.weights.tensors)
+    name = next(name for name in tensors if name.endswith("lora_B.weight"))
+    fewer = {key: info for key, info in tensors.items() if key != name}
     extra = TensorInfo("base_model.model.lm_head.weight", (8, 8), "F32")
 
-    assert targets_by_name(base, config, {k: v for k, v in found.items() if k != name}) is None
-    assert targets_by_name(base, config, found | {extra.name: extra}) is None
-    assert targets_by_name(base, config, found | {name: TensorInfo(name, (3, 16), "F32")}) is None
+    other = TensorInfo(name, (3, 16), "F32")
+
+    assert targets_by_name(base, changed(lora, tensors=fewer)) is None
+    assert targets_by_name(base, changed(lora, tensors=tensors | {extra.name: extra})) is None
+    assert targets_by_name(base, changed(lora, tensors=tensors | {name: other})) is None
 
 
 def test_square_matrices_alone_are_left_to_peft(
     small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
-    base, lora = FolderCheckpoint(small_model("llama")), adapter("llama", targets=["q_proj"])
+    base = FolderCheckpoint(small_model("llama"))
+    lora = open_adapter(adapter("llama", targets=["q_proj"]))
     assert base.tensors["model.layers.0.self_attn.q_proj.weight"].shape == (256, 256)
 
-    assert targets_by_name(base, config_of(lora), found_in(lora)) is None
+    assert targets_by_name(base, lora) is None
 
 
 def test_a_plain_adapter_is_merged_without_peft_and_transformers(
@@ -99,11 +110,11 @@ def test_a_plain_adapter_is_merged_without_peft_and_transformers(
 ) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from packager.model.checkpoint import FolderCheckpoint, open_tensor_file\n"
-        "from packager.merge.route import open_merged\n"
+        "from packager.model.checkpoint import FolderCheckpoint\n"
+        "from packager.merge.route import merge_one\n"
+        "from packager.source.adapter_folder import open_adapter\n"
         "base, lora = map(Path, sys.argv[1:])\n"
-        "weights = open_tensor_file(lora / 'adapter_model.safetensors')\n"
-        "merged = open_merged(FolderCheckpoint(base), lora, weights)\n"
+        "merged = merge_one(FolderCheckpoint(base), open_adapter(lora), 'cpu')\n"
         "merged.load('model.layers.0.mlp.down_proj.weight')\n"
         "sys.exit(', '.join({'peft', 'transformers'} & sys.modules.keys()) or 0)"
     )
@@ -121,12 +132,12 @@ def test_a_head_that_can_be_tied_is_left_to_peft(
     adapter: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    lora = adapter("llama", targets=["down_proj", "lm_head"])
-    # PEFT saves the base's embeddings beside them, unless it is told not to.
-    found = {name: info for name, info in found_in(lora).items() if ".lora_" in name}
+    lora = open_adapter(adapter("llama", targets=["down_proj", "lm_head"]))
+    # PEFT saves the base's embeddings with them, by default.
+    matrices = {name: info for name, info in lora.weights.tensors.items() if ".lora_" in name}
     untied = FolderCheckpoint(small_model("llama"))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    base = SimpleNamespace(tensors=untied.tensors, files={"config.json": tmp_path / "config.json"})
+    base = Derived(untied, read_config(tmp_path / "config.json"))
 
-    assert targets_by_name(untied, config_of(lora), found) is not None
-    assert targets_by_name(base, config_of(lora), found) is None  # type: ignore[arg-type]
+    assert targets_by_name(untied, changed(lora, tensors=matrices)) is not None
+    assert targets_by_name(base, changed(lora, tensors=matrices)) is None

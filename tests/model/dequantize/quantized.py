@@ -1,4 +1,4 @@
-"""Quantized checkpoints made on the spot, and the plain weights that their libraries give."""
+"""Small quantized checkpoints, and the plain weights that their libraries compute."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def dequantized(
     return opened(write(folder, tensors, settings, **config))
 
 
-def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def same(actual: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Equal in element type, shape and every bit."""
-    return found.dtype == wanted.dtype and torch.equal(found, wanted)
+    return actual.dtype == wanted.dtype and torch.equal(actual, wanted)

@@ -1,8 +1,7 @@
-"""What bitsandbytes has packed is what `model.dequantize()` gives, and merges as it does."""
+"""Weights that bitsandbytes packed are read as `model.dequantize()` computes them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 import torch
 
 from packager.errors import CorruptFileError, UnsupportedError
-from packager.merge.route import open_merged
 from packager.model.checkpoint import FolderCheckpoint
-from packager.source.adapter_folder import open_adapter
 from tests.merge.tiny import Kind, make_base
 from tests.model.dequantize.quantized import dequantized, opened, same
 
@@ -54,53 +51,18 @@ def test_weights_are_those_of_the_library(name: str, kind: Kind, tmp_path: Path)
     base = make_base(kind, tmp_path / "base")
     model = quantize(base, tmp_path / "quantized", **SETTINGS[name])
 
-    found = opened(tmp_path / "quantized")
+    checkpoint = opened(tmp_path / "quantized")
 
     plain = FolderCheckpoint(base)
-    assert dict(found.tensors) == dict(plain.tensors)
+    assert dict(checkpoint.tensors) == dict(plain.tensors)
     wanted = model.dequantize(dtype=torch.bfloat16).state_dict()
-    packed = [key for key in found.tensors if found.is_packed(key)]
+    packed = [key for key in checkpoint.tensors if checkpoint.is_packed(key)]
     assert len(packed) == (8 if kind == "conv1d" else 14)
-    for key in found.tensors:
+    for key in checkpoint.tensors:
         expected = wanted[key] if key in wanted else wanted[f"transformer.{key}"]
         if kind == "conv1d" and key in packed:
             expected = expected.T  # a linear layer there, transformers' Conv1D in a plain model
-        assert same(found.load(key), expected), key
-
-
-@pytest.mark.parametrize("name", ["nf4 double", "int8"])
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_merging_on_it_is_dequantizing_and_merging(
-    use_dora: bool, name: str, tmp_path: Path
-) -> None:
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = make_base("biased", tmp_path / "base")
-    model = quantize(base, tmp_path / "quantized", **SETTINGS[name])
-    tuned = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype="auto"),
-        LoraConfig(
-            r=4, target_modules=["q_proj", "down_proj"], use_dora=use_dora, task_type="CAUSAL_LM"
-        ),
-    )
-    for key, parameter in tuned.named_parameters():
-        if "lora_B" in key:
-            torch.nn.init.normal_(parameter, std=0.05)
-    tuned.save_pretrained(tmp_path / "lora")
-
-    merged = open_merged(
-        opened(tmp_path / "quantized"), tmp_path / "lora", open_adapter(tmp_path / "lora").weights
-    )
-    found = {key: merged.load(key) for key in merged.tensors}
-    merged.require_all_used()
-
-    usual = PeftModel.from_pretrained(model.dequantize(dtype=torch.bfloat16), tmp_path / "lora")
-    wanted = usual.merge_and_unload().state_dict()
-    assert merged.targets == 4
-    assert set(found) == set(wanted)
-    assert all(same(found[key], wanted[key]) for key in found)
-    assert "quantization_config" not in json.loads(merged.files["config.json"].read_text())
+        assert same(checkpoint.load(key), expected), key
 
 
 def test_int8_without_scales_is_refused_by_name(tmp_path: Path) -> None:

@@ -89,17 +89,17 @@ def test_weights_are_those_of_the_library(name: str, tmp_path: Path) -> None:
     tensors = {f"{MODULE}.{part}": tensor for part, tensor in packed.items()}
     tensors[f"{MODULE}.input_scale"] = torch.ones(1)
 
-    found = dequantized(
+    checkpoint = dequantized(
         tmp_path / "m", tensors, settings(layout, {"targets": ["Linear"], "weights": weights})
     )
 
-    assert found.tensors[f"{MODULE}.weight"].shape == (64, 96)
-    assert list(found.tensors) == [f"{MODULE}.weight"]
-    assert same(found.load(f"{MODULE}.weight"), wanted)
+    assert checkpoint.tensors[f"{MODULE}.weight"].shape == (64, 96)
+    assert list(checkpoint.tensors) == [f"{MODULE}.weight"]
+    assert same(checkpoint.load(f"{MODULE}.weight"), wanted)
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_group_that_names_a_module_goes_before_one_for_all_layers(
+def test_a_group_that_names_a_module_precedes_one_for_all_layers(
     order: int, tmp_path: Path
 ) -> None:
     tensors: dict[str, torch.Tensor] = {}
@@ -113,9 +113,9 @@ def test_a_group_that_names_a_module_goes_before_one_for_all_layers(
         layout, weights = SCHEMES[name]
         groups.append({"targets": [target], "weights": weights, "format": layout})
 
-    found = dequantized(tmp_path / "m", tensors, settings("mixed-precision", *groups[::order]))
+    checkpoint = dequantized(tmp_path / "m", tensors, settings("mixed-precision", *groups[::order]))
 
-    assert all(same(found.load(name), weight) for name, weight in wanted.items())
+    assert all(same(checkpoint.load(name), weight) for name, weight in wanted.items())
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def scales(*shape: int) -> torch.Tensor:
 def by_transformers(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-    made: torch.Tensor = Fp8Dequantize(None)._dequantize_one(weight, scale, torch.bfloat16)
-    return made
+    weight_16_bit: torch.Tensor = Fp8Dequantize(None)._dequantize_one(weight, scale, torch.bfloat16)
+    return weight_16_bit
 
 
 @pytest.mark.parametrize(
@@ -52,30 +52,30 @@ def test_weights_are_those_of_transformers(
     weight = fp8(*shape)
     tensors = {name: weight, f"{name}_scale_inv": scale, "model.norm.weight": torch.ones(96)}
 
-    found = dequantized(
+    checkpoint = dequantized(
         tmp_path / "m", tensors, {"quant_method": "fp8", "weight_block_size": block}
     )
 
-    assert same(found.load(name), by_transformers(weight, scale))
-    assert set(found.tensors) == {"model.norm.weight", name}
-    assert same(found.load("model.norm.weight"), torch.ones(96))
+    assert same(checkpoint.load(name), by_transformers(weight, scale))
+    assert set(checkpoint.tensors) == {"model.norm.weight", name}
+    assert same(checkpoint.load("model.norm.weight"), torch.ones(96))
 
 
-def test_a_block_that_is_cut_short_counts_as_one(tmp_path: Path) -> None:
+def test_a_shorter_last_block_has_its_own_scale(tmp_path: Path) -> None:
     """DeepSeek's `kv_a_proj` has 576 rows in blocks of 128: the last block has half of them."""
     from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
     # 96 rows in blocks of 64 make two scales; halves of 48 rows would be wrong.
     weight, scale = fp8(96, 80), scales(2, 3)
 
-    found = dequantized(
+    checkpoint = dequantized(
         tmp_path / "m",
         {NAME: weight, f"{NAME}_scale_inv": scale},
         {"quant_method": "fp8", "weight_block_size": BLOCK},
     )
 
     wanted = _dequantize_fp8_weight(weight, scale, BLOCK, torch.float32).to(torch.bfloat16)
-    assert same(found.load(NAME), wanted)
+    assert same(checkpoint.load(NAME), wanted)
 
 
 @pytest.mark.parametrize("scale_shape", [(32, 1), (32,)])
@@ -87,10 +87,12 @@ def test_fbgemm_has_a_scale_for_each_row(scale_shape: tuple[int, ...], tmp_path:
         "model.layers.0.mlp.up_proj.input_scale_ub": torch.tensor([1200.0]),
     }
 
-    found = dequantized(tmp_path / "m", tensors, {"quant_method": "fbgemm_fp8"}, dtype="float16")
+    checkpoint = dequantized(
+        tmp_path / "m", tensors, {"quant_method": "fbgemm_fp8"}, dtype="float16"
+    )
 
-    assert list(found.tensors) == [NAME]
-    assert same(found.load(NAME), (weight.float() * scale.reshape(32, 1)).to(torch.float16))
+    assert list(checkpoint.tensors) == [NAME]
+    assert same(checkpoint.load(NAME), (weight.float() * scale.reshape(32, 1)).to(torch.float16))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_fbgemm_has_a_scale_for_each_row(scale_shape: tuple[int, ...], tmp_path:
     ],
     ids=["no scales", "other scales", "odd block", "other bytes"],
 )
-def test_what_does_not_fit_is_refused(
+def test_scales_that_do_not_fit_are_refused(
     tensors: dict[str, torch.Tensor], settings: dict[str, Any], error: type, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=r"up_proj|weight_block_size"):

@@ -114,11 +114,11 @@ def test_gptq_weights_are_those_of_the_definition(
     tensors = gptq_tensors(parts, group_of, bits, layout)
     settings = {"quant_method": "gptq", "bits": bits, "group_size": GROUP}
 
-    found = dequantized(tmp_path / "m", tensors, settings | {"checkpoint_format": layout})
+    checkpoint = dequantized(tmp_path / "m", tensors, settings | {"checkpoint_format": layout})
 
-    assert found.tensors[f"{MODULE}.weight"].shape == (64, 96)
-    assert set(found.tensors) == {f"{MODULE}.weight", f"{MODULE}.bias"}
-    assert same(found.load(f"{MODULE}.weight"), expected(*parts, group_of))
+    assert checkpoint.tensors[f"{MODULE}.weight"].shape == (64, 96)
+    assert set(checkpoint.tensors) == {f"{MODULE}.weight", f"{MODULE}.bias"}
+    assert same(checkpoint.load(f"{MODULE}.weight"), expected(*parts, group_of))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -133,7 +133,7 @@ def test_gptq_weights_are_those_of_gptqmodel(
     tensors = gptq_tensors(parts, group_of, bits, layout)
     settings = {"quant_method": "gptq", "bits": bits, "group_size": GROUP}
 
-    found = dequantized(tmp_path / "m", tensors, settings | {"checkpoint_format": layout})
+    checkpoint = dequantized(tmp_path / "m", tensors, settings | {"checkpoint_format": layout})
 
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     # A layer as it stands after loading, which turns the first layout into the second.
@@ -156,7 +156,7 @@ def test_gptq_weights_are_those_of_gptqmodel(
         layer, *codes, **settings
     )
     wanted = functions["dequantize_weight"](layer)
-    assert same(found.load(f"{MODULE}.weight"), wanted.T.contiguous().to(torch.bfloat16))
+    assert same(checkpoint.load(f"{MODULE}.weight"), wanted.T.contiguous().to(torch.bfloat16))
 
 
 def awq_tensors(
@@ -174,11 +174,11 @@ def test_awq_weights_are_those_of_the_definition(tmp_path: Path) -> None:
     values, zeros, scales = random_parts(4)
     settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
 
-    found = dequantized(tmp_path / "m", awq_tensors(values, zeros, scales), settings)
+    checkpoint = dequantized(tmp_path / "m", awq_tensors(values, zeros, scales), settings)
 
-    assert found.tensors[f"{MODULE}.weight"].shape == (64, 96)
+    assert checkpoint.tensors[f"{MODULE}.weight"].shape == (64, 96)
     wanted = expected(values, zeros, scales, torch.arange(96) // GROUP)
-    assert same(found.load(f"{MODULE}.weight"), wanted)
+    assert same(checkpoint.load(f"{MODULE}.weight"), wanted)
 
 
 def test_awq_weights_are_those_of_gptqmodel(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_awq_weights_are_those_of_gptqmodel(tmp_path: Path) -> None:
     tensors = awq_tensors(*random_parts(4))
     settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP}
 
-    found = dequantized(tmp_path / "m", tensors, settings)
+    checkpoint = dequantized(tmp_path / "m", tensors, settings)
 
     wanted = packing["dequantize_gemm"](
         tensors[f"{MODULE}.qweight"],
@@ -198,7 +198,7 @@ def test_awq_weights_are_those_of_gptqmodel(tmp_path: Path) -> None:
         4,
         GROUP,
     )
-    assert same(found.load(f"{MODULE}.weight"), wanted.T.contiguous().to(torch.bfloat16))
+    assert same(checkpoint.load(f"{MODULE}.weight"), wanted.T.contiguous().to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(

@@ -19,17 +19,17 @@ def test_experts_are_those_of_transformers(tmp_path: Path) -> None:
     blocks = torch.randint(0, 256, (5, 24, 2, 16), dtype=torch.uint8, generator=generator)
     exponents = torch.randint(100, 140, (5, 24, 2), dtype=torch.uint8, generator=generator)
 
-    found = dequantized(
+    checkpoint = dequantized(
         tmp_path / "m",
         {f"{NAME}_blocks": blocks, f"{NAME}_scales": exponents, f"{NAME}_bias": torch.ones(5, 24)},
         {"quant_method": "mxfp4"},
     )
 
     wanted = convert_moe_packed_tensors(blocks, exponents, dtype=torch.bfloat16)
-    assert found.tensors[NAME].shape == (5, 64, 24) == tuple(wanted.shape)
-    assert same(found.load(NAME), wanted)
-    assert same(torch.cat(list(found.blocks(NAME, 2))), wanted)
-    assert set(found.tensors) == {NAME, f"{NAME}_bias"}
+    assert checkpoint.tensors[NAME].shape == (5, 64, 24) == tuple(wanted.shape)
+    assert same(checkpoint.load(NAME), wanted)
+    assert same(torch.cat(list(checkpoint.blocks(NAME, 2))), wanted)
+    assert set(checkpoint.tensors) == {NAME, f"{NAME}_bias"}
 
 
 def test_a_model_is_the_one_that_transformers_loads(tmp_path: Path) -> None:
@@ -62,10 +62,10 @@ def test_a_model_is_the_one_that_transformers_loads(tmp_path: Path) -> None:
                 115, 125, (4, rows, columns // 32), dtype=torch.uint8
             )
     settings = json.loads((tmp_path / "plain" / "config.json").read_text())
-    found = dequantized(tmp_path / "m", tensors, {"quant_method": "mxfp4"}, **settings)
+    checkpoint = dequantized(tmp_path / "m", tensors, {"quant_method": "mxfp4"}, **settings)
 
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path / "m", dtype="auto", quantization_config=Mxfp4Config(dequantize=True)
     ).state_dict()
-    assert set(found.tensors) == set(loaded)
-    assert all(same(found.load(name), loaded[name]) for name in loaded)
+    assert set(checkpoint.tensors) == set(loaded)
+    assert all(same(checkpoint.load(name), loaded[name]) for name in loaded)

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from packager.package.fingerprint import base_identity
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
-from packager.package.fingerprint import base_identity
-from packager.progress import Silent
 from packager.model.adapter import Adapter
+from packager.progress import Silent
 from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 from packager.source.hub.identity import cached_identity

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.progress import Silent
 from packager.model.adapter import Adapter
+from packager.progress import Silent
 from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 from packager.source.base.full_precision import twin_name

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import errors
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError
+from packager.model.adapter import Adapter
 from packager.model.checkpoint import FolderCheckpoint
 from packager.progress import Silent
-from packager.model.adapter import Adapter
 from packager.source.base.find import find_base
 from packager.source.hub.hub import download, find_cached, find_file
 from packager.source.open import open_source

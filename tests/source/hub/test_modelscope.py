@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
+from packager.package.fingerprint import base_identity
 
 from packager.errors import SourceNotFoundError, ToolchainError
-from packager.package.fingerprint import base_identity
 from packager.package.plan import Request
 from packager.package.prepare import model_name
 from packager.progress import Silent

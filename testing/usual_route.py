@@ -1,4 +1,4 @@
-"""The usual three-step route, which ftpack must equal: merge with PEFT, convert, quantize.
+"""The usual route, whose bytes ftpack must equal: merge with PEFT, convert, quantize.
 
 Nothing here imports ftpack: the expected values of the tests come from these functions.
 """
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.vocabularies import import_gguf
+from testing.vocabularies import import_gguf
 
-_DESCRIBING_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -30,7 +30,7 @@ _DESCRIBING_FILES = (
 
 
 class Tensor(NamedTuple):
-    """A tensor of a GGUF: its shape as GGUF has it (fastest first), type and data digest."""
+    """A tensor of a GGUF: shape in GGUF's order (fastest first), type, and the data's digest."""
 
     shape: tuple[int, ...]
     type_name: str
@@ -38,9 +38,10 @@ class Tensor(NamedTuple):
 
 
 def merge_with_peft(base: Path, adapter: Path, out: Path) -> Path:
-    """`merge_and_unload` and `save_pretrained`; tokenizer files from the base, then the adapter.
+    """Runs `merge_and_unload` and `save_pretrained`; returns `out`.
 
-    `tokenizer.model` comes from the base: a Trainer's folder does not have it.
+    The tokenizer files come from the base and then, where it has them, from the adapter.
+    `tokenizer.model` comes from the base, because a Trainer's output does not contain it.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -48,7 +49,7 @@ def merge_with_peft(base: Path, adapter: Path, out: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
     for folder in (base, adapter):
-        for name in _DESCRIBING_FILES:
+        for name in _TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, out / name)
     return out
@@ -57,7 +58,10 @@ def merge_with_peft(base: Path, adapter: Path, out: Path) -> Path:
 def convert_with_llama_cpp(
     folder: Path, out_gguf: Path, outtype: str, llama_cpp: Path, *options: str
 ) -> Path:
-    """Runs `convert_hf_to_gguf.py`; `outtype` is its own: f32, f16, bf16, q8_0."""
+    """Runs `convert_hf_to_gguf.py`; returns `out_gguf`.
+
+    `outtype` is the script's own option: f32, f16, bf16 or q8_0.
+    """
     script = llama_cpp / "convert_hf_to_gguf.py"
     command = [
         sys.executable, script, folder, "--outfile", out_gguf, "--outtype", outtype, *options
@@ -69,11 +73,14 @@ def convert_with_llama_cpp(
 
 
 def quantize_with_llama_cpp(in_gguf: Path, out_gguf: Path, quant: str, threads: int = 2) -> Path:
-    """`llama_model_quantize` with nothing but its defaults; `quant` as in Q4_K_M or F16."""
+    """Runs `llama_model_quantize` with its defaults; returns `out_gguf`.
+
+    `quant` is llama.cpp's name, such as Q4_K_M or F16.
+    """
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
-    # LLAMA_FTYPE_ALL_F32 is the one without MOSTLY
+    # LLAMA_FTYPE_ALL_F32 is the only constant without MOSTLY in its name.
     params.ftype = getattr(
         llama_cpp, f"LLAMA_FTYPE_{'ALL' if quant == 'F32' else 'MOSTLY'}_{quant}"
     )
@@ -102,7 +109,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class _Header:
-    """A GGUF's header, walked by hand: llama.cpp's reader takes ten seconds for a vocabulary."""
+    """Reads a GGUF's header by hand; gguf-py's reader takes ten seconds for a vocabulary."""
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.at = data, 0
@@ -133,7 +140,7 @@ class _Header:
 
 
 def read_gguf(path: Path, llama_cpp: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The key-values (arrays as a digest) and the tensors of a GGUF of version 3."""
+    """Returns the key-values (arrays as a digest) and the tensors of a GGUF of version 3."""
     gguf = import_gguf(llama_cpp)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         view = memoryview(data)
@@ -147,7 +154,7 @@ def read_gguf(path: Path, llama_cpp: Path) -> tuple[dict[str, Any], dict[str, Te
 
 
 def read_weights(path: Path, llama_cpp: Path) -> dict[str, Any]:
-    """The tensors of a GGUF as gguf-py dequantizes them: fp32 arrays, outermost dimension first."""
+    """Returns a GGUF's tensors, dequantized by gguf-py: fp32 arrays, outermost dimension first."""
     import numpy as np
 
     gguf = import_gguf(llama_cpp)
@@ -163,7 +170,7 @@ def read_weights(path: Path, llama_cpp: Path) -> dict[str, Any]:
 
 
 def _read_header(view: memoryview, gguf: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Key-values, and for each tensor its name, shape, type, and where its data is."""
+    """Returns the key-values, and for each tensor its name, shape, type, and its data's range."""
     header = _Header(view)
     assert header.take("I") == int.from_bytes(b"GGUF", "little")
     assert header.take("I") == 3

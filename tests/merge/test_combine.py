@@ -1,8 +1,7 @@
-"""Several adapters, in turn or combined, give what PEFT gives of them."""
+"""Combined adapters are what PEFT's `add_weighted_adapter` gives, or they are refused."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,83 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
-from packager.merge.adapters import MergedInTurn
-from packager.merge.combine import CombinedAdapter, open_combined, parse_combination
+from packager.merge.merge_options import Combination
 from packager.model.checkpoint import FolderCheckpoint
-from packager.model.tensor_file import TensorFile
-from packager.progress import Silent
-from packager.save.safetensors import save_safetensors
-from packager.source.adapter_folder import open_adapter
-from tests.merge.compared import config_of, differences, opened
+from tests.merge.compared import differences, merge_folders
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, load_base, make_adapter, merge_with_peft
 
 RANK_2 = replace(METHODS["lora"], options={"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"]})
-
-
-def files(*folders: Path) -> list[tuple[Path, TensorFile]]:
-    return [(folder, open_adapter(folder).weights) for folder in folders]
-
-
-@pytest.fixture
-def two(tiny_base: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A base, and two LoRAs for it of equal rank, on modules that overlap in part."""
-    base = tiny_base("biased")
-    other = replace(
-        METHODS["lora"],
-        options={"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"]},
-    )
-    first = make_adapter(base, "biased", METHODS["lora"], tmp_path / "first")
-    second = make_adapter(base, "biased", other, tmp_path / "second")
-    return base, first, second
-
-
-@pytest.mark.parametrize("kind", ["biased", "conv1d", "moe"])
-@pytest.mark.parametrize("names", [("lora", "rslora"), ("lora", "loha"), ("dora", "pissa")])
-def test_in_turn_is_what_peft_makes_by_merging_one_after_another(
-    names: tuple[str, ...], kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    if kind == "conv1d":
-        names = tuple("lora-bias-all" if name == "loha" else name for name in names)
-    base = usual = tiny_base(kind)
-    adapters = []
-    for number, name in enumerate(names):
-        adapters.append(make_adapter(base, kind, METHODS[name], tmp_path / f"adapter-{number}"))
-        usual = merge_with_peft(usual, kind, adapters[-1], tmp_path / f"peft-{number}")
-
-    found = MergedInTurn(FolderCheckpoint(base), files(*adapters))
-
-    assert differences(found, FolderCheckpoint(usual)) == []
-    found.require_all_used()
-    assert not found.is_untrained
-
-
-def test_in_turn_rounds_as_often_as_peft_does(two: tuple[Path, Path, Path]) -> None:
-    base, first, second = two
-    forth = MergedInTurn(FolderCheckpoint(base), files(first, second))
-    back = MergedInTurn(FolderCheckpoint(base), files(second, first))
-
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(forth.load(name), back.load(name))
-
-
-def test_what_the_first_unties_stays_untied_for_the_second(
-    tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    """As two runs of `ftpack merge` give it: PEFT's own would change both sides of the tie."""
-    base = tiny_base("tied")
-    first = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "first")
-    step = opened(base, first)
-    (tmp_path / "step").mkdir()
-    save_safetensors(step, tmp_path / "step", Silent())
-    (tmp_path / "step" / "config.json").write_text(json.dumps(config_of(step)))
-    second = make_adapter(tmp_path / "step", "tied", METHODS["lora-head"], tmp_path / "second")
-    wanted = merge_with_peft(tmp_path / "step", "tied", second, tmp_path / "peft")
-
-    found = MergedInTurn(FolderCheckpoint(base), files(first, second))
-
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    assert config_of(found)["tie_word_embeddings"] is False
 
 
 def combined_by_peft(
@@ -131,10 +60,8 @@ def test_combined_is_what_peft_combines_under_the_same_seed(
     wanted = combined_by_peft(base, [first, second], method, [0.7, -0.4], tmp_path / "peft", 0.5)
     pruned = 0.5 if method.startswith(("ties", "dare", "magnitude")) else None
 
-    combination = parse_combination(method, [0.7, -0.4], pruned, 7, 2)
-    checkpoint = FolderCheckpoint(base)
-    adapter = CombinedAdapter(checkpoint, files(first, second), combination)
-    found = open_combined(checkpoint, adapter)
+    combination = Combination.parse(method, [0.7, -0.4], pruned, 7)
+    found = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
 
     assert differences(found, FolderCheckpoint(wanted)) == []
     found.require_all_used()
@@ -147,12 +74,9 @@ def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
     other = make_adapter(base, "biased", METHODS["rslora"], tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], "cat", [1.0, 0.5], tmp_path / "peft", 0.5)
 
-    checkpoint = FolderCheckpoint(base)
-    adapter = CombinedAdapter(
-        checkpoint, files(first, other), parse_combination("cat", [1.0, 0.5], None, 0, 2)
-    )
+    combination = Combination("cat", (1.0, 0.5))
+    found = merge_folders(base, first, other, scratch=tmp_path, combination=combination)
 
-    found = open_combined(checkpoint, adapter)
     assert differences(found, FolderCheckpoint(wanted)) == []
 
 
@@ -161,7 +85,6 @@ def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
 ) -> None:
     base, first, _ = two
     other = make_adapter(base, "biased", METHODS["rslora"], tmp_path / "other")
-    combination = parse_combination("cat", [], None, 0, 2)
     name = "model.layers.0.self_attn.q_proj.weight"
     plain = FolderCheckpoint(base).load(name).float()
     both = [
@@ -175,7 +98,7 @@ def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
     assert factor == pytest.approx(8**0.5, rel=0.05)
 
     with pytest.raises(UnsupportedError, match="use_rslora"):
-        CombinedAdapter(FolderCheckpoint(base), files(other, first), combination)
+        merge_folders(base, other, first, scratch=tmp_path, combination=Combination("cat"))
 
 
 def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
@@ -183,14 +106,14 @@ def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
 ) -> None:
     base, first, _ = two
     narrow = make_adapter(base, "biased", METHODS["lora-layers"], tmp_path / "narrow")
-    combination = parse_combination("linear", [], None, 0, 2)
+    combination = Combination("linear")
     lost = combined_by_peft(base, [narrow, first], "linear", [1, 1], tmp_path / "peft", 0.5)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(FolderCheckpoint(lost).load(name), FolderCheckpoint(base).load(name))
 
     with pytest.raises(AdapterMismatchError, match=r"first changes in 3 modules.*layers\.0"):
-        CombinedAdapter(FolderCheckpoint(base), files(narrow, first), combination)
-    CombinedAdapter(FolderCheckpoint(base), files(first, narrow), combination)
+        merge_folders(base, narrow, first, scratch=tmp_path, combination=combination)
+    merge_folders(base, first, narrow, scratch=tmp_path, combination=combination)
 
 
 def test_a_lora_of_several_ranks_is_combined_right_or_refused(
@@ -199,16 +122,12 @@ def test_a_lora_of_several_ranks_is_combined_right_or_refused(
     base, first, _ = two
     other = make_adapter(base, "biased", METHODS["lora-patterns"], tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], "cat", [1.0, 1.0], tmp_path / "peft", 0.5)
-    checkpoint = FolderCheckpoint(base)
 
-    adapter = CombinedAdapter(
-        checkpoint, files(first, other), parse_combination("cat", [], None, 0, 2)
-    )
-    assert differences(open_combined(checkpoint, adapter), FolderCheckpoint(wanted)) == []
-    with pytest.raises(AdapterMismatchError, match="does not combine"):
-        CombinedAdapter(
-            checkpoint, files(first, other), parse_combination("linear", [], None, 0, 2)
-        )
+    found = merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
+
+    assert differences(found, FolderCheckpoint(wanted)) == []
+    with pytest.raises(AdapterMismatchError, match="'linear'"):
+        merge_folders(base, first, other, scratch=tmp_path, combination=Combination("linear"))
 
 
 @pytest.mark.parametrize("method", ["cat", "svd"])
@@ -219,9 +138,7 @@ def test_loras_of_different_ranks_are_combined_as_peft_combines_them(
     other = make_adapter(base, "biased", RANK_2, tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], method, [1.0, 1.0], tmp_path / "peft", 0.5)
 
-    checkpoint = FolderCheckpoint(base)
-    combination = parse_combination(method, [], None, 0, 2)
-    found = open_combined(checkpoint, CombinedAdapter(checkpoint, files(first, other), combination))
+    found = merge_folders(base, first, other, scratch=tmp_path, combination=Combination(method))
 
     assert differences(found, FolderCheckpoint(wanted)) == []
 
@@ -233,11 +150,7 @@ def test_loras_of_different_ranks_are_refused_where_peft_refuses_them(
     other = make_adapter(base, "biased", RANK_2, tmp_path / "other")
 
     with pytest.raises(AdapterMismatchError, match="same r value") as caught:
-        CombinedAdapter(
-            FolderCheckpoint(base),
-            files(first, other),
-            parse_combination("linear", [], None, 0, 2),
-        )
+        merge_folders(base, first, other, scratch=tmp_path, combination=Combination("linear"))
     assert "cat" in caught.value.next_step
 
 
@@ -249,31 +162,22 @@ def test_what_is_no_plain_lora_is_not_combined(
     other = make_adapter(base, "biased", METHODS[name], tmp_path / "other")
 
     with pytest.raises(UnsupportedError, match=r"other is more than a LoRA"):
-        CombinedAdapter(
-            FolderCheckpoint(base),
-            files(first, other),
-            parse_combination("cat", [], None, 0, 2),
-        )
+        merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
 
 
-@pytest.mark.parametrize(
-    ("method", "weights", "density", "adapters", "named"),
-    [
-        ("slerp", [], None, 2, "slerp"),
-        ("linear", [1.0], None, 2, "1 times for 2 adapters"),
-        ("linear", [], None, 1, "1 adapter"),
-        ("linear", [1.0, float("nan")], None, 2, "nan"),
-        ("ties", [], None, 2, "density is None"),
-        ("dare_ties", [], 1.5, 2, "density is 1.5"),
-        ("cat", [], 0.5, 2, "prunes nothing"),
-    ],
-)
-def test_a_wrong_way_to_combine_is_refused(
-    method: str, weights: list[float], density: float | None, adapters: int, named: str
+def test_two_combinations_can_share_a_scratch_folder(
+    two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=named) as caught:
-        parse_combination(method, weights, density, 0, adapters)
-    assert caught.value.next_step
+    base, first, second = two
+    name = "model.layers.0.self_attn.q_proj.weight"
+    (tmp_path / "scratch").mkdir()
+    both = [
+        merge_folders(base, first, second, scratch=tmp_path / "scratch", combination=combination)
+        for combination in (Combination("linear"), Combination("linear", (0.1, 0.1)))
+    ]
+
+    assert not torch.equal(both[0].load(name), both[1].load(name))
+    assert len(list((tmp_path / "scratch").iterdir())) == 2
 
 
 def another_ia3(base: Path, kind: Kind, folder: Path, **options: object) -> Path:
@@ -299,11 +203,8 @@ def test_ia3s_are_combined_as_peft_combines_them(
     weights = [0.7, 0.3]
     wanted = combined_by_peft(base, [first, second], "", weights, tmp_path / "peft", 0, kind)
 
-    checkpoint = FolderCheckpoint(base)
-    combination = parse_combination("linear", weights, None, 0, 2)
-    found = open_combined(
-        checkpoint, CombinedAdapter(checkpoint, files(first, second), combination)
-    )
+    combination = Combination("linear", tuple(weights))
+    found = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
 
     assert differences(found, FolderCheckpoint(wanted)) == []
     assert differences(found, FolderCheckpoint(merge_with_peft(
@@ -319,7 +220,7 @@ def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
     fewer = another_ia3(
         base, "biased", tmp_path / "fewer", target_modules=["k_proj"], feedforward_modules=[]
     )
-    checkpoint = FolderCheckpoint(base)
+    halves = Combination("linear", (0.5, 0.5))
     name = "model.layers.0.self_attn.v_proj.weight"
     halved = combined_by_peft(base, [first, fewer], "", [0.5, 0.5], tmp_path / "peft", 0)
     alone = FolderCheckpoint(merge_with_peft(base, "biased", first, tmp_path / "alone"))
@@ -327,16 +228,12 @@ def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
     ratio = FolderCheckpoint(halved).load(name).float() / alone.load(name).float()
     assert ratio.nanmedian() == pytest.approx(0.5, rel=0.01)
 
-    with pytest.raises(AdapterMismatchError, match=r"fewer tune other modules.*v_proj"):
-        CombinedAdapter(
-            checkpoint, files(first, fewer), parse_combination("linear", [0.5, 0.5], None, 0, 2)
-        )
-    with pytest.raises(UsageError, match="sum up to 2"):
-        CombinedAdapter(
-            checkpoint, files(first, first), parse_combination("linear", [], None, 0, 2)
-        )
-    with pytest.raises(UnsupportedError, match="sum alone"):
-        CombinedAdapter(checkpoint, files(first, first), parse_combination("cat", [], None, 0, 2))
+    with pytest.raises(AdapterMismatchError, match=r"first and .*fewer .*v_proj"):
+        merge_folders(base, first, fewer, scratch=tmp_path, combination=halves)
+    with pytest.raises(UsageError, match="sum to 2"):
+        merge_folders(base, first, first, scratch=tmp_path, combination=Combination("linear"))
+    with pytest.raises(UnsupportedError, match=r"--combine cat: .*IA3"):
+        merge_folders(base, first, first, scratch=tmp_path, combination=Combination("cat"))
 
 
 @pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}], ids=["a saved head"])
@@ -346,9 +243,6 @@ def test_what_is_more_than_an_ia3_is_not_combined(
     base = tiny_base("biased")
     other = another_ia3(base, "biased", tmp_path / "other", **options)
 
+    halves = Combination("linear", (0.5, 0.5))
     with pytest.raises(UnsupportedError, match="other is more than an IA3"):
-        CombinedAdapter(
-            FolderCheckpoint(base),
-            files(other, other),
-            parse_combination("linear", [0.5, 0.5], None, 0, 2),
-        )
+        merge_folders(base, other, other, scratch=tmp_path, combination=halves)

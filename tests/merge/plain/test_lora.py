@@ -12,18 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, BaseMismatchError, NonFiniteError
-from packager.merge.plain.lora import Merged
+from packager.merge.plain.lora import LoraMerged
 from packager.model.checkpoint import FolderCheckpoint
-from packager.model.tensor_file import SafetensorsFile
 from packager.progress import Silent
 from packager.save.safetensors import save_safetensors
-from tests.usual_route import merge_with_peft
+from packager.source.adapter_folder import open_adapter
+from testing.usual_route import merge_with_peft
 
 
-def merged(base: Path, adapter: Path) -> Merged:
-    return Merged(
-        FolderCheckpoint(base), adapter, SafetensorsFile(adapter / "adapter_model.safetensors")
-    )
+def merged(base: Path, adapter: Path, device: str = "cpu") -> LoraMerged:
+    return LoraMerged(FolderCheckpoint(base), open_adapter(adapter), device)
 
 
 def edited(adapter: Path, folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -77,7 +75,8 @@ def test_saves_what_merge_and_unload_saves(
     changed = [
         name
         for name in found
-        if checkpoint.is_merged(name) and torch.equal(found[name], checkpoint._base.load(name))
+        if name in checkpoint.facts.merged_names
+        and torch.equal(found[name], checkpoint.base.load(name))
     ]
     assert not changed, "a targeted module with a nonzero B must change"
 
@@ -94,32 +93,11 @@ def test_on_a_gpu_it_is_what_merge_and_unload_gives_there(
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").to("cuda")
     expected = PeftModel.from_pretrained(model, lora).merge_and_unload().state_dict()
 
-    weights = SafetensorsFile(lora / "adapter_model.safetensors")
-    checkpoint = Merged(FolderCheckpoint(base), lora, weights, "cuda")
+    checkpoint = merged(base, lora, "cuda")
 
     for name in checkpoint.tensors:
         want = expected[name].cpu()
         assert torch.equal(checkpoint.load(name).view(torch.uint8), want.view(torch.uint8)), name
-
-
-def test_shards_have_an_index_and_hold_the_same_tensors(
-    small_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    base = FolderCheckpoint(small_model("llama"))
-
-    save_safetensors(base, tmp_path, Silent(), shard_bytes=40_000_000)
-
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    shards = sorted(set(index["weight_map"].values()))
-    assert len(shards) > 1
-    assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
-    loaded = {}
-    for shard in shards:
-        loaded.update(load_file(tmp_path / shard))
-    assert {n: t.shape for n, t in loaded.items()} == {
-        n: torch.Size(i.shape) for n, i in base.tensors.items()
-    }
-    assert torch.equal(loaded["model.norm.weight"], base.load("model.norm.weight"))
 
 
 def test_a_base_of_other_shapes_is_refused_with_the_shapes(

@@ -1,8 +1,8 @@
-"""Real tokenizers, rebuilt from the vocabulary files that llama.cpp's sources carry.
+"""Real tokenizers, rebuilt from the vocabulary files in llama.cpp's sources.
 
 `models/ggml-vocab-*.gguf` hold the tokens, merges and scores of well-known models, without
-weights. llama.cpp's converter recognises a vocabulary by the ids it gives for a fixed text, so
-each one is rebuilt whole.
+weights. llama.cpp's converter recognises a vocabulary by its ids for a fixed text, so each
+vocabulary is rebuilt in full.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
 
 @dataclass(frozen=True)
 class Family:
-    """Where a vocabulary comes from and which of its tokens do what.
+    """The file that a vocabulary comes from, and the roles of its tokens.
 
     Attributes:
         source: the file is `models/ggml-vocab-{source}.gguf`.
-        chat_template: a file of `models/templates/`, or "" for a plain template of ours.
-        eos_ids: what generation stops at; the first is the tokenizer's `eos_token`.
-        added: tokens that the vocabulary lacks and the chat template needs.
+        chat_template: a file in `models/templates/`, or "" for a plain template of our own.
+        eos_ids: the tokens that end generation; the first is the tokenizer's `eos_token`.
+        added: tokens that the chat template needs and the vocabulary does not have.
     """
 
     source: str
@@ -56,8 +56,8 @@ FAMILIES: dict[Kind, Family] = {
         128001,
     ),
     "qwen3": Family("qwen2", "Qwen-Qwen3-0.6B.jinja", None, (151645, 151643), 151643),
-    # Gemma's own 262144 tokens would make an 80 times larger file: Llama 2's pieces are of the
-    # same kind (SentencePiece BPE with byte fallback), and Gemma's two turn marks are added.
+    # Gemma's own 262144 tokens would make the file 80 times as large. Llama 2's pieces are of the
+    # same kind (SentencePiece BPE with byte fallback); Gemma's two turn markers are added to them.
     "gemma3": Family(
         "llama-spm",
         "google-gemma-2-2b-it.jinja",
@@ -75,7 +75,7 @@ FAMILIES["qwen3moe"] = FAMILIES["qwen3"]
 
 
 def import_gguf(llama_cpp: Path) -> Any:
-    """llama.cpp's own `gguf` package (`gguf-py/`), newer than the one on PyPI."""
+    """Returns llama.cpp's own `gguf` package (`gguf-py/`), which is newer than the one on PyPI."""
     folder = str(llama_cpp / "gguf-py")
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -85,10 +85,10 @@ def import_gguf(llama_cpp: Path) -> Any:
 
 
 def write_tokenizer(kind: Kind, folder: Path, llama_cpp: Path) -> int:
-    """Writes the tokenizer files of `kind` as its makers publish them; returns the vocab size.
+    """Writes the tokenizer files of `kind` as its authors publish them; returns the vocab size.
 
-    Always `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`; for the
-    SentencePiece families also `tokenizer.model`, without which the converter refuses Phi-3.
+    The files are `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, and for the
+    SentencePiece families `tokenizer.model`, without which the converter refuses Phi-3.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -176,7 +176,7 @@ def _sentencepiece_tokenizer(
         )
     )
     spaces = normalizers.Replace(" ", "▁")
-    # Gemma adds no space before the first word, Phi-3 does.
+    # Phi-3 adds a space before the first word; Gemma does not.
     tokenizer.normalizer = (
         spaces if kind == "gemma3" else normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     )
@@ -188,14 +188,14 @@ def _sentencepiece_tokenizer(
 
 
 def _merges_from_scores(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every split of a piece into two pieces, in the order in which SentencePiece joins them."""
-    found = [
+    """Returns every split of a piece in two, in the order in which SentencePiece joins them."""
+    ranked = [
         (-scores[token_id], vocab[piece[:cut]], vocab[piece[cut:]], (piece[:cut], piece[cut:]))
         for piece, token_id in vocab.items()
         for cut in range(1, len(piece))
         if piece[:cut] in vocab and piece[cut:] in vocab
     ]
-    return [pair for *_, pair in sorted(found)]
+    return [pair for *_, pair in sorted(ranked)]
 
 
 def _write_sentencepiece_model(
@@ -234,12 +234,12 @@ def _add_special_tokens(
     special = [
         (i, token)
         for i, (token, type_) in enumerate(zip(tokens, types, strict=True))
-        # Rows that only fill the embedding up to a round number are no tokens.
+        # Rows that only pad the embedding to a round number are not tokens.
         if type_ not in (_NORMAL, _BYTE, _UNUSED) and not token.startswith("[PAD")
     ]
     tokenizer.add_special_tokens(
         [
-            # Phi-3's marks take the white space after them along, all but the end of the text.
+            # Phi-3's markers absorb the white space after them, except for <|endoftext|>.
             AddedToken(
                 token,
                 special=True,
@@ -255,7 +255,7 @@ def _add_special_tokens(
 
 
 def _begin_with_bos(tokenizer: Any, bos_token: str) -> None:
-    """A BOS before each text: Llama 3's pre-tokenizer is recognised only with it."""
+    """Puts a BOS before each text, without which Llama 3's pre-tokenizer is not recognised."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.post_processor = TemplateProcessing(
@@ -266,7 +266,7 @@ def _begin_with_bos(tokenizer: Any, bos_token: str) -> None:
 
 
 def _add_published_entries(folder: Path, has_bos: bool) -> None:
-    """What published models say in `tokenizer_config.json`, and transformers 5 no longer writes."""
+    """Adds the entries of a published `tokenizer_config.json` that transformers 5 omits."""
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8"))
     config["add_bos_token"] = has_bos
