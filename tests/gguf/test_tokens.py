@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.usual_route import read_gguf
 
 from packager.gguf.types import write_skeleton
 from packager.package.plan import Request
@@ -17,7 +18,6 @@ from packager.package.prepare import prepare
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.conversation import CORE
 from packager.verbs.build import build
-from tests.usual_route import read_gguf
 
 MESSAGES = [
     {"role": "user", "content": "Where do birds live, and why? 12 345 naïve 你好 🐦\n"},
