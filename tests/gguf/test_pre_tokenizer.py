@@ -223,13 +223,12 @@ def test_a_vocabulary_that_shows_a_difference_in_splitting_is_refused(
 ) -> None:
     folder = make_model(tmp_path / "model", telling_tokenizer(PUBLISHED[model]))
 
-    with pytest.raises(
-        UnsupportedError, match=r"tokenizer\.json.*other token ids of .*"
-    ) as refused:
+    with pytest.raises(UnsupportedError, match="token ids") as error:
         prepare(Request(str(folder), ("Q8_0",)))
 
-    assert PUBLISHED[model].name in refused.value.message
-    assert refused.value.next_step
+    assert str(folder / "tokenizer.json") in error.value.message
+    assert PUBLISHED[model].name in error.value.message
+    assert error.value.next_step
 
 
 @pytest.mark.parametrize("wrong", ["gpt-2", "starcoder", "qwen35", "llama-bpe", "deepseek-v3"])
@@ -240,7 +239,7 @@ def test_a_wrong_name_does_not_pass(wrong: str, tmp_path: Path) -> None:
     assert key_value(package, "pre") == "qwen2"
     package.conversion.key_values["tokenizer.ggml.pre"].value = wrong
 
-    with pytest.raises(UnsupportedError, match="other token ids of"):
+    with pytest.raises(UnsupportedError, match="token ids"):
         check_pre_tokenizer(package.conversion, package.inputs.files, find_toolchain(), Silent())
 
 
