@@ -1,6 +1,6 @@
 """`python -m packager`: the same as `ftpack`."""
 
-from packager.cli.main import run
+from packager.cli.main import main
 
 if __name__ == "__main__":
-    run()
+    main()

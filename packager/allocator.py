@@ -1,11 +1,11 @@
-"""What the C library does with memory that was freed, where it can be told (glibc)."""
+"""How the C library handles freed memory, where it can be configured (glibc)."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 
-# Parameters of mallopt as malloc.h has them, the largest threshold it takes, and its own default.
+# Parameters of mallopt from malloc.h, the largest threshold that it accepts, and glibc's default.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGEST_THRESHOLD_BYTES, _DEFAULT_MMAP_MAX = 32 << 20, 65536
 
@@ -13,29 +13,29 @@ _is_kept = False
 
 
 def keep_freed_memory() -> None:
-    """Let what one tensor leaves be used for the next: for a process that is ftpack's own.
+    """Reuse the memory of one tensor for the next; only for a process of ftpack's own.
 
-    By default the library gives large blocks back at once and gets them anew, page by page and
-    zeroed: half of all the time in which a base is read.
+    By default, the library returns large blocks to the system at once and gets new ones, page by
+    page and zeroed. That takes half of the time in which a base is read.
     """
     global _is_kept
     _is_kept = _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1})
 
 
 def give_back_large_blocks() -> None:
-    """Let blocks of more than 32 MiB go when they are freed, though `keep_freed_memory` was called.
+    """Return freed blocks of more than 32 MiB to the system, despite `keep_freed_memory`.
 
-    For work on blocks of hundreds of MiB (a layer's experts): kept in a heap they leave holes that
-    smaller tensors break up, so that the next layer's take new memory.
+    For work on blocks of hundreds of MiB (a layer's experts): in a heap they would leave holes that
+    smaller tensors break up, so that the blocks of the next layer would need new memory.
     """
     if _is_kept:
         _set({_M_MMAP_THRESHOLD: _LARGEST_THRESHOLD_BYTES, _M_MMAP_MAX: _DEFAULT_MMAP_MAX})
 
 
 def give_back_free_pages() -> None:
-    """Let go of what is free in the heap now, holes included, where `keep_freed_memory` was called.
+    """Return the free parts of the heap to the system, holes too, after `keep_freed_memory`.
 
-    Before work that takes several large blocks, none of which would fit into those holes.
+    For use before work with several large blocks, none of which would fit into those holes.
     """
     if _is_kept:
         with contextlib.suppress(AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""The template texts that ftpack carries, wherever it is installed."""
+"""The template texts that are part of ftpack, wherever it is installed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def read_template(name: str) -> str:
     Raises:
         FileNotFoundError: if ftpack has no such template.
     """
-    # Bytes, as reading text would translate line ends, and a prompt depends on them.
+    # Bytes: reading text would translate line ends, on which a prompt depends.
     return _root().joinpath(*name.split("/")).read_bytes().decode("utf-8")
 
 
 def template_names(folder: str) -> list[str]:
-    """The names of the templates in a folder of them, such as `ollama`."""
+    """The names of the templates in a folder, such as `ollama`."""
     return sorted(path.name for path in _root().joinpath(folder).iterdir() if path.is_file())
 
 
 def _root() -> Traversable:
-    """The folder of the templates: inside the package in a wheel, beside it in a working tree."""
+    """The folder of templates: inside the package in a wheel, beside it in a working tree."""
     packaged = files("packager").joinpath(_IN_WHEEL)
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "templates"

@@ -138,7 +138,8 @@ def _read_checksums(path: Path) -> dict[str, str]:
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise CorruptFileError(
-                f"{path}, line {number}: {line!r} is not of the form `DIGEST  NAME`.", next_step=RESTORE
+                f"{path}, line {number}: {line!r} is not of the form `DIGEST  NAME`.",
+                next_step=RESTORE,
             )
         require_plain_name(name, str(path))
         digests[name] = digest

@@ -214,7 +214,9 @@ def _wrong(record: object, problem: Mapping[str, Any], where: str) -> CorruptFil
             break  # the rest names a type that the value might have had
         path, value = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}", inner
     path = path.removeprefix(".")
-    message = f"{path} is {json.dumps(value, ensure_ascii=False, default=str)[:80]}: {problem['msg']}"
+    message = (
+        f"{path} is {json.dumps(value, ensure_ascii=False, default=str)[:80]}: {problem['msg']}"
+    )
     if value is _ABSENT:
         message = f"the key {path} is missing"
     return CorruptFileError(f"{where}: {message}.", next_step=RESTORE)

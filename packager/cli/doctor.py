@@ -1,21 +1,19 @@
-"""`ftpack doctor`: what is installed, found and reachable; and how to mend what is not."""
+"""`ftpack doctor`: what is installed, found and reachable; and how to fix what is not."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from packager.cli.options import console_for, output_options
+from packager.cli.options import Output, host_option, output_options
 
 
 @click.command("doctor")
 @click.option("--install-toolchain", is_flag=True,
               help="Fetch llama.cpp's converter (with pip) into ftpack's cache.")  # fmt: skip
-@click.option("--host", help="The Ollama server; by default OLLAMA_HOST, else this machine's.")
+@host_option
 @output_options()
-def command(**options: Any) -> None:
-    """Tell what is installed, found and reachable, and how to mend it.
+def command(install_toolchain: bool, host: str | None, output: Output) -> None:
+    """Show what is installed, found and reachable, and how to fix the rest.
 
     \b
     Example:
@@ -24,25 +22,24 @@ def command(**options: Any) -> None:
     import json
 
     from packager.cli.console import result
-    from packager.gguf.toolchain import install_toolchain
-    from packager.verbs.doctor import check_up
+    from packager.verbs.doctor import doctor
 
-    console = console_for(options)
-    if options["install_toolchain"]:
-        toolchain = install_toolchain(console)
-        result(str(toolchain.folder))
+    if install_toolchain:
+        from packager.gguf.toolchain import install_toolchain as install
+
+        result(str(install(output.console).folder))
         return
-    findings = check_up(options["host"])
-    if options["as_json"]:
+    findings = doctor(host)
+    if output.as_json:
         values = [
-            {"what": item.what, "ok": item.is_ok, "found": item.found, "mend": item.mend}
+            {"what": item.what, "ok": item.is_ok, "state": item.state, "fix": item.fix}
             for item in findings
         ]
         result(json.dumps(values, indent=2))
     else:
         for item in findings:
-            result(f"{'ok  ' if item.is_ok else 'MISS'} {item.what}: {item.found}")
-            if item.mend:
-                result(f"       {item.mend}")
+            result(f"{'ok  ' if item.is_ok else 'MISS'} {item.what}: {item.state}")
+            if item.fix:
+                result(f"       {item.fix}")
     if any(item.is_needed and not item.is_ok for item in findings):
         raise click.exceptions.Exit(1)

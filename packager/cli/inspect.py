@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
-from packager.cli.options import console_for, output_options
+from packager.cli.options import Output, output_options
+
+if TYPE_CHECKING:
+    from packager.verbs.inspect import InspectedAdapter, InspectedCheckpoint, Inspection
 
 
 @click.command("inspect")
 @click.argument("source")
-@click.option("--checkpoint", metavar="N|best|last", help="Which checkpoint of a Trainer.")
+@click.option("--checkpoint", metavar="N|best|last",
+              help="Which training checkpoint; by default the run's final save.")  # fmt: skip
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of the id.")
 @output_options()
-def command(source: str, **options: Any) -> None:
-    """Tell what SOURCE is, which base it needs, and its checkpoints.
+def command(source: str, checkpoint: str | None, revision: str | None, output: Output) -> None:
+    """Show what SOURCE is, which base it needs, and its training checkpoints.
 
     \b
     Example:
@@ -24,23 +29,63 @@ def command(source: str, **options: Any) -> None:
     import json
 
     from packager.cli.console import result
+    from packager.source.source_options import SourceOptions
     from packager.verbs.inspect import inspect
 
-    found = inspect(source, options["checkpoint"], options["revision"], console_for(options))
-    if options["as_json"]:
-        result(json.dumps(found, indent=2))
+    options = SourceOptions(source, checkpoint=checkpoint, revision=revision)
+    inspection = inspect(options, output.console)
+    if output.as_json:
+        result(json.dumps(inspection.to_json(), indent=2))
         return
-    for key, value in found.items():
-        if isinstance(value, list):
-            result(f"{key}:")
-            for item in value:
-                result(f"  {_line(item)}")
-        elif value is not None:
-            result(f"{key}: {value}")
+    for line in _lines(inspection):
+        result(line)
 
 
-def _line(item: object) -> str:
-    if not isinstance(item, dict):
-        return str(item)
-    shown = {key: value for key, value in item.items() if value not in (None, False)}
-    return ", ".join(key if value is True else f"{key} {value}" for key, value in shown.items())
+def _lines(inspection: Inspection) -> list[str]:
+    lines = [f"source: {inspection.source}"]
+    if training := inspection.training:
+        lines += _known({
+            "trained with": f"{training.trainer} ({training.known_by})",
+            "trained on": training.base,
+            "training template": training.template_name,
+            "training length": training.length,
+            "training, not readable": training.problem,
+        })  # fmt: skip
+    if inspection.adapter:
+        lines += _adapter_lines(inspection.adapter)
+    if model := inspection.model:
+        lines += [f"architecture: {', '.join(model.architectures)}", f"weights: {model.tensors}"]
+    lines += _known({"chat template": inspection.chat_template})
+    lines += _listed("problems of the chat template", inspection.chat_template_problems)
+    lines += _listed("adapters in folders of their own", inspection.named_adapters)
+    lines += _listed("training checkpoints", map(_checkpoint_line, inspection.checkpoints))
+    lines += _known({"what happens": inspection.what_happens})
+    return [*lines, f"next: {inspection.next_step}"]
+
+
+def _adapter_lines(adapter: InspectedAdapter) -> list[str]:
+    return _known({
+        "method": adapter.method,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "targets": adapter.targets,
+        "adapter tensors": adapter.tensors,
+        "base": adapter.base or "not recorded: name it with --base",
+        "base found": adapter.base_location,
+    })  # fmt: skip
+
+
+def _checkpoint_line(checkpoint: InspectedCheckpoint) -> str:
+    parts = [f"step {checkpoint.step}"]
+    parts += [] if checkpoint.loss is None else [f"loss {checkpoint.loss}"]
+    parts += [] if checkpoint.eval_loss is None else [f"eval loss {checkpoint.eval_loss}"]
+    return ", ".join([*parts, *(["best"] if checkpoint.is_best else [])])
+
+
+def _known(values: Mapping[str, object]) -> list[str]:
+    return [f"{key}: {value}" for key, value in values.items() if value is not None]
+
+
+def _listed(title: str, items: Iterable[str]) -> list[str]:
+    lines = [f"  {item}" for item in items]
+    return [f"{title}:", *lines] if lines else []

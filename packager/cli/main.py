@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import importlib
 import os
+import signal
 import sys
 import traceback
-from typing import NoReturn
 
 import click
 
@@ -19,16 +19,17 @@ from packager.errors import FtpackError, InputRefusedError
 _VERBS = {
     "ollama": "Build, register with Ollama, and verify.",
     "gguf": "Build the bundle: GGUFs, Modelfile, manifest.",
-    "merge": "Write the merged 16-bit checkpoint.",
+    "merge": "Write the merged model, or the cleaned adapter.",
     "modelfile": "Print the Modelfile of a source or a bundle.",
     "register": "Register a finished bundle with Ollama.",
-    "prompt": "Prove that the prompt is that of training.",
-    "inspect": "Tell what a folder is, and what it needs.",
+    "prompt": "Compare the prompt with the training prompt.",
+    "inspect": "Show what a folder is, and what it needs.",
     "run": "Chat with a bundle or GGUF, without Ollama.",
-    "doctor": "Tell what is installed, found, reachable.",
+    "doctor": "Show what is installed, found, reachable.",
     "completion": "Print the completion script for a shell.",
 }
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 class _Verbs(click.Group):
@@ -59,60 +60,56 @@ def cli() -> None:
     """
 
 
-def run() -> NoReturn:
-    """Run the command line, and end the process as it is.
-
-    Taking down a vocabulary's million objects, one by one, would take two seconds.
-    """
-    code: int | str | None = 1
-    try:
-        main()
-    except SystemExit as done:
-        code = done.code
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
-
-
 def main() -> None:
-    """Run the command line; every error ends here, as a message and an exit code."""
-    # OpenMP threads that wait shall sleep: spinning, they take the cores from the quantizers.
+    """Run the command line: every error ends here, as a message and an exit code."""
+    # OpenMP threads should sleep while they wait: spinning, they take cores from the quantizers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # So that a run that is asked to end removes its temporary folder, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
     is_verbose = any(arg in ("-v", "--verbose") for arg in sys.argv[1:])
     try:
-        code = cli.main(prog_name="ftpack", standalone_mode=False)
-    except click.exceptions.Abort:
-        _say("Interrupted. What was finished is kept; the same command goes on from there.")
-        code = _INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except FtpackError as error:
-        if is_verbose:
-            traceback.print_exc()
-        _say(f"Error: {error.message}")
-        if error.next_step:
-            _say(f"Next: {error.next_step}")
-        code = error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    # What the system refuses is a file's or a disk's matter, which only the user can mend.
-    except OSError as error:
-        if is_verbose:
-            traceback.print_exc()
-        _say(f"Error: {error}")
-        _say("Next: Check that these files can be read and written, and that there is room.")
-        code = InputRefusedError.exit_code
+        code = cli.main(prog_name="ftpack", standalone_mode=False) or 0
     except Exception as error:
-        if is_verbose:
+        if is_verbose and not isinstance(error, click.exceptions.Abort | click.ClickException):
             traceback.print_exc()
-        _say(f"Error: {type(error).__name__}: {error}")
-        _say("Next: This is a fault of ftpack. Run again with -v and report what it prints.")
-        code = 1
-    sys.exit(code or 0)
+        code = _report(error)
+    # A vocabulary's million objects are not worth a last search for cycles among them.
+    gc.freeze()
+    sys.exit(code)
+
+
+def _report(error: Exception) -> int:
+    """Say what happened and what to do next; gives the exit code."""
+    match error:
+        case click.exceptions.Abort():
+            _say("Interrupted. Finished files are kept; the same command continues from there.")
+            return _INTERRUPTED
+        case click.ClickException():
+            error.show()
+            return error.exit_code
+        case FtpackError():
+            _say(f"Error: {error.message}")
+            if error.next_step:
+                _say(f"Next: {error.next_step}")
+            return error.exit_code
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        # What the system refuses concerns a file or a disk, which only the user can fix.
+        case OSError():
+            _say(f"Error: {error}")
+            _say(
+                "Next: Check that these files can be read and written, and that the disk has room."
+            )
+            return InputRefusedError.exit_code
+    _say(f"Error: {type(error).__name__}: {error}")
+    _say("Next: This is a bug in ftpack. Run it again with -v and report what it prints.")
+    return 1
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(_TERMINATED)
 
 
 def _say(message: str) -> None:

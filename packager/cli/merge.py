@@ -1,61 +1,80 @@
-"""`ftpack merge`: the merged checkpoint in 16 or in 4 bits, or the adapter for publishing."""
+"""`ftpack merge`: the merged model in 16 or in 4 bits, or the adapter for publishing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from packager.cli.options import console_for, make_request, output_options, source_options
+from packager.cli.options import Output, force_option, output_options, request_options
+
+if TYPE_CHECKING:
+    from packager.package.request import Request
+    from packager.save.staged_folder import SavedFolder
+    from packager.verbs.merge import Form
 
 
 @click.command("merge")
-@source_options()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
+@request_options()
+@click.option("--out", "folder", type=click.Path(file_okay=False, path_type=Path), required=True,
               help="The folder to write.")  # fmt: skip
 @click.option(
     "--save",
     type=click.Choice(["merged_16bit", "merged_4bit", "adapter"]),
     default="merged_16bit",
     show_default=True,
-    help="16 bits, as the base has them; the 4 of bitsandbytes (nf4); or the adapter alone, "
-    "cleaned for publishing.",
+    help="The merged model in the base's own 16 bits, or in 4 bits by bitsandbytes (nf4); or the "
+    "adapter alone, cleaned for publishing.",
 )
-@click.option("--force", is_flag=True, help="Overwrite a model in --out.")
+@force_option("a model in --out, weights that are missing")
 @output_options()
-def command(**options: Any) -> None:
+def command(request: Request, folder: Path, save: str, output: Output) -> None:
     """Merge SOURCE into its base, tensor by tensor, as a folder that transformers loads.
 
     \b
     Example:
       ftpack merge ./lora --out ./merged
     """
+    if save == "adapter":
+        _save_adapter(request, folder, output)
+    else:
+        _merge(request, folder, "merged_4bit" if save == "merged_4bit" else "merged_16bit", output)
+
+
+def _merge(request: Request, folder: Path, form: Form, output: Output) -> None:
+    from packager.verbs.merge import merge
+
+    merged = merge(request, folder, output.console, form=form)
+    choice = merged.base_choice
+    _report(merged.saved, output, {} if choice is None else {"base_choice": choice.to_json()})
+    if not output.as_json:
+        packaging = f"package it with ftpack ollama {folder} --name NAME, or "
+        can_be_packaged = form == "merged_16bit"
+        output.console.note(
+            f"Next: {packaging if can_be_packaged else ''}load it with transformers"
+        )
+
+
+def _save_adapter(request: Request, folder: Path, output: Output) -> None:
+    from packager.verbs.merge import save_adapter
+
+    _report(save_adapter(request, folder, output.console), output, {})
+    if not output.as_json:
+        output.console.note(
+            f"Next: read {folder / 'README.md'}, then hf upload OWNER/NAME {folder}"
+        )
+
+
+def _report(saved: SavedFolder, output: Output, more: dict[str, object]) -> None:
     import json
 
     from packager.cli.console import result
     from packager.files import format_bytes
-    from packager.save.clean_adapter import publish_adapter
-    from packager.verbs.merge import merge
 
-    console = console_for(options)
-    request, folder = make_request(options), options["out"]
-    if options["save"] == "adapter":
-        merged = publish_adapter(request, folder, console)
-    else:
-        merged = merge(request, folder, console, options["save"])
-    if options["as_json"]:
-        files = [str(path) for path in merged.files]
-        value: dict[str, object] = {"folder": str(merged.folder), "files": files}
-        if merged.nearness is not None:
-            value["nearness"] = merged.nearness.to_json()
-        result(json.dumps(value, indent=2))
+    if output.as_json:
+        files = [str(path) for path in saved.files]
+        result(json.dumps({"folder": str(saved.folder), "files": files, **more}, indent=2))
         return
-    result(str(merged.folder))
-    console.note(f"{len(merged.files)} files, {format_bytes(merged.size_bytes)}")
-    if options["save"] == "adapter":
-        console.note(f"Next: read {merged.folder / 'README.md'}, then hf upload NAME {folder}")
-        return
-    ollama = f"ftpack ollama {merged.folder} --name NAME, or "
-    is_packable = options["save"] == "merged_16bit"
-    console.note(f"Next: {ollama if is_packable else ''}load it with transformers")
+    result(str(saved.folder))
+    output.console.note(f"{len(saved.files)} files, {format_bytes(saved.size_bytes)}")

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from packager.cli.options import (
-    console_for,
-    make_request,
-    output_options,
-    prompt_options,
-    source_options,
-)
+from packager.cli.options import Output, output_options, request_options
+
+if TYPE_CHECKING:
+    from packager.package.request import Request
 
 
 @click.command("modelfile")
-@source_options()
-@prompt_options()
-@click.option("--from", "from_", metavar="GGUF", default=["./model.gguf"], show_default=True,
-              multiple=True, help="What FROM names, for a SOURCE that is no bundle; a second one "
+@request_options(prompt=True)
+@click.option("--from", "ggufs", metavar="GGUF", default=["./model.gguf"], show_default=True,
+              multiple=True, help="What FROM names, for a SOURCE that is not a bundle; repeat it "
               "for an mmproj.")  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write it there; by default it is printed.")  # fmt: skip
+              help="Write it to this file; by default it is printed.")  # fmt: skip
 @output_options()
-def command(**options: Any) -> None:
+def command(request: Request, ggufs: tuple[str, ...], out: Path | None, output: Output) -> None:
     """Print the Modelfile that belongs to SOURCE, or to a finished bundle.
 
     \b
@@ -36,15 +32,13 @@ def command(**options: Any) -> None:
 
     from packager.cli.console import result
     from packager.files import write_text
-    from packager.verbs.modelfile import modelfile_of
+    from packager.verbs.modelfile import modelfile
 
-    console = console_for(options)
-    path = options.pop("out")
-    text, reason = modelfile_of(make_request(options), options["from_"], console)
-    if path is not None:
-        write_text(path, text)
-        result(str(path))
-    elif options["as_json"]:
-        result(json.dumps({"modelfile": text, "reason": reason}, indent=2))
+    written = modelfile(request, ggufs, output.console)
+    if out is not None:
+        write_text(out, written.text)
+        result(str(out))
+    elif output.as_json:
+        result(json.dumps({"modelfile": written.text, "reason": written.reason}, indent=2))
     else:
-        result(text.rstrip("\n"))
+        result(written.text.rstrip("\n"))

@@ -24,7 +24,9 @@ from packager.prompt.prompt_options import PromptOptions
 from packager.source.source_options import SourceOptions
 
 if TYPE_CHECKING:
+    from packager.bundle.bundle import Bundle
     from packager.prompt.conversation import Conversation
+    from packager.verbs.run import ChatOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -39,9 +41,9 @@ _SOURCE: tuple[Decorator, ...] = (
                  help="One more adapter, merged after SOURCE; or into it, if SOURCE is a full "
                  "model."),
     click.option("--keep-base-quantized", is_flag=True,
-                 help="Merge into the dequantized weights of a bnb-4bit base, as training saw them, "
-                 "and not into its 16-bit original, which has what rounding lost. Either way, how "
-                 "close the result is to what was trained is measured and reported."),
+                 help="Merge into the dequantized weights of a bnb-4bit base, as training saw "
+                 "them, and not into its 16-bit original, which has what rounding lost. Either "
+                 "way, how close the result is to what was trained is measured and reported."),
     click.option("--checkpoint", metavar="N|best|last",
                  help="Which training checkpoint; by default the run's final save."),
     click.option("--revision", metavar="REV", help="Branch, tag or commit of the id."),
@@ -53,8 +55,8 @@ _MERGE: tuple[Decorator, ...] = (
     click.option("--weight", "weights", multiple=True, type=float, metavar="W",
                  help="With --combine: one for each adapter, in order; 1 each by default."),
     click.option("--density", type=float, metavar="D",
-                 help="With --combine ties, dare_... or magnitude_prune: the fraction of the values "
-                 "to keep, above 0 and up to 1."),
+                 help="With --combine ties, dare_... or magnitude_prune: the fraction of the "
+                 "values to keep, above 0 and up to 1."),
     click.option("--seed", type=int, default=0, help="With --combine dare_...: torch's seed."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
                  show_default=True, help="Where to merge."),
@@ -164,13 +166,58 @@ def conversations_option() -> Callable[[Command], Command]:
     )  # fmt: skip
 
     def make(values: Values) -> tuple[Conversation, ...]:
-        from packager.verify.dataset import read_conversations
         from packager.prompt.conversation import BATTERY
+        from packager.verify.dataset import read_conversations
 
         own = values["own_conversations"]
         return (*read_conversations(own), *BATTERY) if own else BATTERY
 
     return _grouped("conversations", make, (option,))
+
+
+def bundle_argument() -> Callable[[Command], Command]:
+    """BUNDLE and `--quant`; the verb gets `bundle: Bundle`, whose `ggufs` are those quants."""
+    options: tuple[Decorator, ...] = (
+        click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path)),
+        click.option("--quant", "quants", multiple=True, type=QuantType(), metavar="Q",
+                     help="Which of the bundle's quants; by default all."),
+    )  # fmt: skip
+
+    def make(values: Values) -> Bundle:
+        from packager.bundle.bundle import read_bundle
+
+        return read_bundle(values["folder"]).select([quant.name for quant in values["quants"]])
+
+    return _grouped("bundle", make, options)
+
+
+def chat_options() -> Callable[[Command], Command]:
+    """How to chat with a model; the verb gets `chat: ChatOptions`."""
+    options: tuple[Decorator, ...] = (
+        click.option("--quant", type=QuantType(), metavar="Q",
+                     help="Which of the bundle's quants; by default the first."),
+        click.option("--system", metavar="TEXT", help="A system prompt."),
+        click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True,
+                     help="The length in tokens at which an answer is cut."),
+        click.option("--threads", type=click.IntRange(min=0, max=512), default=0,
+                     help="Threads; by default one per core."),
+        click.option("--param", "parameters", multiple=True, type=ParameterType(), metavar="K=V",
+                     help="A sampling parameter, such as temperature=0."),
+    )  # fmt: skip
+
+    def make(values: Values) -> ChatOptions:
+        from packager.verbs.run import ChatOptions
+
+        quant = values["quant"]
+        return ChatOptions(
+            quant=quant and quant.name,
+            system=values["system"],
+            max_tokens=values["max_tokens"],
+            threads=values["threads"],
+            parameters=dict(values["parameters"]),
+        )
+
+    return _grouped("chat", make, options)
 
 
 def _grouped(

@@ -1,33 +1,40 @@
-"""`ftpack prompt`: the prompt, proved to be that of training."""
+"""`ftpack prompt`: the prompt, compared with the training prompt."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from packager.cli.options import (
-    console_for,
+    Output,
     conversations_option,
-    make_request,
+    name_option,
     output_options,
-    prompt_options,
-    source_options,
+    request_options,
 )
+
+if TYPE_CHECKING:
+    from packager.package.request import Request
+    from packager.prompt.conversation import Conversation
 
 
 @click.command("prompt")
-@source_options()
-@click.option("--name", help="The registered model's name; by default the source's.")
+@request_options(prompt=True)
+@name_option
 @click.option("--against", metavar="HOST", help="Also ask the Ollama server there.")
 @click.option("--show", "number", type=click.IntRange(min=1), metavar="N",
               help="Print both renderings of conversation N, side by side.")  # fmt: skip
-@prompt_options()
 @conversations_option()
 @output_options()
-def command(conversations: Path | None, **options: Any) -> None:
-    """Compare what will be rendered with what was rendered in training.
+def command(
+    request: Request,
+    against: str | None,
+    number: int | None,
+    conversations: tuple[Conversation, ...],
+    output: Output,
+) -> None:
+    """Compare the prompt that will be rendered with the training prompt.
 
     SOURCE is what `ftpack ollama` takes, a bundle, or the name of a model in Ollama.
 
@@ -37,19 +44,16 @@ def command(conversations: Path | None, **options: Any) -> None:
     """
     from packager.cli.report import report_prompt, show_conversation
     from packager.runtime.daemon import Daemon
-    from packager.verbs.prompt import prove_prompt
-    from packager.verify.renderers import conversations_with, require_proved
+    from packager.verbs.prompt import compare_prompt
+    from packager.verify.renderers import require_equal
 
-    console = console_for(options)
-    daemon = Daemon(options["against"]) if options["against"] else None
-    tried = conversations_with(conversations)
-    request = make_request(options)
-    proved = prove_prompt(request, tried, daemon, console)
-    if options["number"]:
-        show_conversation(proved, options["number"])
+    daemon = Daemon(against) if against else None
+    report = compare_prompt(request, daemon, output.console, conversations=conversations)
+    if number:
+        show_conversation(report, number)
         return
-    report_prompt(proved, console, as_json=options["as_json"])
-    for proof in proved.all_proofs:
-        require_proved(
-            proof, proved.name, "See both renderings with --show N, N from the table above."
+    report_prompt(report, output)
+    for comparison in report.all_comparisons:
+        require_equal(
+            comparison, report.name, "See both renderings with --show N, N from the table above."
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from packager.cli.option_types import QuantType
 from packager.cli.options import (
     Output,
+    bundle_argument,
     conversations_option,
     force_option,
     host_option,
@@ -18,23 +17,20 @@ from packager.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from packager.gguf.quants import Quant
+    from packager.bundle.bundle import Bundle
     from packager.prompt.conversation import Conversation
 
 
 @click.command("register")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument()
 @name_option
-@click.option("--quant", "quants", multiple=True, type=QuantType(), metavar="Q",
-              help="Which of the bundle's quants; by default all.")  # fmt: skip
 @host_option
 @force_option("a prompt that differs")
 @conversations_option()
 @output_options()
 def command(
-    bundle: Path,
+    bundle: Bundle,
     name: str | None,
-    quants: tuple[Quant, ...],
     host: str | None,
     force: bool,
     conversations: tuple[Conversation, ...],
@@ -46,3 +42,23 @@ def command(
     Example:
       ftpack register ./mymodel-gguf --name mymodel
     """
+    import json
+
+    from packager.bundle.bundle import verify_bundle
+    from packager.cli.console import result
+    from packager.cli.report import registration_json, report_registered
+    from packager.runtime.daemon import Daemon
+    from packager.verbs.register import model_names, register, require_store_space
+
+    daemon = Daemon(host)
+    name = name or bundle.manifest.name
+    model_names(name, [file.quant for file in bundle.ggufs])
+    daemon.version()
+    verify_bundle(bundle, output.console)
+    require_store_space(daemon, [file.size_bytes for file in bundle.files])
+    registered = register(
+        bundle, daemon, name, output.console, conversations=conversations, force=force
+    )
+    if output.as_json:
+        result(json.dumps(registration_json(registered), indent=2))
+    report_registered(registered, output.console)

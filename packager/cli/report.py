@@ -7,24 +7,27 @@ import shutil
 from collections import Counter
 
 from packager.cli.console import Console, result
-from packager.cli.difference import differing_lines, side_by_side
+from packager.cli.options import Output
 from packager.errors import UsageError
 from packager.files import format_bytes
 from packager.package.plan import Plan
-from packager.prompt.comparison import Compared, Proof
-from packager.verbs.build import Bundle
-from packager.verbs.prompt import ProvedPrompt
+from packager.prompt.comparison import ComparedPrompt, Comparison
+from packager.verbs.build import Built
+from packager.verbs.prompt import PromptReport
 from packager.verbs.register import Registered
+from packager.verify.difference import side_by_side
+from packager.verify.report import report_comparison, spoken
 
 
-def report_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
-    """The table of all quants, and what this run would do."""
-    if as_json:
+def report_plan(plan: Plan, output: Output) -> None:
+    """Print the table of quants, and what this run would do."""
+    if output.as_json:
         result(json.dumps(plan.to_json(), indent=2))
         return
     from rich.console import Console as RichConsole
     from rich.table import Table
 
+    console = output.console
     table = Table(box=None, pad_edge=False)
     table.add_column("quant", no_wrap=True)
     for column in ("file", "memory to run", "bits/weight"):
@@ -58,36 +61,25 @@ def report_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
     if plan.projector:
         size = format_bytes(plan.projector.size_bytes)
         console.note(f"Beside each: {plan.projector.file_name}, {size}, for images or sounds")
-    console.note("Memory to run: the weights and a key-value cache of 4096 tokens. Nothing made.")
+    console.note(
+        f"Memory to run: the weights and a key-value cache of {plan.context_length} tokens. "
+        "Nothing was made."
+    )
 
 
-def report_bundle(
-    bundle: Bundle,
-    console: Console,
-    *,
-    as_json: bool,
-    registered: dict[str, object] | None = None,
-) -> None:
-    """What was made, where, and how large."""
-    if as_json:
-        value: dict[str, object] = {
-            "folder": str(bundle.folder),
-            "reused": list(bundle.reused),
-            "manifest": json.loads(bundle.manifest.to_json()),
-        }
-        if bundle.nearness is not None:
-            value["nearness"] = bundle.nearness.to_json()
-        if registered is not None:
-            value["ollama"] = registered
-        result(json.dumps(value, indent=2))
+def report_bundle(built: Built, output: Output, registered: Registered | None = None) -> None:
+    """Print what was made, where, and how large it is; with its registration, in JSON."""
+    bundle, console = built.bundle, output.console
+    if output.as_json:
+        result(json.dumps(_bundle_json(built, registered), indent=2))
         return
-    for file in bundle.asked_for:
+    for file in bundle.ggufs:
         result(str(bundle.folder / file.name))
         console.note(
             f"  {file.quant}: {format_bytes(file.size_bytes)}, {file.bits_per_weight:.2f} bits "
-            f"per weight{' (was there already)' if file.name in bundle.reused else ''}"
+            f"per weight{' (was there already)' if file.name in built.reused else ''}"
         )
-        # "TENSOR: Q5_0 instead of Q4_K": many tensors, few kinds.
+        # "TENSOR: Q5_0 instead of Q4_K": there are many tensors, and few kinds.
         kinds = Counter(line.rpartition(": ")[2] for line in file.fallbacks)
         for kind, count in kinds.items():
             console.note(f"  fallback: {kind} for {count} tensors (listed in manifest.json)")
@@ -95,87 +87,90 @@ def report_bundle(
         result(str(bundle.folder / projector.name))
         console.note(
             f"  for images or sounds, beside each quant: {format_bytes(projector.size_bytes)}"
-            f"{' (was there already)' if projector.name in bundle.reused else ''}"
+            f"{' (was there already)' if projector.name in built.reused else ''}"
         )
 
 
-def report_prompt(proved: ProvedPrompt, console: Console, *, as_json: bool) -> None:
-    """A table of conversations, each with what became of it in each place."""
-    if as_json:
-        result(json.dumps(_prompt_json(proved), indent=2, ensure_ascii=False))
+def _bundle_json(built: Built, registered: Registered | None) -> dict[str, object]:
+    value: dict[str, object] = {
+        "folder": str(built.bundle.folder),
+        "reused": list(built.reused),
+        "manifest": json.loads(built.bundle.manifest.to_json()),
+    }
+    if built.base_choice is not None:
+        value["base_choice"] = built.base_choice.to_json()
+    if registered is not None:
+        value["ollama"] = registration_json(registered)
+    return value
+
+
+def report_prompt(report: PromptReport, output: Output) -> None:
+    """Print a table of conversations, with the outcome of each in each place."""
+    if output.as_json:
+        result(json.dumps(_prompt_json(report), indent=2, ensure_ascii=False))
         return
-    console.note(f"{proved.name}: {proved.reason}")
-    width = max(len(item.conversation.name) for item in proved.proofs[0].compared)
-    levels = [proof.level for proof in proved.proofs]
-    columns = [max(9, len(level)) for level in levels]
+    console = output.console
+    console.note(f"{report.name}: {report.reason}")
+    comparisons = report.comparisons
+    width = max(len(item.conversation.name) for item in comparisons[0].compared)
+    levels = [comparison.level for comparison in comparisons]
+    columns = [max(len("known difference"), len(level)) for level in levels]
     head = "  ".join(f"{level:<{size}}" for level, size in zip(levels, columns, strict=True))
     result(f"  N  {'conversation':<{width}}  {head}".rstrip())
-    for number, row in enumerate(zip(*(proof.compared for proof in proved.proofs), strict=True), 1):
+    rows = zip(*(comparison.compared for comparison in comparisons), strict=True)
+    for number, row in enumerate(rows, start=1):
         outcomes = "  ".join(
             f"{_outcome(item):<{size}}" for item, size in zip(row, columns, strict=True)
         )
         result(f"{number:>3}  {row[0].conversation.name:<{width}}  {outcomes}".rstrip())
-    for proof in proved.all_proofs:
-        report_proof(proof, console)
+    for comparison in report.all_comparisons:
+        report_comparison(comparison, console)
 
 
-def report_proof(proof: Proof, console: Console) -> None:
-    """How many prompts are those of training, why others are not, and what differs unexplained."""
-    what = "Vocabulary" if proof.level == "vocabulary" else f"Prompts ({proof.level})"
-    counts = [f"{proof.count(outcome)} {outcome}" for outcome in ("equal", "declared", "different")]
-    if refused := proof.count("not taken"):
-        counts.append(f"{refused} not taken by the chat template")
-    console.note(f"{what}: {', '.join(counts)}")
-    for cause, count in proof.causes.items():
-        console.note(f"  declared: {cause} ({count})")
-    for item in proof.compared:
-        if item.outcome == "different" and item.rendered is None:
-            console.warn(f"'{item.conversation.name}' is refused: {'; '.join(item.causes)}")
-        elif item.outcome == "different":
-            why = f", as {' and '.join(item.causes)}" if item.causes else ""
-            console.warn(f"'{item.conversation.name}' differs{why}:")
-            for line in differing_lines(item.expected or "", item.rendered or ""):
-                console.note(f"    {line}")
+def show_conversation(report: PromptReport, number: int) -> None:
+    """Print both renderings of the conversation with this number in the table, for each place.
 
-
-def show_conversation(proved: ProvedPrompt, number: int) -> None:
-    """Both renderings of the conversation with this number in the table, for each place."""
-    if number > len(proved.proofs[0].compared):
+    Raises:
+        UsageError: if the table has no such number.
+    """
+    count = len(report.comparisons[0].compared)
+    if number > count:
         raise UsageError(
-            f"--show {number}: there are {len(proved.proofs[0].compared)} conversations.",
-            next_step="Take a number from the table.",
+            f"--show {number}: there are {count} conversations.",
+            next_step="Choose a number from the table.",
         )
     width = shutil.get_terminal_size((120, 24)).columns
-    for proof in proved.proofs:
-        item = proof.compared[number - 1]
-        result(f"{item.conversation.name}: {_outcome(item)} ({proof.level})")
+    for comparison in report.comparisons:
+        item = comparison.compared[number - 1]
+        result(f"{item.conversation.name}: {_outcome(item)} ({comparison.level})")
         for cause in item.causes:
             result(f"  {cause}")
         if item.expected is not None:
-            result("training, then the other; ⏎ a line's end, · a space at one, | a difference")
+            result("training, then the other; ⏎ ends a line, · is a space at its end, | differs")
             for line in side_by_side(item.expected, item.rendered or "", width):
                 result(line)
 
 
-def _outcome(item: Compared) -> str:
-    return "other ids" if item.has_same_ids is False else item.outcome
+def _outcome(item: ComparedPrompt) -> str:
+    return "other ids" if item.has_same_ids is False else spoken(item.outcome)
 
 
-def _prompt_json(proved: ProvedPrompt) -> dict[str, object]:
+def _prompt_json(report: PromptReport) -> dict[str, object]:
+    vocabulary = report.vocabulary
     return {
-        "name": proved.name,
-        "chat_template": proved.chat_template.origin,
-        "reason": proved.reason,
-        "proofs": [proof_json(proof) for proof in proved.proofs],
-        "vocabulary": None if proved.vocabulary is None else proof_json(proved.vocabulary),
+        "name": report.name,
+        "chat_template": report.chat_template.origin,
+        "reason": report.reason,
+        "comparisons": [comparison_json(comparison) for comparison in report.comparisons],
+        "vocabulary": None if vocabulary is None else comparison_json(vocabulary),
     }
 
 
-def proof_json(proof: Proof) -> dict[str, object]:
-    """A proof as JSON values."""
+def comparison_json(comparison: Comparison) -> dict[str, object]:
+    """A comparison as JSON values."""
     return {
-        "level": proof.level,
-        "failed": [item.conversation.name for item in proof.failed],
+        "level": comparison.level,
+        "failed": [item.conversation.name for item in comparison.failed],
         "conversations": [
             {
                 "name": item.conversation.name,
@@ -186,16 +181,14 @@ def proof_json(proof: Proof) -> dict[str, object]:
                 "expected": item.expected,
                 "rendered": item.rendered,
             }
-            for item in proof.compared
+            for item in comparison.compared
         ],
     }
 
 
 def report_registered(registered: Registered, console: Console) -> None:
-    """What Ollama has now, and what it answered."""
+    """Print what Ollama has now, and what it answered."""
     check = registered.check
-    for proof in registered.proofs:
-        report_proof(proof, console)
     console.note(f"In force: {check.template_in_force}; ended by {check.done_reason}")
     console.note(f"Answer: {' '.join(check.answer.split())}")
     console.note(f"Next: ollama run {registered.names[0]}")
@@ -211,5 +204,5 @@ def registration_json(registered: Registered) -> dict[str, object]:
         "answer": registered.check.answer,
         "done_reason": registered.check.done_reason,
         "capabilities": list(registered.check.capabilities),
-        "proofs": [proof_json(proof) for proof in registered.proofs],
+        "comparisons": [comparison_json(each) for each in registered.comparisons],
     }

@@ -1,4 +1,4 @@
-"""The converter's lazy tensors: what they are computed from, and computing them lean."""
+"""The converter's lazy tensors: which tensors they need, and computing them in little memory."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ if TYPE_CHECKING:
 
 
 def sources(lazies: Sequence[Any], load: Callable[[str], torch.Tensor]) -> frozenset[str]:
-    """The names of the tensors that lazy tensors are computed from, where `load` reads them."""
-    found: set[str] = set()
-    seen: set[int] = set()
-    waiting = list(lazies)
-    while waiting:
-        value = waiting.pop()
+    """The names of the checkpoint's tensors that lazy tensors are computed from.
+
+    Args:
+        lazies: the lazy tensors.
+        load: the function by which the converter's lazy tensors read a tensor, given its name.
+    """
+    names: set[str] = set()
+    visited: set[int] = set()
+    queue = list(lazies)
+    while queue:
+        value = queue.pop()
         if isinstance(value, list | tuple):
-            waiting.extend(value)
-        elif hasattr(value, "_func") and id(value) not in seen:
-            seen.add(id(value))
+            queue.extend(value)
+        elif hasattr(value, "_func") and id(value) not in visited:
+            visited.add(id(value))
             if value._func == load:
-                found.add(value._args[0])
+                names.add(value._args[0])
             else:
-                waiting.extend((*value._args, *value._kwargs.values()))
-    return frozenset(found)
+                queue.extend((*value._args, *value._kwargs.values()))
+    return frozenset(names)
 
 
 def evaluate(value: Any) -> Any:
-    """What a lazy tensor stands for, computed without keeping anything.
+    """The value of a lazy tensor, computed without keeping intermediate results.
 
-    gguf's own `to_eager` stores every step in the lazy tensors, so that all of a model's computed
-    tensors would stay in memory to the end.
+    gguf's own `to_eager` stores every step in the lazy tensors, so that all computed tensors of a
+    model would stay in memory until the end.
     """
     if isinstance(value, list | tuple):
         return type(value)(evaluate(item) for item in value)
@@ -43,9 +48,9 @@ def evaluate(value: Any) -> Any:
 
 
 def pieces(lazy: Any) -> Iterator[torch.Tensor]:
-    """What a lazy tensor stands for, in pieces along its first dimension where that can be had.
+    """The value of a lazy tensor: a stack in pieces along its first dimension, others whole.
 
-    A stack of experts is the largest tensor of its model by far; each expert is a piece of it.
+    A stack of experts is by far the largest tensor of its model; each expert is a piece of it.
     """
     import torch
 
@@ -58,10 +63,10 @@ def pieces(lazy: Any) -> Iterator[torch.Tensor]:
 
 
 def is_beginning(tensor: Any, whole: Any) -> bool:
-    """Whether a lazy tensor is another one unaltered, or just its first rows.
+    """Whether a lazy tensor is another one unaltered, or its first rows.
 
-    Gemma's converter cuts the embedding to the vocabulary; it is the largest tensor of all, and to
-    compute it as a whole would take several times its size.
+    Gemma's converter cuts the embeddings to the size of the vocabulary. They are the largest tensor
+    of all, and computing them whole would take several times their size in memory.
     """
     if tensor is whole:
         return True

@@ -1,4 +1,4 @@
-"""The quants that llama.cpp offers, by the names that its quantizer takes."""
+"""llama.cpp's quants, by the names that its quantizer accepts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from packager.errors import UnknownQuantError
 
 @dataclass(frozen=True)
 class Quant:
-    """A target of quantizing.
+    """A target of quantization.
 
     Attributes:
         name: llama.cpp's name, such as `Q5_K_M`.
         ftype: `llama_ftype` in llama.cpp's `llama.h`.
-        is_float: whether it keeps every weight as a float (no quantizing).
+        is_float: whether it stores every weight as a float, so that nothing is quantized.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Quant:
 
 DEFAULT_QUANT = "Q5_K_M"
 
-# `enum llama_ftype` of llama.cpp, in the order of falling size. NVFP4 is left out: llama.cpp's
+# `enum llama_ftype` of llama.cpp, from the largest to the smallest. NVFP4 is left out: llama.cpp's
 # quantizer does not make it.
 QUANTS = {
     quant.name: quant
@@ -71,10 +71,10 @@ _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def parse_quant(text: str) -> Quant:
-    """The quant that a name in any case means (`q5_k_m`, `Q4_K`).
+    """The quant with this name, in any case (`q5_k_m`, `Q4_K`).
 
     Raises:
-        UnknownQuantError: listing the near names.
+        UnknownQuantError: listing similar names.
     """
     name = text.strip().upper().replace("-", "_")
     name = _ALIASES.get(name, name)
@@ -82,6 +82,6 @@ def parse_quant(text: str) -> Quant:
         return QUANTS[name]
     near = difflib.get_close_matches(name, QUANTS, n=4, cutoff=0.4) or ["Q4_K_M", DEFAULT_QUANT]
     raise UnknownQuantError(
-        f"There is no quant {text!r}; near ones: {', '.join(near)}.",
-        next_step="`ftpack gguf SOURCE --dry-run` lists all of them with their sizes.",
+        f"There is no quant {text!r}; similar names: {', '.join(near)}.",
+        next_step="`ftpack gguf SOURCE --dry-run` lists all quants with their sizes.",
     )

@@ -1,4 +1,4 @@
-"""llama.cpp's converter, staged from the sources of the llama.cpp that is installed."""
+"""llama.cpp's converter, staged from the sources of the installed llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ DISTRIBUTION = "llama-cpp-python"
 ENVIRONMENT_VARIABLE = "FTPACK_LLAMA_CPP"
 _MARKER = "toolchain.json"
 _PARTS = ("conversion", "gguf-py", "models", "convert_hf_to_gguf.py", "LICENSE")
-# The code that runs; a changed byte in it is noticed.
+# The code that runs: ftpack notices if it changes.
 _CODE = ("conversion", "gguf-py/gguf")
-# Digests of source distributions that were read and tested; another version is staged by the
-# digest that pip checked.
+# Digests of source distributions that were reviewed and tested. For other versions, ftpack relies
+# on pip's own check.
 _KNOWN_SDISTS = {
     "0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
 }
@@ -40,34 +40,34 @@ class Toolchain:
     """A folder with llama.cpp's `conversion` and `gguf-py` packages, ready to be imported.
 
     Attributes:
-        folder: llama.cpp's sources (a part of them).
-        version: the version of llama-cpp-python that they belong to, or `checkout`.
+        folder: a part of llama.cpp's sources.
+        version: the llama-cpp-python that they belong to, or `checkout`.
     """
 
     folder: Path
     version: str
 
     def activate(self) -> None:
-        """Make `conversion` and its own `gguf` importable, before any other `gguf` is."""
+        """Make `conversion` and its own `gguf` importable, ahead of any other `gguf`."""
         paths = [str(self.folder / "gguf-py"), str(self.folder)]
         if sys.path[: len(paths)] != paths:
             sys.path[:0] = paths
         gguf: Any = importlib.import_module("gguf")
         if not Path(gguf.__file__).is_relative_to(self.folder):
             raise ToolchainError(
-                f"Another `gguf` package was imported already, from {gguf.__file__}.",
+                f"Another `gguf` package is already imported, from {gguf.__file__}.",
                 next_step="Use ftpack in a Python process that has not imported gguf.",
             )
-        # They log each tensor; what matters of it is reported by ftpack itself.
+        # They log each tensor; ftpack itself reports what matters.
         for name in ("hf-to-gguf", "gguf", "gguf.gguf_writer", "gguf.vocab", "gguf.metadata"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def installed_version() -> str:
-    """The version of llama-cpp-python that is installed.
+    """The version of the installed llama-cpp-python.
 
     Raises:
-        ToolchainError: if it is not.
+        ToolchainError: if it is not installed.
     """
     if importlib.util.find_spec("llama_cpp") is None:
         raise ToolchainError(
@@ -78,17 +78,17 @@ def installed_version() -> str:
 
 
 def find_toolchain() -> Toolchain:
-    """The checkout that `FTPACK_LLAMA_CPP` names, else what was staged for the installed version.
+    """The checkout that `FTPACK_LLAMA_CPP` names, else the staged sources of the installed version.
 
     Raises:
-        ToolchainError: if there is none, or its files were changed.
+        ToolchainError: if there are none, or their files were changed.
     """
     version = installed_version()
     if checkout := os.environ.get(ENVIRONMENT_VARIABLE):
         folder = Path(checkout)
         if not (folder / "conversion" / "base.py").is_file():
             raise ToolchainError(
-                f"{ENVIRONMENT_VARIABLE}={checkout} is no llama.cpp checkout with conversion/.",
+                f"{ENVIRONMENT_VARIABLE}={checkout} is not a llama.cpp checkout with conversion/.",
                 next_step=f"Name a recent checkout, or unset it and run `{_INSTALL}`.",
             )
         return Toolchain(folder, "checkout")
@@ -102,7 +102,7 @@ def find_toolchain() -> Toolchain:
     if read_json(marker).get("code_sha256") != _code_digest(folder):
         raise ToolchainError(
             f"Files of llama.cpp's converter in {folder} were changed.",
-            next_step=f"Run `{_INSTALL}` to stage it afresh.",
+            next_step=f"Run `{_INSTALL}` to stage it again.",
         )
     return Toolchain(folder, version)
 
@@ -120,14 +120,14 @@ def _code_digest(folder: Path) -> str:
 
 
 def install_toolchain(progress: Progress, sdist: Path | None = None) -> Toolchain:
-    """Stage the converter of the installed version from its source distribution, fetched by pip.
+    """Stage the converter of the installed version from its source distribution.
 
     Args:
-        progress: where the steps are told.
-        sdist: a source distribution that is here already.
+        progress: gets a note for each step.
+        sdist: a source distribution on this machine; None to download it with pip.
 
     Raises:
-        ToolchainError: if it cannot be fetched, or is not what it should be.
+        ToolchainError: if it cannot be downloaded, or has another digest than the reviewed one.
     """
     version = installed_version()
     target = _staged_folder(version)
@@ -154,23 +154,23 @@ def install_toolchain(progress: Progress, sdist: Path | None = None) -> Toolchai
 
 
 def _download(version: str, folder: Path, progress: Progress) -> Path:
-    progress.note(f"Fetching the sources of {DISTRIBUTION} {version} with pip")
+    progress.note(f"Downloading the sources of {DISTRIBUTION} {version} with pip")
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
         f"--no-binary={DISTRIBUTION}", f"--dest={folder}", f"{DISTRIBUTION}=={version}",
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = list(folder.glob("*.tar.gz"))
-    if result.returncode or not found:
+    archives = list(folder.glob("*.tar.gz"))
+    if result.returncode or not archives:
         raise ToolchainError(
-            f"pip could not fetch {DISTRIBUTION} {version}: {result.stderr.strip()[-500:]}",
+            f"pip could not download {DISTRIBUTION} {version}: {result.stderr.strip()[-500:]}",
             next_step=f"Check the network; or set {ENVIRONMENT_VARIABLE} to a llama.cpp checkout.",
         )
-    return found[0]
+    return archives[0]
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Take the parts that are needed, and nothing else, out of a source distribution."""
+    """Extract the necessary parts, and nothing else, of a source distribution."""
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             _, _, inner = member.name.partition("/vendor/llama.cpp/")
@@ -178,4 +178,4 @@ def _unpack(archive: Path, target: Path) -> None:
                 member.name = inner
                 tar.extract(member, target, filter="data")
     if not (target / "conversion" / "base.py").is_file():
-        raise FtpackError(f"{archive} holds no vendor/llama.cpp/conversion.")
+        raise FtpackError(f"{archive} does not contain vendor/llama.cpp/conversion.")

@@ -1,8 +1,8 @@
-"""GGUF files, several quants from one read of the weights.
+"""Writing GGUF files: several quants from one read of the weights.
 
 Reading, quantizing and writing overlap. The calling thread reads (and merges) blocks of rows in the
-order of the files; `threads` workers turn shares of a block into fp32 and quantize them, once for
-each type that some file wants; a thread for each file hashes and appends the blocks, in order.
+order of the files. `threads` workers convert chunks of a block to fp32 and quantize them, once for
+each type that a file needs. One thread per file hashes and appends the blocks in order.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# What is read at once of a tensor that can be read in blocks: 8 MiB of a 16-bit type.
+# The size of a block, for tensors that can be read in blocks: 8 MiB of a 16-bit type.
 BLOCK_ELEMENTS = 4 << 20
-# One worker's piece of work: large enough that handing it over costs nothing; as fp32 it fits the
-# cache of a core, in which it stays for every type that it is quantized to.
-_SHARE_ELEMENTS = 1 << 18
-# How far reading runs ahead of writing.
+# One worker's piece of work: large enough that handing it over costs nothing, and small enough that
+# as fp32 it stays in a core's cache for every type that it is quantized to.
+_CHUNK_ELEMENTS = 1 << 18
+# How far reading may run ahead of writing.
 AHEAD_ELEMENTS = 4 * BLOCK_ELEMENTS
-# Hashed and written at once: larger pieces took Linux up to ten times as long (ext4, 64 MiB).
+# The bytes hashed and written at once: larger pieces took Linux up to ten times as long (ext4,
+# 64 MiB).
 _WRITE_BYTES = 1 << 20
-# Written data is handed to the disk this often, so that little is left to wait for in the end.
+# Data is synced to the disk this often, so that little is left to wait for at the end.
 _SYNC_BYTES = 128 << 20
 
 
@@ -47,10 +48,10 @@ class WrittenGguf:
     """A finished file.
 
     Attributes:
-        path: where it is.
-        typed: what it holds.
+        path: its final path; until `files.publish`, it has its `.partial` name.
+        typed: its quant, and the types of its tensors.
         size_bytes: its size.
-        sha256: its digest, taken while it was written.
+        sha256: its digest, computed while it was written.
     """
 
     path: Path
@@ -60,9 +61,9 @@ class WrittenGguf:
 
 
 class _Output:
-    """One file in the making: header first, then data from front to back, hashed on the way.
+    """One file while it is written: the header, then data from front to back, hashed on the way.
 
-    A thread of its own appends, in the order in which it is asked to.
+    Its own thread appends the blocks in the order of the calls.
     """
 
     def __init__(self, path: Path, typed: TypedQuant, conversion: Conversion) -> None:
@@ -76,13 +77,13 @@ class _Output:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
 
     def append(self, block: _Block, type_name: str) -> Future[None]:
-        """Append a block when it is quantized, and the padding after the last of a tensor."""
+        """Append a block once it is quantized, and the padding after a tensor's last block."""
         return self._thread.submit(self._append, block, type_name)
 
     def _append(self, block: _Block, type_name: str) -> None:
-        for share in block.shares:
-            share.result()
-        self._write(block.made[type_name].data.cast("B"))
+        for chunk in block.chunks:
+            chunk.result()
+        self._write(block.outputs[type_name].data.cast("B"))
         if block.is_last:
             size = tensor_bytes(block.tensor.elements, type_name)
             self._write(bytes(padded(size) - size))
@@ -100,24 +101,31 @@ class _Output:
             self._unsynced_bytes = 0
 
     def finish(self) -> WrittenGguf:
-        """Sync what was written; give what it is."""
+        """Sync the file; return what was written."""
         size_bytes = self._file.tell()
         os.fsync(self._file.fileno())
         return WrittenGguf(self.path, self.typed, size_bytes, self._digest.hexdigest())
 
     def close(self) -> None:
-        """Let go of thread and file, whatever happened."""
+        """Release the thread and the file, also after an error."""
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows of a tensor on their way: what they become in each type, and the work on it."""
+    """Rows of a tensor that are being quantized.
+
+    Attributes:
+        tensor: the tensor.
+        outputs: the quantized rows by type, uint8 `[rows, bytes per row]`, filled by `chunks`.
+        chunks: the pieces of work.
+        is_last: whether these are the tensor's last rows.
+    """
 
     tensor: GgufTensor
-    made: Mapping[str, np.ndarray[Any, Any]]
-    shares: Sequence[Future[None]]
+    outputs: Mapping[str, np.ndarray[Any, Any]]
+    chunks: Sequence[Future[None]]
     is_last: bool
 
 
@@ -129,13 +137,13 @@ def write_ggufs(
 ) -> list[WrittenGguf]:
     """Read every tensor once and write it into each file, under its `.partial` name.
 
-    The files are whole and synced when this returns; `files.publish` gives them their names.
+    When this returns, the files are complete and synced; `files.publish` gives them their names.
 
     Args:
         conversion: the tensors, in the order of writing.
         targets: the path and the types of each file.
         threads: how many threads quantize.
-        progress: gets the weights' bytes as fp32 as they are done.
+        progress: gets a task, counted in bytes of the weights as fp32.
 
     Raises:
         NonFiniteError: naming the tensor that holds NaN or Inf.
@@ -146,7 +154,7 @@ def write_ggufs(
     quantizers = load_quantizers(types, progress)
     total = sum(4 * tensor.elements for tensor in conversion.tensors)
     with ExitStack() as stack:
-        # Workers fill the cores: torch's own threads would fight them for these.
+        # The workers use all cores; torch's own threads would compete with them.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
         outputs = []
@@ -156,42 +164,42 @@ def write_ggufs(
             outputs.append(output)
         workers = stack.enter_context(_Workers(threads, quantizers))
         task = stack.enter_context(progress.task("Quantizing", total))
-        line = _Line(task)
+        in_flight = _InFlight(task)
         for tensor in conversion.tensors:
             wanted = [(output, output.typed.types[tensor.name]) for output in outputs]
-            left = tensor.elements
+            remaining = tensor.elements
             for rows in conversion.blocks(tensor, BLOCK_ELEMENTS):
-                left -= rows.numel()
-                block = workers.quantize(tensor, rows, {name for _, name in wanted}, left == 0)
-                written = [output.append(block, type_name) for output, type_name in wanted]
-                line.put(rows.numel(), written)
-        line.finish()
+                remaining -= rows.numel()
+                block = workers.quantize(tensor, rows, {name for _, name in wanted}, remaining == 0)
+                appends = [output.append(block, type_name) for output, type_name in wanted]
+                in_flight.put(rows.numel(), appends)
+        in_flight.finish()
         return [output.finish() for output in outputs]
 
 
-class _Line:
-    """The blocks that are read and not yet written everywhere; it is never longer than allowed."""
+class _InFlight:
+    """The blocks that are read but not written to every file yet, at most `AHEAD_ELEMENTS`."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._blocks: deque[tuple[int, Sequence[Future[None]]]] = deque()
         self._elements = 0
 
-    def put(self, elements: int, written: Sequence[Future[None]]) -> None:
-        """Add a block; wait for the oldest ones until there is room for another."""
-        self._blocks.append((elements, written))
+    def put(self, elements: int, appends: Sequence[Future[None]]) -> None:
+        """Add a block; wait for the oldest blocks until there is room for another."""
+        self._blocks.append((elements, appends))
         self._elements += elements
         while self._elements > AHEAD_ELEMENTS:
             self._wait_for_oldest()
 
     def finish(self) -> None:
-        """Wait for all."""
+        """Wait for all blocks."""
         while self._blocks:
             self._wait_for_oldest()
 
     def _wait_for_oldest(self) -> None:
-        elements, written = self._blocks.popleft()
-        for future in written:
+        elements, appends = self._blocks.popleft()
+        for future in appends:
             future.result()
         self._elements -= elements
         self._task.advance(4 * elements)
@@ -203,7 +211,7 @@ class _Workers:
     def __init__(self, threads: int, quantizers: Mapping[str, Quantize]) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
         self._quantizers = quantizers
-        self._own = threading.local()
+        self._local = threading.local()
 
     def __enter__(self) -> _Workers:
         return self
@@ -214,40 +222,40 @@ class _Workers:
     def quantize(
         self, tensor: GgufTensor, rows: torch.Tensor, type_names: set[str], is_last: bool
     ) -> _Block:
-        """Hand out shares of `[rows, columns]`; each is quantized to every type."""
+        """Hand out chunks of `[rows, columns]`, each to be quantized to every type."""
         import numpy as np
 
         count, columns = rows.shape
-        made = {
+        outputs = {
             name: np.empty((count, tensor_bytes(columns, name)), np.uint8) for name in type_names
         }
-        step = max(1, _SHARE_ELEMENTS // columns)
-        shares = [
-            self._pool.submit(self._quantize, tensor, rows, made, slice(start, start + step))
+        step = max(1, _CHUNK_ELEMENTS // columns)
+        chunks = [
+            self._pool.submit(self._quantize, tensor, rows, outputs, slice(start, start + step))
             for start in range(0, count, step)
         ]
-        return _Block(tensor, made, shares, is_last)
+        return _Block(tensor, outputs, chunks, is_last)
 
     def _quantize(
         self,
         tensor: GgufTensor,
         rows: torch.Tensor,
-        made: Mapping[str, np.ndarray[Any, Any]],
-        share: slice,
+        outputs: Mapping[str, np.ndarray[Any, Any]],
+        chunk: slice,
     ) -> None:
-        values = self._as_fp32(rows[share])
+        values = self._as_fp32(rows[chunk])
         _require_finite(tensor, values)
-        for type_name, out in made.items():
-            self._quantizers[type_name](values, out[share])
+        for type_name, out in outputs.items():
+            self._quantizers[type_name](values, out[chunk])
 
     def _as_fp32(self, rows: torch.Tensor) -> np.ndarray[Any, Any]:
-        """The rows in memory of this thread, which stays in its core's cache."""
+        """The rows in memory that this thread reuses, and that stays in its core's cache."""
         import torch
 
-        room: torch.Tensor | None = getattr(self._own, "room", None)
-        if room is None or room.numel() < rows.numel():
-            room = self._own.room = torch.empty(rows.numel(), dtype=torch.float32)
-        values = room[: rows.numel()].view(rows.shape)
+        buffer: torch.Tensor | None = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.numel() < rows.numel():
+            buffer = self._local.buffer = torch.empty(rows.numel(), dtype=torch.float32)
+        values = buffer[: rows.numel()].view(rows.shape)
         values.copy_(rows)
         array: np.ndarray[Any, Any] = values.numpy()
         return array

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from packager.errors import UsageError
+from packager.merge.merge_options import Device
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(wanted: Device) -> Device:
     """The device to merge on, as torch names it; for `auto`, a GPU where torch finds one.
 
     Raises:

@@ -13,7 +13,7 @@ from packager.gguf.run_memory import DEFAULT_CONTEXT, estimate_run_memory
 from packager.gguf.types import TypedQuant
 from packager.gguf.write import AHEAD_ELEMENTS
 from packager.model.dequantize.formats import quantization_settings
-from packager.package.package import Package
+from packager.package.package import Package, PlannedGguf
 
 # Measured on Linux: Python with torch and transformers imported, a converted vocabulary of 128k
 # tokens, and the kernels.
@@ -128,8 +128,7 @@ def plan_of(package: Package, quants: Sequence[TypedQuant]) -> Plan:
         merged_tensors=package.model.facts.modules,
         device=package.merge_onto.options.device,
         quants=tuple(_planned(package, typed) for typed in quants),
-        projector=projector
-        and PlannedProjector(projector.file_name, projector.typed.size_bytes),
+        projector=_planned_projector(projector) if projector else None,
         prompt=package.prompt.decision.reason,
         stops=package.prompt.modelfile.stops,
         context_length=package.context_length or DEFAULT_CONTEXT,
@@ -137,6 +136,10 @@ def plan_of(package: Package, quants: Sequence[TypedQuant]) -> Plan:
         write_bytes=sum(file.typed.size_bytes for file in package.files),
         memory_bytes=_estimate_memory(package),
     )
+
+
+def _planned_projector(file: PlannedGguf) -> PlannedProjector:
+    return PlannedProjector(file.file_name, file.typed.size_bytes)
 
 
 def _planned(package: Package, typed: TypedQuant) -> PlannedQuant:

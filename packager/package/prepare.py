@@ -132,9 +132,7 @@ def _planned_files(
     name: str, converted: Converted, typed: tuple[TypedQuant, ...]
 ) -> tuple[PlannedGguf, ...]:
     stem = file_stem(name)
-    files = [
-        PlannedGguf(f"{stem}-{item.quant.name}.gguf", converted.text, item) for item in typed
-    ]
+    files = [PlannedGguf(f"{stem}-{item.quant.name}.gguf", converted.text, item) for item in typed]
     if projector := converted.projector:
         file_name = f"mmproj-{stem}-{projector.typed.quant.name}.gguf"
         files.append(PlannedGguf(file_name, projector.conversion, projector.typed, True))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from packager.bundle.manifest import Scalar
 from packager.errors import ChatTemplateError, SourceNotFoundError
 from packager.package.request import Request
 from packager.progress import Progress
@@ -13,7 +14,7 @@ from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.llamafactory import compare_with_name, is_known
 from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, sampling_parameters
-from packager.prompt.ollama_version import NEWEST_KNOWN, Scalar
+from packager.prompt.ollama_version import NEWEST_KNOWN
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.prompt_plan import PromptPlan
 from packager.source.inputs import Inputs

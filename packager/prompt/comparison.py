@@ -1,4 +1,4 @@
-"""The proof that a prompt is the prompt of training: two renderings of each conversation."""
+"""The comparison that a prompt is the prompt of training: two renderings of each conversation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from packager.prompt.conversation import Conversation
 from packager.prompt.native import prompt_or_none
 from packager.prompt.server import CHANGES, Change, server_variables, trimmed_forms
 
-Outcome = Literal["equal", "declared", "different", "not taken"]
+Outcome = Literal["equal", "known_difference", "different", "unsupported"]
 Render = Callable[[Conversation], str]
 Tokenize = Callable[[str], Sequence[int]]
-# How many of a server's changes are tried together as an explanation.
+# How many of a server's changes are conversation together as an explanation.
 _MOST_CHANGES = 4
 _BEGUN = "the server opens a begun answer in its own way"
 _TOLD = "the server sets variables of its own for thinking and the date"
@@ -26,7 +26,7 @@ _ESCAPED = "the server does not escape quotes as Python's Jinja does"
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedPrompt:
     """One conversation in both renderings.
 
     Attributes:
@@ -56,7 +56,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Proof:
+class Comparison:
     """A battery of conversations, compared.
 
     Attributes:
@@ -65,10 +65,10 @@ class Proof:
     """
 
     level: str
-    compared: tuple[Compared, ...]
+    compared: tuple[ComparedPrompt, ...]
 
     @property
-    def failed(self) -> tuple[Compared, ...]:
+    def failed(self) -> tuple[ComparedPrompt, ...]:
         """Those that have to be rendered as in training, and are not."""
         return tuple(item for item in self.compared if item.has_failed)
 
@@ -81,7 +81,7 @@ class Proof:
         """The causes of declared differences, and in how many conversations each has a part."""
         found: dict[str, int] = {}
         for item in self.compared:
-            for cause in item.causes if item.outcome == "declared" else ():
+            for cause in item.causes if item.outcome == "known_difference" else ():
                 found[cause] = found.get(cause, 0) + 1
         return found
 
@@ -94,7 +94,7 @@ class TokenizedBy:
     packaged: Tokenize
 
 
-def prove(
+def compare(
     chat_template: ChatTemplate,
     conversations: Sequence[Conversation],
     render: Render,
@@ -102,7 +102,7 @@ def prove(
     tokenized_by: TokenizedBy | None = None,
     *,
     is_by_template: bool = False,
-) -> Proof:
+) -> Comparison:
     """Compare a renderer with the chat template of training.
 
     Args:
@@ -114,58 +114,67 @@ def prove(
         is_by_template: whether a TEMPLATE (Go) renders, which has limits of its own.
     """
     by_templates = {change.cause for change in CHANGES if change.is_by_templates} | {_UNTRIMMED}
-    mended = {_TOLD} | (set() if is_by_template else by_templates)
-    compared = (_compare(chat_template, tried, render, tokenized_by) for tried in conversations)
-    return Proof(level, tuple(_without_excuses(item, mended) for item in compared))
+    avoidable = {_TOLD} | (set() if is_by_template else by_templates)
+    compared = (
+        _compare(chat_template, conversation, render, tokenized_by)
+        for conversation in conversations
+    )
+    return Comparison(level, tuple(_without_excuses(item, avoidable) for item in compared))
 
 
-def _without_excuses(item: Compared, mended: set[str]) -> Compared:
+def _without_excuses(item: ComparedPrompt, avoidable: set[str]) -> ComparedPrompt:
     """A difference in plain text that need not be is one, though its cause is known."""
     is_plain = item.conversation.kind in ("core", "own")
-    if item.outcome == "declared" and is_plain and mended & set(item.causes):
+    if item.outcome == "known_difference" and is_plain and avoidable & set(item.causes):
         return replace(item, outcome="different")
     return item
 
 
 def _compare(
     chat_template: ChatTemplate,
-    tried: Conversation,
+    conversation: Conversation,
     render: Render,
     tokenized_by: TokenizedBy | None,
-) -> Compared:
-    whole = prompt_or_none(chat_template, tried)
+) -> ComparedPrompt:
+    whole = prompt_or_none(chat_template, conversation)
     if whole is None:
-        return Compared(tried, "not taken", None, None)
+        return ComparedPrompt(conversation, "unsupported", None, None)
     expected = _without_bos(chat_template, whole)
     same_ids = None
+    outcome: Outcome
     if tokenized_by is not None:
         same_ids = list(tokenized_by.trained(whole)) == list(tokenized_by.packaged(whole))
     try:
-        rendered = _without_bos(chat_template, render(tried))
+        rendered = _without_bos(chat_template, render(conversation))
     except PromptRefusedError as error:
-        is_known = tried.kind in ("tools", "thinking", "prefill")
-        outcome: Outcome = "declared" if is_known else "different"
-        return Compared(tried, outcome, expected, None, (error.message,), same_ids)
+        is_known = conversation.kind in ("tools", "thinking", "prefill")
+        outcome = "known_difference" if is_known else "different"
+        return ComparedPrompt(conversation, outcome, expected, None, (error.message,), same_ids)
     if rendered == expected:
-        return Compared(tried, "equal", expected, rendered, (), same_ids)
-    causes = _explanation(chat_template, tried, rendered)
-    if not causes and _is_untrimmed(chat_template, tried, expected, render):
+        return ComparedPrompt(conversation, "equal", expected, rendered, (), same_ids)
+    causes = _explanation(chat_template, conversation, rendered)
+    if not causes and _is_untrimmed(chat_template, conversation, expected, render):
         causes = (_UNTRIMMED,)
-    return Compared(
-        tried, "declared" if causes else "different", expected, rendered, causes, same_ids
+    return ComparedPrompt(
+        conversation,
+        "known_difference" if causes else "different",
+        expected,
+        rendered,
+        causes,
+        same_ids,
     )
 
 
 def _is_untrimmed(
-    chat_template: ChatTemplate, tried: Conversation, expected: str, render: Render
+    chat_template: ChatTemplate, conversation: Conversation, expected: str, render: Render
 ) -> bool:
     """Whether the renderer would make the prompt of training if messages were trimmed for it."""
-    forms = (form for form in trimmed_forms(tried) if form != tried)
+    forms = (form for form in trimmed_forms(conversation) if form != conversation)
     return any(_without_bos(chat_template, render(form)) == expected for form in forms)
 
 
-def _trained_prompt(chat_template: ChatTemplate, tried: Conversation) -> str | None:
-    prompt = prompt_or_none(chat_template, tried)
+def _trained_prompt(chat_template: ChatTemplate, conversation: Conversation) -> str | None:
+    prompt = prompt_or_none(chat_template, conversation)
     return None if prompt is None else _without_bos(chat_template, prompt)
 
 
@@ -174,11 +183,11 @@ def _without_bos(chat_template: ChatTemplate, prompt: str) -> str:
 
 
 def _explanation(
-    chat_template: ChatTemplate, tried: Conversation, rendered: str
+    chat_template: ChatTemplate, conversation: Conversation, rendered: str
 ) -> tuple[str, ...]:
     """The fewest known changes that make the prompt of training what was rendered."""
-    for changes in _change_sets(tried):
-        changed = tried
+    for changes in _change_sets(conversation):
+        changed = conversation
         for change in changes:
             changed = change.apply(changed)
         causes = tuple(change.cause for change in changes)
@@ -188,23 +197,27 @@ def _explanation(
     return ()
 
 
-def _change_sets(tried: Conversation) -> Iterator[tuple[Change, ...]]:
-    # Compared as text: the order of a schema's keys counts.
-    changing = [change for change in CHANGES if repr(change.apply(tried)) != repr(tried)]
+def _change_sets(conversation: Conversation) -> Iterator[tuple[Change, ...]]:
+    # ComparedPrompt as text: the order of a schema's keys counts.
+    changing = [
+        change for change in CHANGES if repr(change.apply(conversation)) != repr(conversation)
+    ]
     for number in range(min(len(changing), _MOST_CHANGES) + 1):
         yield from itertools.combinations(changing, number)
 
 
 def _prompts(
-    chat_template: ChatTemplate, tried: Conversation, rendered: str
+    chat_template: ChatTemplate, conversation: Conversation, rendered: str
 ) -> Iterator[tuple[str | None, tuple[str, ...]]]:
     """What training made of the conversation, and what is known to be made of that."""
-    prompt = _trained_prompt(chat_template, tried)
+    prompt = _trained_prompt(chat_template, conversation)
     yield prompt, ()
-    told = prompt_or_none(chat_template, tried, server_variables())
+    told = prompt_or_none(chat_template, conversation, server_variables())
     if told is not None and told != prompt:
         yield _without_bos(chat_template, told), (_TOLD,)
     if prompt and "&#34;" in prompt:
         yield html.unescape(prompt), (_ESCAPED,)
-    if tried.is_begun and rendered.endswith(str(tried.messages[-1].get("content") or "").rstrip()):
+    if conversation.is_begun and rendered.endswith(
+        str(conversation.messages[-1].get("content") or "").rstrip()
+    ):
         yield rendered, (_BEGUN,)

@@ -18,7 +18,7 @@ class Conversation:
     """A conversation whose prompt is compared.
 
     Attributes:
-        name: what is tried with it, in words.
+        name: what is conversation with it, in words.
         messages: `role` and `content` of each turn; `tool_calls`, `reasoning_content` and what else
             transformers' chat templates know of, where a turn has them.
         kind: `core` is plain text, which every route has to render as in training; the others ask
@@ -39,11 +39,11 @@ class Conversation:
         return bool(self.messages) and self.messages[-1].get("role") == "assistant"
 
 
-def conversation(*contents: str, system: str | None = None) -> Messages:
-    """Turns of user and assistant in alternation, after a system turn if there is a text for it."""
+def turns(*contents: str, system: str | None = None) -> Messages:
+    """Alternating turns of user and assistant, after a system turn if its text is given."""
     first = ({"role": "system", "content": system},) if system is not None else ()
-    turns = ({"role": ("user", "assistant")[at % 2], "content": c} for at, c in enumerate(contents))
-    return (*first, *turns)
+    rest = ({"role": ("user", "assistant")[at % 2], "content": c} for at, c in enumerate(contents))
+    return (*first, *rest)
 
 
 # Line ends, quotes, braces and markup inside, as people write them; letters of several scripts.
@@ -51,48 +51,46 @@ _QUESTION = 'What does "a < b && {{ c }}" mean?\n\n\t- précis, s\'il vous plaî
 _ANSWER = "It is:\n```\n{% if a %} \\n </b>\n```\nThat's all."
 _SYSTEM = "You are terse.\n\nNever say 'perhaps'."
 _TWENTY = tuple(f"Turn {number}." for number in range(1, 20))
-_TWO_USERS = (*conversation("One."), *conversation("Two."))
+_TWO_USERS = (*turns("One."), *turns("Two."))
 _LATE_SYSTEM: Messages = (
-    *conversation("One.", "Two."),
+    *turns("One.", "Two."),
     {"role": "system", "content": "Now be brief."},
-    *conversation("Three."),
+    *turns("Three."),
 )
 
 CORE: tuple[Conversation, ...] = (
-    Conversation("one user turn", conversation("Hi")),
-    Conversation("quotes, braces, scripts", conversation(_QUESTION)),
-    Conversation("system and user", conversation("Hi", system="Be brief.")),
-    Conversation("a system text of several lines", conversation(_QUESTION, system=_SYSTEM)),
-    Conversation("an empty system text", conversation("Hi", system="")),
-    Conversation("two exchanges", conversation("Hi", "Hello!", "Who are you?")),
-    Conversation("an answer with code", conversation(_QUESTION, _ANSWER, "And then?")),
+    Conversation("one user turn", turns("Hi")),
+    Conversation("quotes, braces, scripts", turns(_QUESTION)),
+    Conversation("system and user", turns("Hi", system="Be brief.")),
+    Conversation("a system text of several lines", turns(_QUESTION, system=_SYSTEM)),
+    Conversation("an empty system text", turns("Hi", system="")),
+    Conversation("two exchanges", turns("Hi", "Hello!", "Who are you?")),
+    Conversation("an answer with code", turns(_QUESTION, _ANSWER, "And then?")),
     Conversation(
         "system and three exchanges",
-        conversation("First.", _ANSWER, _QUESTION, "Nothing.", "Why?", system=_SYSTEM),
+        turns("First.", _ANSWER, _QUESTION, "Nothing.", "Why?", system=_SYSTEM),
     ),
-    Conversation("twenty turns", conversation(*_TWENTY, system="Count.")),
+    Conversation("twenty turns", turns(*_TWENTY, system="Count.")),
     Conversation("two user turns in a row", _TWO_USERS),
-    Conversation("two user turns in a row, later", (*conversation("Hi", "Hello!"), *_TWO_USERS)),
+    Conversation("two user turns in a row, later", (*turns("Hi", "Hello!"), *_TWO_USERS)),
     Conversation("a system turn in the middle", _LATE_SYSTEM),
-    Conversation("white space around a message", conversation(" \n padded \n ")),
-    Conversation("white space around an answer", conversation("Hi", " \n padded \n\n", "So?")),
-    Conversation("white space around a system text", conversation("Hi", system=" \n Be brief.\n")),
-    Conversation("an empty message", conversation("")),
-    Conversation("an empty answer", conversation("Hi", "", "Well?")),
-    Conversation("only white space", conversation(" \n\t ")),
-    Conversation("several line ends", conversation("a\n\n\n\nb\n", "c\n\n\nd", "\n\ne")),
-    Conversation("emoji and joined letters", conversation("👩‍👩‍👧 é ﷽ 🏳️‍🌈 नमस्ते", "🙂", "שלום")),
-    Conversation(
-        "a template's braces", conversation("{{ bos_token }}{% endif %}", "{# no #}", "{")
-    ),
-    Conversation("markup that looks like a marker", conversation("<b>[INST] ### User: <|x|>")),
+    Conversation("white space around a message", turns(" \n padded \n ")),
+    Conversation("white space around an answer", turns("Hi", " \n padded \n\n", "So?")),
+    Conversation("white space around a system text", turns("Hi", system=" \n Be brief.\n")),
+    Conversation("an empty message", turns("")),
+    Conversation("an empty answer", turns("Hi", "", "Well?")),
+    Conversation("only white space", turns(" \n\t ")),
+    Conversation("several line ends", turns("a\n\n\n\nb\n", "c\n\n\nd", "\n\ne")),
+    Conversation("emoji and joined letters", turns("👩‍👩‍👧 é ﷽ 🏳️‍🌈 नमस्ते", "🙂", "שלום")),
+    Conversation("a template's braces", turns("{{ bos_token }}{% endif %}", "{# no #}", "{")),
+    Conversation("markup that looks like a marker", turns("<b>[INST] ### User: <|x|>")),
 )
 
 PREFILLED: tuple[Conversation, ...] = (
-    Conversation("an answer begun", conversation("Hi", "It begins"), "prefill"),
+    Conversation("an answer begun", turns("Hi", "It begins"), "prefill"),
     Conversation(
         "an answer begun, after others",
-        conversation(_QUESTION, _ANSWER, "And then?", "It begins", system=_SYSTEM),
+        turns(_QUESTION, _ANSWER, "And then?", "It begins", system=_SYSTEM),
         "prefill",
     ),
 )
@@ -141,7 +139,7 @@ def _result(name: str, number: int, content: str) -> Message:
     return {"role": "tool", "name": name, "tool_call_id": f"call{number:05d}", "content": content}
 
 
-_ASKED = conversation("What is the weather in Rome?")
+_ASKED = turns("What is the weather in Rome?")
 _CALLED: Messages = (
     *_ASKED,
     {
@@ -151,7 +149,7 @@ _CALLED: Messages = (
     },
 )
 _CALLED_TWICE: Messages = (
-    *conversation("And in Rome and Oslo?"),
+    *turns("And in Rome and Oslo?"),
     {
         "role": "assistant",
         "content": "",
@@ -163,7 +161,7 @@ TOOLS: tuple[Conversation, ...] = (
     Conversation("a tool offered", _ASKED, "tools", (_WEATHER,)),
     Conversation(
         "a tool offered, with a system text",
-        conversation("What is the weather in Rome?", system="Be brief."),
+        turns("What is the weather in Rome?", system="Be brief."),
         "tools",
         (_WEATHER,),
     ),
@@ -190,7 +188,7 @@ TOOLS: tuple[Conversation, ...] = (
             *_CALLED,
             _result("get_weather", 1, "21"),
             {"role": "assistant", "content": "21 degrees."},
-            *conversation("Thanks! And tomorrow?"),
+            *turns("Thanks! And tomorrow?"),
         ),
         "tools",
         (_WEATHER,),
@@ -198,23 +196,23 @@ TOOLS: tuple[Conversation, ...] = (
 )
 
 _REASONED: Messages = (
-    *conversation("2 + 2?"),
+    *turns("2 + 2?"),
     {"role": "assistant", "content": "4.", "reasoning_content": "Two and two are four."},
-    *conversation("Sure?"),
+    *turns("Sure?"),
 )
 THINKING: tuple[Conversation, ...] = (
-    Conversation("thinking on", conversation("2 + 2?"), "thinking", thinking=True),
-    Conversation("thinking off", conversation("2 + 2?"), "thinking", thinking=False),
+    Conversation("thinking on", turns("2 + 2?"), "thinking", thinking=True),
+    Conversation("thinking off", turns("2 + 2?"), "thinking", thinking=False),
     Conversation(
         "thinking off, with a system text and a history",
-        conversation("Hi", "Hello!", "2 + 2?", system="Be brief."),
+        turns("Hi", "Hello!", "2 + 2?", system="Be brief."),
         "thinking",
         thinking=False,
     ),
     Conversation("reasoning in the history", _REASONED, "thinking"),
     Conversation(
         "reasoning inside an answer",
-        conversation("2 + 2?", "<think>\nFour.\n</think>\n\n4.", "Sure?"),
+        turns("2 + 2?", "<think>\nFour.\n</think>\n\n4.", "Sure?"),
         "thinking",
     ),
 )

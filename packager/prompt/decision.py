@@ -7,19 +7,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from packager.errors import ChatTemplateError
-from packager.model.tokenizer import Vocabulary, load_vocabulary
+from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import CORE, conversation
+from packager.prompt.conversation import CORE, turns
 from packager.prompt.go.families import OllamaTemplate, find_ollama_template
 from packager.prompt.native import PADDING, NativeTemplate, make_native, prompt_or_none
+from packager.prompt.ollama_version import NEWEST_KNOWN, OllamaVersion
 from packager.prompt.server import (
-    NEWEST_KNOWN,
     claims_thinking,
     claims_tools,
-    is_native_capable,
 )
-
-__all__ = ["PromptDecision", "Vocabulary", "decide", "load_vocabulary"]
 
 Choice = Literal["auto", "native", "go"]
 
@@ -64,7 +61,7 @@ def decide(
     vocabulary: Vocabulary,
     *,
     choice: Choice = "auto",
-    ollama_version: str = NEWEST_KNOWN,
+    ollama_version: OllamaVersion = NEWEST_KNOWN,
 ) -> PromptDecision:
     """Decide who renders the prompts in Ollama, and what ends an answer.
 
@@ -84,7 +81,7 @@ def decide(
     _require_said(chat_template)
     native = make_native(chat_template)
     bos_token = chat_template.bos_token
-    prompts = [prompt_or_none(chat_template, tried) for tried in CORE]
+    prompts = [prompt_or_none(chat_template, conversation) for conversation in CORE]
     begin = {prompt.startswith(bos_token) for prompt in prompts if prompt and bos_token}
     template, reason = _renderer(chat_template, native, choice, ollama_version)
     if template is not None and len(begin) == 2:
@@ -128,10 +125,10 @@ def _end_token_ids(end_id: int | None, vocabulary: Vocabulary) -> tuple[int, ...
 
 
 def _renderer(
-    chat_template: ChatTemplate, native: NativeTemplate, choice: Choice, version: str
+    chat_template: ChatTemplate, native: NativeTemplate, choice: Choice, version: OllamaVersion
 ) -> tuple[OllamaTemplate | None, str]:
     """The Ollama template that is to render, None for the GGUF's own, and why."""
-    can_be_native = is_native_capable(version)
+    can_be_native = version.can_be_native
     if choice == "native" or (choice == "auto" and can_be_native and not native.differing):
         if not can_be_native:
             raise _refused(
@@ -172,13 +169,13 @@ def _native_reason(native: NativeTemplate, choice: Choice) -> str:
 
 
 def _template_reason(chat_template: ChatTemplate, template: OllamaTemplate) -> str:
-    proof = template.proof
+    comparison = template.comparison
     kind = f"of the {template.family} family" if template.family else "derived from it"
-    reason = f"a TEMPLATE {kind} renders, proved on {proof.count('equal')} conversations"
-    if refused := proof.count("not taken"):
+    reason = f"a TEMPLATE {kind} renders, proved on {comparison.count('equal')} conversations"
+    if refused := comparison.count("unsupported"):
         reason += f" ({refused} more are refused by the chat template)"
-    if declared := proof.count("declared"):
-        reason += f"; {declared} differ: {' and '.join(proof.causes)}"
+    if declared := comparison.count("known_difference"):
+        reason += f"; {declared} differ: {' and '.join(comparison.causes)}"
     if "strftime_now" in chat_template.source:
         reason += "; a date in it stays that of today"
     return reason
@@ -212,7 +209,7 @@ def turn_end(chat_template: ChatTemplate, vocabulary: Vocabulary) -> str | None:
 def _after_answer(chat_template: ChatTemplate, *contents: str) -> str | None:
     """What follows the answer, but for white space; None where it is not rendered as it stands."""
     try:
-        prompt = chat_template.render(conversation(*contents), add_generation_prompt=False)
+        prompt = chat_template.render(turns(*contents), add_generation_prompt=False)
     except ChatTemplateError:
         return None
     _, answer, after = prompt.partition(_ANSWER)

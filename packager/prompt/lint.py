@@ -11,7 +11,7 @@ from jinja2 import nodes
 from packager.errors import ChatTemplateError
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate, parse_chat_template
-from packager.prompt.conversation import CORE, TOOLS, Conversation, conversation
+from packager.prompt.conversation import CORE, TOOLS, Conversation, turns
 from packager.prompt.decision import turn_end
 from packager.prompt.native import prompt_or_none
 from packager.prompt.server import claims_tools
@@ -45,9 +45,9 @@ def lint(chat_template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, ...]
 
 
 def _refused(chat_template: ChatTemplate) -> Iterator[str]:
-    tried = (*CORE, *TOOLS) if claims_tools(chat_template.source) else CORE
+    conversation = (*CORE, *TOOLS) if claims_tools(chat_template.source) else CORE
     refused: dict[str, list[str]] = {}
-    for each in tried:
+    for each in conversation:
         try:
             chat_template.prompt(each)
         except ChatTemplateError as error:
@@ -67,11 +67,11 @@ def _listed(names: list[str]) -> str:
 
 
 def _generation_prompt(chat_template: ChatTemplate) -> Iterator[str]:
-    messages = conversation("Hi")
+    messages = turns("Hi")
     opened = chat_template.render(messages, add_generation_prompt=True)
     if opened != chat_template.render(messages, add_generation_prompt=False):
         return
-    answered = conversation("Hi", _ANSWER)
+    answered = turns("Hi", _ANSWER)
     try:
         whole = chat_template.render(answered, add_generation_prompt=False)
     except ChatTemplateError:
@@ -104,7 +104,7 @@ def _end_of_turn(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterato
 
 
 def _markers(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterator[str]:
-    prompt = prompt_or_none(chat_template, Conversation("", conversation("Hi", "Hello", "Bye")))
+    prompt = prompt_or_none(chat_template, Conversation("", turns("Hi", "Hello", "Bye")))
     tokens = {*vocabulary.token_of.values(), chat_template.bos_token, chat_template.eos_token}
     end = turn_end(chat_template, vocabulary)
     plain = [m for m in dict.fromkeys(_MARKER.findall(prompt or "")) if m not in tokens | {end}]
@@ -116,15 +116,17 @@ def _markers(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterator[st
 
 
 def _system(chat_template: ChatTemplate) -> Iterator[str]:
-    tried = Conversation("", conversation("Hi", system=_SYSTEM))
-    prompt = prompt_or_none(chat_template, tried)
+    conversation = Conversation("", turns("Hi", system=_SYSTEM))
+    prompt = prompt_or_none(chat_template, conversation)
     if prompt is not None and _SYSTEM not in prompt:
         yield "It leaves system turns out: a system prompt changes nothing."
 
 
 def _bos(chat_template: ChatTemplate) -> Iterator[str]:
     bos = chat_template.bos_token
-    prompts = [prompt for tried in CORE if (prompt := prompt_or_none(chat_template, tried))]
+    prompts = [
+        prompt for conversation in CORE if (prompt := prompt_or_none(chat_template, conversation))
+    ]
     if bos and any(prompt.startswith(bos * 2) for prompt in prompts):
         yield f"It writes the BOS token {bos!r} twice."
     if bos and len({prompt.startswith(bos) for prompt in prompts}) == 2:

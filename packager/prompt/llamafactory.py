@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import conversation
+from packager.prompt.conversation import turns
 
 _USER, _ANSWER = "4f1c-user-9d27", "4f1c-answer-9d27"
 
@@ -59,7 +59,7 @@ _TURNS: dict[str, tuple[str, str, str]] = {
 def compare_with_name(chat_template: ChatTemplate, name: str) -> str | None:
     """A sentence on how a chat template differs from LLaMA-Factory's template of that name.
 
-    Compared are the marks of a user's turn, of the answer's beginning, and of its end.
+    ComparedPrompt are the marks of a user's turn, of the answer's beginning, and of its end.
 
     Returns:
         None where they agree, or nothing is known of the name (`is_known`).
@@ -70,8 +70,8 @@ def compare_with_name(chat_template: ChatTemplate, name: str) -> str | None:
     # LLaMA-Factory's EOS in a user's turn (`default`) is the tokenizer's: left out on both sides.
     eos = chat_template.eos_token if name == "default" else None
     try:
-        opened = chat_template.render(conversation(_USER), add_generation_prompt=True)
-        closed = chat_template.render(conversation(_USER, _ANSWER), add_generation_prompt=False)
+        opened = chat_template.render(turns(_USER), add_generation_prompt=True)
+        closed = chat_template.render(turns(_USER, _ANSWER), add_generation_prompt=False)
     except ChatTemplateError:
         return None
     if eos:

@@ -39,13 +39,13 @@ class ModelfileSpec:
     """What a Modelfile says, but for the GGUF's name.
 
     Attributes:
-        template: the Ollama template (Go), None to leave the GGUF's own in force.
+        ollama_template: the Ollama template (Go), None to leave the GGUF's own in force.
         system: the system text, None for none.
         stops: the texts that end an answer.
         parameters: the other parameters under Ollama's names.
     """
 
-    template: str | None
+    ollama_template: str | None
     system: str | None
     stops: tuple[str, ...]
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
@@ -99,7 +99,7 @@ def render_modelfile(spec: ModelfileSpec, *gguf_files: str) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     modelfile_template = environment.from_string(read_template("Modelfile.jinja"))
-    template, system = spec.template, spec.system
+    template, system = spec.ollama_template, spec.system
     return modelfile_template.render(
         from_values=[
             _bare(name if "/" in name else f"./{name}", "The GGUF's name") for name in gguf_files

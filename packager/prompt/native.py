@@ -76,20 +76,20 @@ def make_native(
         conversations: what is to be rendered alike. Of a choice whether to think, and of begun
             answers, nothing is asked: a variable that is set leaves no choice.
     """
-    conversations = [tried for tried in conversations if _is_compared(tried)]
+    conversations = [conversation for conversation in conversations if _is_compared(conversation)]
     asked_for = _asked_for(chat_template)
     servers = [asked_for]
     if _THINKING in asked_for and not claims_thinking(chat_template.source):
         # Ollama says nothing of thinking then, and llama-server guesses what the model can do.
         servers.append(asked_for | {_THINKING: False})
-    expected = [prompt_or_none(chat_template, tried) for tried in conversations]
+    expected = [prompt_or_none(chat_template, conversation) for conversation in conversations]
 
     def differing(made_by: ChatTemplate) -> set[str]:
         return {
-            tried.name
+            conversation.name
             for variables in servers
-            for tried, prompt in zip(conversations, expected, strict=True)
-            if prompt is not None and prompt != prompt_or_none(made_by, tried, variables)
+            for conversation, prompt in zip(conversations, expected, strict=True)
+            if prompt is not None and prompt != prompt_or_none(made_by, conversation, variables)
         }
 
     mattering = [
@@ -106,13 +106,15 @@ def make_native(
         pins=pins,
         notes=notes,
         differing=tuple(
-            tried.name for tried in conversations if tried.name in wrong and tried.kind == "core"
+            conversation.name
+            for conversation in conversations
+            if conversation.name in wrong and conversation.kind == "core"
         ),
     )
 
 
-def _is_compared(tried: Conversation) -> bool:
-    return tried.thinking is None and tried.kind != "prefill"
+def _is_compared(conversation: Conversation) -> bool:
+    return conversation.thinking is None and conversation.kind != "prefill"
 
 
 def _matters(
@@ -125,8 +127,8 @@ def _matters(
     for variables in servers:
         others = {key: value for key, value in variables.items() if key != name}
         tellings = [variables, others, *({**others, name: value} for value in (True, False))]
-        for tried in conversations:
-            if len({prompt_or_none(chat_template, tried, told) for told in tellings}) > 1:
+        for conversation in conversations:
+            if len({prompt_or_none(chat_template, conversation, told) for told in tellings}) > 1:
                 return True
     return False
 
@@ -215,10 +217,10 @@ def _with_tools_in_order(
 
     def equal(made_by: ChatTemplate) -> list[str]:
         return [
-            tried.name
-            for tried in conversations
-            if (prompt := prompt_or_none(trained, tried)) is not None
-            and prompt == prompt_or_none(made_by, as_native_server(tried), {})
+            conversation.name
+            for conversation in conversations
+            if (prompt := prompt_or_none(trained, conversation)) is not None
+            and prompt == prompt_or_none(made_by, as_native_server(conversation), {})
         ]
 
     before, after = equal(chat_template), equal(ordered)
@@ -228,23 +230,23 @@ def _with_tools_in_order(
 def _untrimmed(chat_template: ChatTemplate) -> ChatTemplate | None:
     middle = len(_TRIMMED_WHERE_SAID) // 2
     head, tail = _TRIMMED_WHERE_SAID[:middle], _TRIMMED_WHERE_SAID[middle:]
-    before = [prompt_or_none(chat_template, tried) for tried in BATTERY]
+    before = [prompt_or_none(chat_template, conversation) for conversation in BATTERY]
     # As plain text, or inside a string of either kind.
     for split in (head + "{##}" + tail, f'{head}" ~ "{tail}', f"{head}' ~ '{tail}"):
         source = chat_template.source.replace(_TRIMMED_WHERE_SAID, split)
         other = replace(chat_template, source=source)
-        if [prompt_or_none(other, tried) for tried in BATTERY] == before:
+        if [prompt_or_none(other, conversation) for conversation in BATTERY] == before:
             return other
     return None
 
 
 def prompt_or_none(
     chat_template: ChatTemplate,
-    tried: Conversation,
+    conversation: Conversation,
     variables: Mapping[str, object] | None = None,
 ) -> str | None:
     """The prompt of a conversation; None where the chat template refuses it."""
     try:
-        return chat_template.prompt(tried, variables)
+        return chat_template.prompt(conversation, variables)
     except ChatTemplateError:
         return None

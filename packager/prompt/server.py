@@ -11,17 +11,6 @@ from datetime import datetime
 
 from packager.prompt.conversation import REASONING_FIELDS, Conversation, Message
 
-# Since this version a server renders with the GGUF's own chat template where it has no TEMPLATE.
-FIRST_NATIVE = (0, 30)
-NEWEST_KNOWN = "0.32.15"
-
-
-def is_native_capable(version: str) -> bool:
-    """Whether a server of this version renders a GGUF's own chat template."""
-    numbers = [int(number) for number in re.findall(r"\d+", version.partition("-")[0])[:2]]
-    # A build from source calls itself 0.0.0: it is taken for a new one.
-    return tuple(numbers) >= FIRST_NATIVE or not any(numbers)
-
 
 def server_variables() -> dict[str, object]:
     """What llama-server defines for every chat template, and transformers does not.
@@ -70,20 +59,20 @@ class Change:
     is_by_templates: bool = False
 
 
-def _with_rewritten_tools(tried: Conversation) -> Conversation:
-    return replace(tried, tools=tuple(_rewritten_tool(tool) for tool in tried.tools))
+def _with_rewritten_tools(conversation: Conversation) -> Conversation:
+    return replace(conversation, tools=tuple(_rewritten_tool(tool) for tool in conversation.tools))
 
 
-def _with_pruned_tools(tried: Conversation) -> Conversation:
+def _with_pruned_tools(conversation: Conversation) -> Conversation:
     """The tools with what Ollama has a place for, `required` after `properties` as in training."""
     pruned = []
-    for tool in _with_rewritten_tools(tried).tools:
+    for tool in _with_rewritten_tools(conversation).tools:
         function = _mapping(tool["function"])
         parameters = dict(_mapping(function["parameters"]))
         if "required" in parameters:
             parameters["required"] = parameters.pop("required")
         pruned.append({**tool, "function": {**function, "parameters": parameters}})
-    return replace(tried, tools=tuple(pruned))
+    return replace(conversation, tools=tuple(pruned))
 
 
 def _rewritten_tool(tool: Mapping[str, object]) -> dict[str, object]:
@@ -131,29 +120,32 @@ def _sorted(value: object) -> object:
     return json.loads(json.dumps(value, sort_keys=True))
 
 
-def _without_reasoning(tried: Conversation) -> Conversation:
+def _without_reasoning(conversation: Conversation) -> Conversation:
     return _with_messages(
-        tried,
+        conversation,
         [
             {k: v for k, v in message.items() if k not in REASONING_FIELDS}
-            for message in tried.messages
+            for message in conversation.messages
         ],
     )
 
 
-def _with_arguments_as_text(tried: Conversation) -> Conversation:
-    return _with_messages(tried, [_with_calls(message, _as_text) for message in tried.messages])
+def _with_arguments_as_text(conversation: Conversation) -> Conversation:
+    return _with_messages(
+        conversation, [_with_calls(message, _as_text) for message in conversation.messages]
+    )
 
 
-def _with_bare_calls(tried: Conversation) -> Conversation:
+def _with_bare_calls(conversation: Conversation) -> Conversation:
     """Calls and results without the ids that link them."""
 
     def bare(call: Mapping[str, object]) -> Mapping[str, object]:
         return {key: value for key, value in call.items() if key != "id"}
 
-    messages = [_with_calls(message, bare) for message in tried.messages]
+    messages = [_with_calls(message, bare) for message in conversation.messages]
     return _with_messages(
-        tried, [{k: v for k, v in message.items() if k != "tool_call_id"} for message in messages]
+        conversation,
+        [{k: v for k, v in message.items() if k != "tool_call_id"} for message in messages],
     )
 
 
@@ -172,53 +164,54 @@ def _with_calls(
     return {**message, "tool_calls": [change(_mapping(call)) for call in calls]}
 
 
-def as_native_server(tried: Conversation) -> Conversation:
+def as_native_server(conversation: Conversation) -> Conversation:
     """The conversation as it reaches a GGUF's own chat template on a server."""
-    return _without_reasoning(_with_rewritten_tools(tried))
+    return _without_reasoning(_with_rewritten_tools(conversation))
 
 
-def _joined(tried: Conversation) -> Conversation:
+def _joined(conversation: Conversation) -> Conversation:
     """Messages of one role in a row made one (`collate` in Ollama's template.go)."""
     messages: list[Message] = []
-    for message in tried.messages:
+    for message in conversation.messages:
         last = messages[-1] if messages else {}
         if last and last["role"] == message["role"] != "tool":
             content = f"{last.get('content') or ''}\n\n{message.get('content') or ''}"
             messages[-1] = {**last, "content": content}
         else:
             messages.append(message)
-    return _with_messages(tried, messages)
+    return _with_messages(conversation, messages)
 
 
-def trimmed_forms(tried: Conversation) -> Iterator[Conversation]:
+def trimmed_forms(conversation: Conversation) -> Iterator[Conversation]:
     """The conversation with its messages trimmed: of some roles, at one end or both."""
-    roles = sorted({str(message["role"]) for message in tried.messages})
+    roles = sorted({str(message["role"]) for message in conversation.messages})
     for number in range(1, len(roles) + 1):
         for chosen in itertools.combinations(roles, number):
             for trim in (str.strip, str.lstrip, str.rstrip):
                 yield _with_messages(
-                    tried,
+                    conversation,
                     [
                         {**message, "content": trim(str(message.get("content") or ""))}
                         if message["role"] in chosen
                         else message
-                        for message in tried.messages
+                        for message in conversation.messages
                     ],
                 )
 
 
-def _without_thinking_in_answers(tried: Conversation) -> Conversation:
+def _without_thinking_in_answers(conversation: Conversation) -> Conversation:
     """Earlier answers without what is between the tags (`filterThinkTags` in Ollama's routes)."""
     last = max(
-        (at for at, message in enumerate(tried.messages) if message["role"] == "user"), default=-1
+        (at for at, message in enumerate(conversation.messages) if message["role"] == "user"),
+        default=-1,
     )
     return _with_messages(
-        tried,
+        conversation,
         [
             {**message, "content": _without_tags(str(message.get("content") or ""))}
             if message["role"] == "assistant" and at < last
             else message
-            for at, message in enumerate(tried.messages)
+            for at, message in enumerate(conversation.messages)
         ],
     )
 
@@ -227,16 +220,16 @@ def _without_tags(content: str) -> str:
     return re.sub(r"<think>(?s:.*?)</think>", "", content).strip()
 
 
-def _without_tools(tried: Conversation) -> Conversation:
-    return replace(tried, tools=())
+def _without_tools(conversation: Conversation) -> Conversation:
+    return replace(conversation, tools=())
 
 
-def _without_choice(tried: Conversation) -> Conversation:
-    return replace(tried, thinking=None)
+def _without_choice(conversation: Conversation) -> Conversation:
+    return replace(conversation, thinking=None)
 
 
-def _with_messages(tried: Conversation, messages: Sequence[Message]) -> Conversation:
-    return replace(tried, messages=tuple(messages))
+def _with_messages(conversation: Conversation, messages: Sequence[Message]) -> Conversation:
+    return replace(conversation, messages=tuple(messages))
 
 
 CHANGES: tuple[Change, ...] = (

@@ -90,9 +90,7 @@ def save_adapter(
             next_step="Name an adapter's folder, or save the model with --save merged_16bit.",
         )
     if folder.resolve() == source.folder.resolve():
-        raise OutputExistsError(
-            f"The adapter is read from {folder} itself.", next_step=CHOOSE_OUT
-        )
+        raise OutputExistsError(f"The adapter is read from {folder} itself.", next_step=CHOOSE_OUT)
     base = _public_base(source.adapter, options.base)
     files = _write(source, source.adapter, base, folder)
     left_out = {path.name for path in source.folder.iterdir()} - {path.name for path in files}

@@ -1,4 +1,4 @@
-"""A checkpoint written in 4 bits by bitsandbytes, as transformers itself would quantize it."""
+"""A checkpoint, saved in 4 bits by bitsandbytes, as transformers itself would quantize it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packager.errors import NonFiniteError, ToolchainError, UnsupportedError
-from packager.files import write_json
+from packager.errors import ToolchainError, UnsupportedError
 from packager.merge.peft.layout import Layout, build_model
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress, Task
 from packager.save.safetensors import write_tensors
+from packager.save.shard_files import require_finite, split_into_shards, write_index
 
 if TYPE_CHECKING:
     import torch
 
-# A shard is in memory until it is written: how long bitsandbytes' own records of a tensor are shows
-# only when it is quantized, and a safetensors file begins with where everything is.
+# A shard is in memory until it is written: the length of bitsandbytes' own records of a tensor is
+# known only once it is quantized, and a safetensors file begins with the offsets of everything.
 SHARD_BYTES = 10**9
-# For each tensor: two code books, and a record in JSON.
+# Each tensor has two code books, and a record in JSON.
 _STATE_BYTES = 1024 + 64 + 256
 _BLOCK = 64
 _NESTED_BLOCK = 256
@@ -32,12 +32,12 @@ _NESTED_BLOCK = 256
 
 @dataclass(frozen=True)
 class FourBitPlan:
-    """What becomes of a checkpoint in 4 bits.
+    """How a checkpoint is saved in 4 bits.
 
     Attributes:
-        quantized: the checkpoint's tensors that are quantized: whether each is transposed first, as
-            for a Conv1D, which the model loads as a linear layer.
-        config: what `config.json` gets as `quantization_config`.
+        quantized: the checkpoint's tensors that are quantized, and whether each is transposed
+            first, as for a Conv1D, which the model loads as a linear layer.
+        config: the `quantization_config` of `config.json`.
         size_bytes: of all tensors, an upper bound.
     """
 
@@ -47,7 +47,7 @@ class FourBitPlan:
 
 
 def require_bitsandbytes() -> None:
-    """See that bitsandbytes is installed, without importing it.
+    """Require that bitsandbytes is installed, without importing it.
 
     Raises:
         ToolchainError: with the command that installs it.
@@ -61,17 +61,18 @@ def require_bitsandbytes() -> None:
 
 
 def plan_four_bit(checkpoint: Checkpoint) -> FourBitPlan:
-    """Ask transformers which layers it would load in 4 bits; no weight is read.
+    """How to save a checkpoint in 4 bits: the layers that transformers would load so.
 
-    Those are nf4 with double quantization; the rest (embeddings, output head, norms, stacked
-    experts) stays as it is. What computes is the model's own element type.
+    These are saved as nf4 with double quantization; the rest (embeddings, output head, norms,
+    stacked experts) stays as it is. They compute in the model's own element type. No weight is
+    read.
 
     Args:
-        checkpoint: what is written.
+        checkpoint: what to save.
 
     Raises:
-        UnsupportedError: if transformers has no such model, or quantizes nothing of it, or a layer
-            whose weight the checkpoint keeps in several tensors.
+        UnsupportedError: if transformers has no such model, or quantizes none of its layers, or
+            one whose weight the checkpoint keeps in several tensors.
     """
     import bitsandbytes  # type: ignore[import-not-found, import-untyped, unused-ignore]
     from transformers import BitsAndBytesConfig
@@ -112,15 +113,15 @@ def _own_tensor(layout: Layout, parameter: str) -> str:
         layout.meta(parameter).shape
     ):
         raise UnsupportedError(
-            f"The checkpoint keeps {parameter} in another form than the model has it ({own}), in "
-            "which it cannot be quantized.",
+            f"The checkpoint keeps {parameter} in another form than the model ({own}), which "
+            "cannot be quantized.",
             next_step="Save it with --save merged_16bit, and let transformers quantize it.",
         )
     return own
 
 
 def _bound(info: TensorInfo, quantized: Mapping[str, bool]) -> int:
-    """The bytes that a tensor takes at most."""
+    """The largest number of bytes that a tensor can take."""
     if info.name not in quantized:
         return info.size_bytes
     elements = math.prod(info.shape)
@@ -135,13 +136,13 @@ def save_four_bit(
     progress: Progress,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Write a checkpoint by its plan into `model.safetensors`, or shards with an index.
+    """Write a checkpoint by its plan to `model.safetensors`, or to shards with an index.
 
-    Memory holds one shard, and one tensor in 16 bits. Files get their names when they are whole.
+    Memory holds one shard, and one tensor in 16 bits. A file gets its name when it is complete.
 
     Args:
         checkpoint: what to write.
-        plan: of `plan_four_bit`.
+        plan: from `plan_four_bit`.
         folder: where to; it must exist.
         progress: gets bytes as they are read.
         shard_bytes: the size that a shard may reach.
@@ -149,60 +150,39 @@ def save_four_bit(
     Raises:
         NonFiniteError: naming the tensor that holds NaN or Inf.
     """
-    shards = _split(checkpoint, plan, shard_bytes)
+    shards = split_into_shards(
+        checkpoint.tensors.values(), lambda info: _bound(info, plan.quantized), shard_bytes
+    )
     total_bytes = sum(info.size_bytes for info in checkpoint.tensors.values())
     paths: list[Path] = []
     weight_map: dict[str, str] = {}
     written_bytes = 0
     with progress.task("Quantizing to 4 bits", total_bytes) as task:
-        for number, shard in enumerate(shards, start=1):
-            end = "" if len(shards) == 1 else f"-{number:05}-of-{len(shards):05}"
-            path = folder / f"model{end}.safetensors"
+        for name, shard in shards.items():
             tensors = _quantized_shard(checkpoint, plan, shard, task)
-            write_tensors(tensors, path)
-            paths.append(path)
-            weight_map |= dict.fromkeys(tensors, path.name)
+            write_tensors(tensors, folder / name)
+            paths.append(folder / name)
+            weight_map |= dict.fromkeys(tensors, name)
             written_bytes += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
-        index = folder / "model.safetensors.index.json"
-        write_json(index, {"metadata": {"total_size": written_bytes}, "weight_map": weight_map})
-        paths.append(index)
+        paths.append(write_index(folder, weight_map, written_bytes))
     return paths
-
-
-def _split(checkpoint: Checkpoint, plan: FourBitPlan, shard_bytes: int) -> list[list[TensorInfo]]:
-    shards: list[list[TensorInfo]] = [[]]
-    filled = 0
-    for info in checkpoint.tensors.values():
-        size = _bound(info, plan.quantized)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(info)
-        filled += size
-    return shards
 
 
 def _quantized_shard(
     checkpoint: Checkpoint, plan: FourBitPlan, shard: Sequence[TensorInfo], task: Task
 ) -> dict[str, torch.Tensor]:
-    import torch
-
-    made: dict[str, torch.Tensor] = {}
+    quantized: dict[str, torch.Tensor] = {}
     for info in shard:
         tensor = checkpoint.load(info.name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NonFiniteError(
-                f"The merged tensor {info.name} holds NaN or Inf.",
-                next_step="The training run diverged or overflowed; use an earlier checkpoint.",
-            )
+        require_finite(info.name, tensor)
         if info.name in plan.quantized:
             is_transposed = plan.quantized[info.name]
-            made |= _quantize(info.name, tensor.T if is_transposed else tensor)
+            quantized |= _quantize(info.name, tensor.T if is_transposed else tensor)
         else:
-            made[info.name] = tensor.contiguous()
+            quantized[info.name] = tensor.contiguous()
         task.advance(info.size_bytes)
-    return made
+    return quantized
 
 
 def _quantize(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A checkpoint written as `save_pretrained` writes it, one tensor at a time."""
+"""A checkpoint, saved as `save_pretrained` saves it, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.errors import NonFiniteError
-from packager.files import partial_path, publish, whole_file, write_json
+from packager.files import partial_path, publish, whole_file
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 from packager.progress import Progress, Task
+from packager.save.shard_files import require_finite, split_into_shards, write_index
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5 * 10**9
-# What is read and checked at once of a tensor that can be read in pieces.
+# How much of a tensor is read and checked at a time, if it can be read in pieces.
 _BLOCK_ELEMENTS = 4 << 20
 
 
 def save_safetensors(
     checkpoint: Checkpoint, folder: Path, progress: Progress, shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
-    """Write every tensor of a checkpoint into `model.safetensors`, or shards with an index.
+    """Write every tensor of a checkpoint to `model.safetensors`, or to shards with an index.
 
-    Memory holds one tensor at a time, or a part of it. Files get their names when they are whole.
+    Memory holds one tensor at a time, or a part of it. A file gets its name when it is complete.
 
     Args:
         checkpoint: what to write; names, shapes and dtypes stay as they are.
@@ -40,36 +40,19 @@ def save_safetensors(
     Raises:
         NonFiniteError: naming the tensor that holds NaN or Inf.
     """
-    shards = _split(list(checkpoint.tensors.values()), shard_bytes)
+    shards = split_into_shards(
+        checkpoint.tensors.values(), lambda info: info.size_bytes, shard_bytes
+    )
     total_bytes = sum(info.size_bytes for info in checkpoint.tensors.values())
-    paths, weight_map = [], {}
+    paths = []
     with progress.task("Writing merged weights", total_bytes) as task:
-        for number, shard in enumerate(shards, start=1):
-            name = (
-                "model.safetensors"
-                if len(shards) == 1
-                else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            )
+        for name, shard in shards.items():
             _write_shard(checkpoint, shard, folder / name, task)
             paths.append(folder / name)
-            weight_map.update({info.name: name for info in shard})
     if len(shards) > 1:
-        index = folder / "model.safetensors.index.json"
-        write_json(index, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-        paths.append(index)
+        weight_map = {info.name: name for name, shard in shards.items() for info in shard}
+        paths.append(write_index(folder, weight_map, total_bytes))
     return paths
-
-
-def _split(tensors: Sequence[TensorInfo], shard_bytes: int) -> list[list[TensorInfo]]:
-    shards: list[list[TensorInfo]] = [[]]
-    filled = 0
-    for info in tensors:
-        if shards[-1] and filled + info.size_bytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(info)
-        filled += info.size_bytes
-    return shards
 
 
 def _write_shard(
@@ -93,18 +76,13 @@ def _write_shard(
         file.write(struct.pack("<Q", len(text)) + text)
         for info in shard:
             for block in _blocks(checkpoint, info):
-                if block.is_floating_point() and not torch.isfinite(block).all():
-                    raise NonFiniteError(
-                        f"The merged tensor {info.name} holds NaN or Inf.",
-                        next_step="The training run diverged or overflowed; use an earlier "
-                        "checkpoint.",
-                    )
+                require_finite(info.name, block)
                 file.write(block.reshape(-1).view(torch.uint8).numpy().data)
                 task.advance(block.nbytes)
 
 
 def _blocks(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[torch.Tensor]:
-    """A tensor in pieces: embeddings, and what is computed to check them, are the largest."""
+    """A tensor in pieces: embeddings are large, and checking them takes as much again."""
     if not info.shape:
         yield checkpoint.load(info.name)
         return
@@ -114,7 +92,7 @@ def _blocks(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[torch.Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors that are in memory as one safetensors file, whole or not at all."""
+    """Write tensors from memory to one safetensors file, completely or not at all."""
     from safetensors.torch import save_file
 
     partial = partial_path(path)

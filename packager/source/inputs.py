@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,7 +71,13 @@ class Inputs:
         return load_vocabulary(self.base_files, self.base.checkpoint.config if self.base else None)
 
 
-def find_inputs(options: SourceOptions, progress: Progress, *, first_leads: bool = False) -> Inputs:
+def find_inputs(
+    options: SourceOptions,
+    progress: Progress,
+    *,
+    first_leads: bool = False,
+    check_adapters: Callable[[int], None] = lambda count: None,
+) -> Inputs:
     """Open the source and further adapters, and find the base that they need.
 
     Args:
@@ -79,6 +85,7 @@ def find_inputs(options: SourceOptions, progress: Progress, *, first_leads: bool
         progress: receives what was chosen, and why.
         first_leads: whether tokenizer and chat template come from the first adapter, as when
             several are combined into one; else they come from the last, which was trained last.
+        check_adapters: called with the number of adapters, before a base is looked for.
 
     Raises:
         UsageError: if a base is named although the source is a full model.
@@ -87,6 +94,7 @@ def find_inputs(options: SourceOptions, progress: Progress, *, first_leads: bool
     source = open_source(options.source, options.checkpoint, options.revision, progress)
     progress.note(f"Source: {source.reason}")
     more = tuple(_open_adapter(given, progress) for given in options.adapters)
+    check_adapters(len(more) + (source.adapter is not None))
     if source.adapter is None and not more:
         return Inputs(source, (), None, source.files, source.files)
     base = _base(source, options, progress)

@@ -202,7 +202,7 @@ def _finish(package: Package, digest: str, files: dict[str, GgufFile]) -> Bundle
         fingerprint=digest,
         base=base_identity(package.inputs),
         adapters=package.adapters,
-        combination=combination and combination.describe(len(package.adapters)),
+        combination=combination.describe(len(package.adapters)) if combination else None,
         tools=tool_versions(package.inputs),
         ggufs=tuple(files.values()),
         projector=projector,

@@ -17,7 +17,7 @@ def build_gguf(request: Request, progress: Progress | None = None) -> Built:
     """Build the bundle that a request describes.
 
     Raises:
-        FtpackError: whatever is wrong with the input, before any long work; and what `build` raises.
+        FtpackError: whatever is wrong with the input, before any long work; what `build` raises.
     """
     progress = progress or Silent()
     if request.name:

@@ -1,4 +1,4 @@
-"""`ftpack merge`: the merged checkpoint as a folder, in 16 or in 4 bits; or the adapter, cleaned."""
+"""`ftpack merge`: the merged model as a folder, in 16 or in 4 bits; or the adapter, cleaned."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def merge(
     return MergedFolder(saved, base_choice)
 
 
-def save_adapter(
-    request: Request, folder: Path, progress: Progress | None = None
-) -> SavedFolder:
+def save_adapter(request: Request, folder: Path, progress: Progress | None = None) -> SavedFolder:
     """Write the source's adapter, cleaned for publishing; see `packager.save.clean_adapter`.
 
     Args:
@@ -114,6 +112,4 @@ def _require_free(folder: Path, force: bool, progress: Progress) -> None:
 def _require_elsewhere(folder: Path, inputs: Inputs) -> None:
     read_from = [inputs.model.folder, *(source.folder for source in inputs.sources)]
     if folder.resolve() in [path.resolve() for path in read_from]:
-        raise OutputExistsError(
-            f"The model is read from {folder} itself.", next_step=CHOOSE_OUT
-        )
+        raise OutputExistsError(f"The model is read from {folder} itself.", next_step=CHOOSE_OUT)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from packager.errors import DaemonError
+from packager.errors import DaemonError, PromptDifferenceError
 from packager.files import scratch_folder
+from packager.override import refuse_unless
 from packager.package.package import Package
+from packager.package.plan import Plan
 from packager.package.prepare import prepare
 from packager.package.request import Request
 from packager.progress import Progress, Silent
@@ -16,6 +18,7 @@ from packager.prompt.conversation import BATTERY, Conversation
 from packager.prompt.ollama_version import OllamaVersion
 from packager.runtime.daemon import Daemon
 from packager.verbs.build import Built, build
+from packager.verbs.gguf import plan as plan_gguf
 from packager.verbs.register import Registered, model_names, register, require_store_space
 from packager.verify.renderers import compare_gguf, require_equal
 from packager.verify.report import report_comparison
@@ -59,17 +62,12 @@ def ollama(
         DaemonError: if the daemon cannot be reached, with the command that registers the bundle.
     """
     progress = progress or Silent()
-    wanted = [quant.name for quant in request.build.wanted]
-    if request.name:
-        model_names(request.name, wanted)
-    is_reachable = daemon.is_reachable()
-    if is_reachable and request.prompt.ollama_version is None:
-        version = OllamaVersion.parse(daemon.version())
-        request = replace(request, prompt=replace(request.prompt, ollama_version=version))
+    _require_names(request, request.name)
+    request = _for_server(request, daemon)
     with scratch_folder() as scratch:
         package = prepare(request, scratch, progress)
-        model_names(package.name, wanted)
-        if is_reachable:
+        _require_names(request, package.name)
+        if daemon.is_reachable():
             require_store_space(daemon, [file.typed.size_bytes for file in package.files])
         else:
             progress.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
@@ -88,6 +86,31 @@ def ollama(
     return Packaged(built, registered)
 
 
+def plan_ollama(request: Request, daemon: Daemon, progress: Progress | None = None) -> Plan:
+    """What `ollama` would make and what it would cost, for every quant of llama.cpp.
+
+    Raises:
+        FtpackError: whatever is wrong with the input.
+    """
+    _require_names(request, request.name)
+    plan = plan_gguf(_for_server(request, daemon), progress)
+    _require_names(request, plan.name)
+    return plan
+
+
+def _require_names(request: Request, name: str | None) -> None:
+    if name:
+        model_names(name, [quant.name for quant in request.build.wanted])
+
+
+def _for_server(request: Request, daemon: Daemon) -> Request:
+    """The request with the server's own version, unless it names one or no server answers."""
+    if request.prompt.ollama_version is not None or not daemon.is_reachable():
+        return request
+    version = OllamaVersion.parse(daemon.version())
+    return replace(request, prompt=replace(request.prompt, ollama_version=version))
+
+
 def _compare_built(
     package: Package,
     built: Built,
@@ -95,21 +118,22 @@ def _compare_built(
     scratch: Path,
     progress: Progress,
 ) -> None:
-    """Compare what the embedded runtime makes of the GGUF with training, before it is registered."""
+    """Compare what the embedded runtime makes of the GGUF with training."""
     folder = built.bundle.folder
-    comparisons = compare_gguf(
+    compared = compare_gguf(
         package.prompt.chat_template,
         package.inputs.files,
         built.bundle.path(built.bundle.ggufs[0]),
         conversations,
         scratch,
     )
-    for comparison in comparisons:
+    for comparison in (compared.prompts, compared.vocabulary):
         report_comparison(comparison, progress)
-        require_equal(
-            comparison,
-            f"{folder} is built, but not registered",
-            f"See `ftpack prompt {folder}`; --force registers it all the same.",
-            force=package.force,
-            progress=progress,
-        )
+        try:
+            require_equal(
+                comparison,
+                f"{folder} is built, but not registered",
+                f"See `ftpack prompt {folder}`; --force registers it all the same.",
+            )
+        except PromptDifferenceError as error:
+            refuse_unless(package.force, error, progress)

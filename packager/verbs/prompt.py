@@ -1,4 +1,4 @@
-"""`ftpack prompt`: the prompt of a source, a bundle or a model, compared with the training prompt."""
+"""`ftpack prompt`: the prompt of a source, bundle or model, compared with the training prompt."""
 
 from __future__ import annotations
 
@@ -126,10 +126,8 @@ def _compare_source(
         offline = compare_offline(chat_template, native, modelfile.ollama_template, conversations)
         gguf = scratch / "vocabulary.gguf"
         write_skeleton(gguf, package.text)
-        embedded, vocabulary = compare_gguf(
-            chat_template, package.inputs.files, gguf, conversations, scratch
-        )
-    comparisons = [offline, embedded]
+        compared = compare_gguf(chat_template, package.inputs.files, gguf, conversations, scratch)
+    comparisons = [offline, compared.prompts]
     if daemon is not None:
         comparisons.append(
             compare_on_daemon(
@@ -138,7 +136,7 @@ def _compare_source(
             )
         )  # fmt: skip
     return PromptReport(
-        package.name, chat_template, plan.decision.reason, tuple(comparisons), vocabulary
+        package.name, chat_template, plan.decision.reason, tuple(comparisons), compared.vocabulary
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from packager.bundle.bundle import Bundle
-from packager.bundle.manifest import GgufFile
-from packager.errors import RegistrationError, UnsupportedError, UsageError
+from packager.errors import PromptDifferenceError, RegistrationError, UnsupportedError, UsageError
 from packager.files import require_disk
+from packager.override import refuse_unless
 from packager.progress import Progress, Silent
 from packager.prompt.comparison import Comparison
 from packager.prompt.conversation import BATTERY, Conversation
-from packager.prompt.ollama_version import is_native_capable
+from packager.prompt.ollama_version import OllamaVersion
 from packager.prompt.template_record import recorded_template
 from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration
 from packager.runtime.model_name import validate_name, with_suffix
@@ -120,14 +120,15 @@ def register(
         if comparison is not None:
             comparisons.append(comparison)
             report_comparison(comparison, progress)
-            require_equal(
-                comparison,
-                f"{unproved} is registered, but not as {model}",
-                f"See `ftpack prompt {unproved} --against {daemon.host}`; with --force it becomes "
-                f"{model} all the same.",
-                force=force,
-                progress=progress,
-            )
+            try:
+                require_equal(
+                    comparison,
+                    f"{unproved} is registered, but not as {model}",
+                    f"See `ftpack prompt {unproved} --against {daemon.host}`; with --force it "
+                    f"becomes {model} all the same.",
+                )
+            except PromptDifferenceError as error:
+                refuse_unless(force, error, progress)
         checks.append(_verify(bundle, unproved, model, daemon))
         progress.note(f"Registered {model}")
     _warn_of_stops_in_answers(bundle, checks, progress)
@@ -138,7 +139,10 @@ def register(
 
 
 def _require_renderer(bundle: Bundle, version: str, host: str) -> None:
-    if bundle.manifest.prompt.renderer == "native" and not is_native_capable(version):
+    if (
+        bundle.manifest.prompt.renderer == "native"
+        and not OllamaVersion.parse(version).can_be_native
+    ):
         raise RegistrationError(
             f"Ollama {version} at {host} does not render with a GGUF's own chat template, which "
             "this bundle needs.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 
-from packager.prompt.comparison import Compared, Proof, TokenizedBy
-from packager.prompt.conversation import Conversation, conversation
+from packager.prompt.comparison import ComparedPrompt, Comparison, TokenizedBy
+from packager.prompt.conversation import Conversation, turns
 
 _NOT_NORMALISED = "llama.cpp does not normalise text as this tokenizer does"
 
@@ -44,25 +44,25 @@ CORPUS: Mapping[str, str] = {
 }
 
 
-def prove_vocabulary(tokenized_by: TokenizedBy) -> Proof:
+def compare_vocabulary(tokenized_by: TokenizedBy) -> Comparison:
     """Compare the ids of every text of the corpus.
 
     A text that only has the same ids in its composed form (NFC) is declared: the tokenizer of
     training composes it first, and llama.cpp does not.
     """
-    return Proof(
+    return Comparison(
         "vocabulary", tuple(_compare(name, text, tokenized_by) for name, text in CORPUS.items())
     )
 
 
-def _compare(name: str, text: str, tokenized_by: TokenizedBy) -> Compared:
-    tried = Conversation(name, conversation(text))
+def _compare(name: str, text: str, tokenized_by: TokenizedBy) -> ComparedPrompt:
+    conversation = Conversation(name, turns(text))
     if _has_same_ids(text, tokenized_by):
-        return Compared(tried, "equal", text, text)
+        return ComparedPrompt(conversation, "equal", text, text)
     composed = unicodedata.normalize("NFC", text)
     if composed != text and _has_same_ids(composed, tokenized_by):
-        return Compared(tried, "declared", text, composed, (_NOT_NORMALISED,))
-    return Compared(tried, "different", *_cut_apart(text, tokenized_by))
+        return ComparedPrompt(conversation, "known_difference", text, composed, (_NOT_NORMALISED,))
+    return ComparedPrompt(conversation, "different", *_cut_apart(text, tokenized_by))
 
 
 def _has_same_ids(text: str, tokenized_by: TokenizedBy) -> bool:

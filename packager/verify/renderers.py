@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packager.errors import (
@@ -11,31 +11,39 @@ from packager.errors import (
     PromptDifferenceError,
     PromptRefusedError,
     UnsupportedError,
+    listed,
 )
-from packager.model.tokenize import load_tokenizer
-from packager.package.prepare import Package
+from packager.model.model_file import ModelFile
+from packager.model.tokenizer import load_tokenizer
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Proof, Render, TokenizedBy, prove
-from packager.prompt.conversation import BATTERY, Conversation, Message
-from packager.prompt.go.families import prove_go
+from packager.prompt.comparison import Comparison, Render, TokenizedBy, compare
+from packager.prompt.conversation import Conversation, Message
+from packager.prompt.go.families import compare_go
 from packager.prompt.server import as_native_server, server_variables
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
-from packager.verify.corpus import prove_vocabulary
-from packager.verify.dataset import read_conversations
+from packager.verify.corpus import compare_vocabulary
 
 
-def conversations_with(own: Path | None) -> tuple[Conversation, ...]:
-    """The battery, after the user's own conversations where there is a file of them."""
-    return (*read_conversations(own), *BATTERY) if own else BATTERY
+@dataclass(frozen=True)
+class GgufComparison:
+    """A GGUF compared on the embedded runtime.
+
+    Attributes:
+        prompts: its prompts.
+        vocabulary: its token ids on a corpus.
+    """
+
+    prompts: Comparison
+    vocabulary: Comparison
 
 
-def prove_offline(
+def compare_offline(
     chat_template: ChatTemplate,
     gguf_chat_template: ChatTemplate,
     ollama_template: str | None,
     conversations: Sequence[Conversation],
-) -> Proof:
+) -> Comparison:
     """Compare with what a server is known to make of the conversations.
 
     Args:
@@ -45,16 +53,16 @@ def prove_offline(
         conversations: what is compared.
     """
     if ollama_template is not None:
-        return prove_go(chat_template, ollama_template, conversations)
-    return prove(chat_template, conversations, _native_renderer(gguf_chat_template), "offline")
+        return compare_go(chat_template, ollama_template, conversations)
+    return compare(chat_template, conversations, _native_renderer(gguf_chat_template), "offline")
 
 
-def prove_embedded(
+def compare_embedded(
     chat_template: ChatTemplate,
     vocabulary: GgufVocabulary,
     conversations: Sequence[Conversation],
     tokenize: Callable[[str], list[int]] | None,
-) -> Proof:
+) -> Comparison:
     """Compare with the embedded runtime, and the ids of its tokenizer with those of training.
 
     Args:
@@ -64,27 +72,41 @@ def prove_embedded(
         tokenize: the tokenizer of training; None to compare no ids.
     """
 
-    def render(tried: Conversation) -> str:
-        if tried.is_begun:
+    def render(conversation: Conversation) -> str:
+        if conversation.is_begun:
             raise PromptRefusedError("the embedded runtime does not go on with begun answers")
-        asked = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
-        return vocabulary.render(tried.messages, tried.tools, asked)
+        asked = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
+        return vocabulary.render(conversation.messages, conversation.tools, asked)
 
     tokenized_by = TokenizedBy(tokenize, vocabulary.tokenize) if tokenize else None
-    return prove(chat_template, conversations, render, "embedded", tokenized_by)
+    return compare(chat_template, conversations, render, "embedded", tokenized_by)
 
 
-def prove_built(
-    package: Package, gguf: Path, conversations: Sequence[Conversation]
-) -> tuple[Proof, Proof]:
-    """Compare a GGUF that was built with the embedded runtime, and its vocabulary on a corpus."""
-    tokenize = load_tokenizer(package.inputs.files)
+def compare_gguf(
+    chat_template: ChatTemplate,
+    files: Mapping[str, ModelFile],
+    gguf: Path,
+    conversations: Sequence[Conversation],
+    scratch: Path,
+) -> GgufComparison:
+    """Compare a GGUF on the embedded runtime: its prompts, and its vocabulary on a corpus.
+
+    Args:
+        chat_template: the training chat template.
+        files: the files of the training tokenizer, by name.
+        gguf: the file; its weights are not read.
+        conversations: what is compared.
+        scratch: the run's temporary folder.
+    """
+    tokenize = load_tokenizer(files, scratch)
     with GgufVocabulary(gguf) as vocabulary:
-        embedded = prove_embedded(package.chat_template, vocabulary, conversations, tokenize)
-        return embedded, prove_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
+        prompts = compare_embedded(chat_template, vocabulary, conversations, tokenize)
+        return GgufComparison(
+            prompts, compare_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
+        )
 
 
-def prove_on_daemon(
+def compare_on_daemon(
     chat_template: ChatTemplate,
     daemon: Daemon,
     name: str,
@@ -92,7 +114,7 @@ def prove_on_daemon(
     system: str | None = None,
     *,
     is_by_template: bool = False,
-) -> Proof:
+) -> Comparison:
     """Compare with what a daemon makes of the conversations for a registered model.
 
     Args:
@@ -109,24 +131,26 @@ def prove_on_daemon(
     plain = daemon_renderer(daemon, name)
     first: Message = {"role": "system", "content": system or ""}
 
-    def render(tried: Conversation) -> str:
-        if tried.messages[0] == first:
-            return plain(replace(tried, messages=tried.messages[1:]))
-        return plain(tried)
+    def render(conversation: Conversation) -> str:
+        if conversation.messages[0] == first:
+            return plain(replace(conversation, messages=conversation.messages[1:]))
+        return plain(conversation)
 
-    return prove(
+    return compare(
         chat_template,
-        [_with_first(tried, first) for tried in conversations] if system else conversations,
+        [_with_first(conversation, first) for conversation in conversations]
+        if system
+        else conversations,
         render if system else plain,
         daemon.host,
         is_by_template=is_by_template,
     )
 
 
-def _with_first(tried: Conversation, first: Message) -> Conversation:
-    if tried.messages[0]["role"] == "system":
-        return tried
-    return replace(tried, messages=(first, *tried.messages))
+def _with_first(conversation: Conversation, first: Message) -> Conversation:
+    if conversation.messages[0]["role"] == "system":
+        return conversation
+    return replace(conversation, messages=(first, *conversation.messages))
 
 
 def daemon_renderer(daemon: Daemon, name: str) -> Render:
@@ -136,8 +160,10 @@ def daemon_renderer(daemon: Daemon, name: str) -> Render:
         UnsupportedError: when called, if the daemon is too old to tell.
     """
 
-    def render(tried: Conversation) -> str:
-        prompt = daemon.render(name, tried.messages, tools=tried.tools, thinking=tried.thinking)
+    def render(conversation: Conversation) -> str:
+        prompt = daemon.render(
+            name, conversation.messages, tools=conversation.tools, thinking=conversation.thinking
+        )
         if prompt is None:
             raise UnsupportedError(
                 f"Ollama {daemon.version()} at {daemon.host} does not tell how it renders.",
@@ -148,42 +174,44 @@ def daemon_renderer(daemon: Daemon, name: str) -> Render:
     return render
 
 
-def require_proved(proof: Proof, what: str, next_step: str) -> None:
-    """Refuse a prompt that is not the prompt of training.
+def require_equal(comparison: Comparison, what: str, next_step: str) -> None:
+    """Refuse a prompt that differs from the training prompt.
+
+    Args:
+        comparison: the prompts, compared.
+        what: what the error begins with: the model, and its state.
+        next_step: the error's next step.
 
     Raises:
         PromptDifferenceError: naming the conversations that differ.
     """
-    failed = proof.failed
+    failed = comparison.failed
     if not failed:
         return
-    if proof.level == "vocabulary":
+    if comparison.level == "vocabulary":
         names = ", ".join(item.conversation.name for item in failed)
         raise PromptDifferenceError(
-            f"{what}: the GGUF's vocabulary makes other token ids of {names} than in training.",
+            f"{what}: the GGUF's vocabulary makes other token ids of {names} than training.",
             next_step=next_step,
         )
-    names = ", ".join(f"'{item.conversation.name}'" for item in failed[:3])
-    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    names = listed([f"'{item.conversation.name}'" for item in failed], limit=3)
+    where = f"({comparison.level})"
     if failed[0].outcome == "different":
-        why = f"the prompt of {names}{more} is not that of training"
+        reason = f"the prompts of {names} differ from the training prompts {where}"
     else:
-        why = f"the token ids of {names}{more} are not those of training"
-    raise PromptDifferenceError(
-        f"{what}: {why} ({proof.level}).",
-        next_step=next_step,
-    )
+        reason = f"the token ids of {names} differ from those in training {where}"
+    raise PromptDifferenceError(f"{what}: {reason}.", next_step=next_step)
 
 
 def _native_renderer(gguf_chat_template: ChatTemplate) -> Render:
-    def render(tried: Conversation) -> str:
-        tried = as_native_server(tried)
+    def render(conversation: Conversation) -> str:
+        conversation = as_native_server(conversation)
         begun = ""
-        if tried.is_begun:
-            begun = str(tried.messages[-1].get("content") or "")
-            tried = replace(tried, messages=tried.messages[:-1])
+        if conversation.is_begun:
+            begun = str(conversation.messages[-1].get("content") or "")
+            conversation = replace(conversation, messages=conversation.messages[:-1])
         try:
-            return gguf_chat_template.prompt(tried, server_variables()) + begun
+            return gguf_chat_template.prompt(conversation, server_variables()) + begun
         except ChatTemplateError as error:
             raise PromptRefusedError(error.message) from error
 

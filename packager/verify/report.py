@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from packager.progress import Progress
-from packager.prompt.comparison import Comparison
+from packager.prompt.comparison import Comparison, Outcome
 from packager.verify.difference import differing_lines
 
-_COUNTED = ("equal", "known_difference", "different")
+_COUNTED: tuple[Outcome, ...] = ("equal", "known_difference", "different")
 
 
 def report_comparison(comparison: Comparison, progress: Progress) -> None:

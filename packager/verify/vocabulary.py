@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,52 +12,58 @@ from packager.gguf.convert import Conversion
 from packager.gguf.pre_tokenizer import PreTokenizer
 from packager.gguf.toolchain import Toolchain
 from packager.gguf.types import write_skeleton
-from packager.model.tokenize import load_tokenizer
-from packager.package.prompt_choice import chat_templates
+from packager.model.model_file import ModelFile
+from packager.model.tokenizer import TOKENIZER, Vocabulary, load_tokenizer
 from packager.progress import Progress
-from packager.prompt.comparison import Proof, TokenizedBy
-from packager.prompt.decision import PromptDecision
+from packager.prompt.comparison import Comparison, TokenizedBy
+from packager.prompt.prompt_plan import PromptPlan
 from packager.runtime.gguf_vocabulary import GgufVocabulary
-from packager.source.inputs import Inputs
-from packager.verify.corpus import CORPUS, prove_vocabulary
+from packager.verify.corpus import CORPUS, compare_vocabulary
 
 
-def content_tokens(inputs: Inputs, decision: PromptDecision) -> Callable[[str], bool]:
-    """Whether a token is one of those that the fine-tune has added for its answers.
+def content_tokens(
+    own: Vocabulary, base: Vocabulary | None, prompt: PromptPlan
+) -> Callable[[str], bool]:
+    """Whether a token is one that the fine-tune added for its answers to be read.
 
-    It has added it to its base's as one that is not special, no chat template writes it, and it
-    ends no answer.
+    Such a token is not special, no chat template writes it, and it ends no answer.
+
+    Args:
+        own: the fine-tune's vocabulary.
+        base: the base's; None if there is no base, and so nothing was added to it.
+        prompt: what was decided about the prompt.
     """
 
     @cache
-    def found() -> frozenset[str]:
-        if inputs.base is None:
+    def content() -> frozenset[str]:
+        if base is None:
             return frozenset()
-        own, base = inputs.vocabulary, inputs.base_vocabulary
-        ends = {own.token_of.get(number) for number in decision.end_token_ids}
+        ends = {own.token_of.get(number) for number in prompt.decision.end_token_ids}
         added = set(own.token_of.values()) - set(base.token_of.values()) - own.control_tokens
-        sources = chat_templates(decision).values()
+        sources = prompt.gguf_chat_templates.values()
         return frozenset(
             token for token in added - ends if not any(token in source for source in sources)
         )
 
-    return lambda token: token in found()
+    return lambda token: token in content()
 
 
-def prove_found_pre_tokenizer(
+def check_pre_tokenizer(
     conversion: Conversion,
-    files: Mapping[str, Path],
+    files: Mapping[str, ModelFile],
     toolchain: Toolchain,
+    scratch: Path,
     progress: Progress,
 ) -> None:
-    """Hold the ids of the GGUF's vocabulary, and of training, against each other on a corpus.
+    """Compare the token ids of the GGUF's vocabulary with those of training, on a corpus.
 
-    Nothing is done where the converter knew the vocabulary itself.
+    Nothing is done if the converter knew the vocabulary itself.
 
     Args:
         conversion: the GGUF's key-values; no weight is read.
         files: the tokenizer's files, by name.
         toolchain: named in an error.
+        scratch: the run's temporary folder.
         progress: told what was found, and why.
 
     Raises:
@@ -75,36 +80,37 @@ def prove_found_pre_tokenizer(
             found, files, toolchain, f"cannot load a token that is there twice: {twice!r}"
         )
     try:
-        proof, garbled = _prove(conversion, files)
+        comparison, garbled = _compare(conversion, files, scratch)
     except CorruptFileError as error:
         raise _refusal(found, files, toolchain, f"does not load it: {error.message}") from error
-    if proof.failed:
-        names = _first([item.conversation.name for item in proof.failed])
+    if comparison.failed:
+        names = _first([item.conversation.name for item in comparison.failed])
         raise _refusal(found, files, toolchain, f"makes other token ids of {names}")
     if garbled:
         reason = f"does not give back the text of {_first(garbled)}"
         raise _refusal(found, files, toolchain, reason)
     progress.note(
         f"Pre-tokenizer: {found.name}. llama.cpp's converter does not know this vocabulary, but "
-        f"tokenizer.json splits text as {found.name} does, and {proof.count('equal')} of "
-        f"{len(proof.compared)} texts have the ids of training as they are"
+        f"tokenizer.json splits text as {found.name} does, and {comparison.count('equal')} of "
+        f"{len(comparison.compared)} texts have the ids of training as they are"
     )
 
 
-def _prove(conversion: Conversion, files: Mapping[str, Path]) -> tuple[Proof, list[str]]:
+def _compare(
+    conversion: Conversion, files: Mapping[str, ModelFile], scratch: Path
+) -> tuple[Comparison, list[str]]:
     """Compare ids; and name the texts that are not read again from their ids."""
-    trained = load_tokenizer(files)
-    with tempfile.TemporaryDirectory(prefix="ftpack-") as scratch:
-        gguf = Path(scratch) / "vocabulary.gguf"
-        write_skeleton(gguf, conversion)
-        with GgufVocabulary(gguf) as vocabulary:
-            proof = prove_vocabulary(TokenizedBy(trained, vocabulary.tokenize_text))
-            garbled = [
-                name
-                for name, text in CORPUS.items()
-                if vocabulary.text(vocabulary.tokenize_text(text)) != text
-            ]
-            return proof, garbled
+    tokenize = load_tokenizer(files, scratch)
+    gguf = scratch / "vocabulary.gguf"
+    write_skeleton(gguf, conversion)
+    with GgufVocabulary(gguf) as vocabulary:
+        comparison = compare_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
+        garbled = [
+            name
+            for name, text in CORPUS.items()
+            if vocabulary.text(vocabulary.tokenize_text(text)) != text
+        ]
+        return comparison, garbled
 
 
 def _first(names: Sequence[str]) -> str:
@@ -113,13 +119,13 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _refusal(
-    found: PreTokenizer, files: Mapping[str, Path], toolchain: Toolchain, reason: str
+    found: PreTokenizer, files: Mapping[str, ModelFile], toolchain: Toolchain, reason: str
 ) -> UnsupportedError:
-    path = files.get("tokenizer.json")
+    file = files.get(TOKENIZER)
     return UnsupportedError(
         f"llama.cpp's converter (llama-cpp-python {toolchain.version}) does not know the "
-        f"pre-tokenizer of {path} ({found.definition}); {found.name} is defined like it, but "
-        f"llama.cpp {reason}.",
+        f"pre-tokenizer of {file and file.path} ({found.definition}); {found.name} is defined like "
+        f"it, but llama.cpp {reason}.",
         next_step="Use the base's tokenizer if the fine-tune need not change it; else a newer "
         "llama-cpp-python may have it: pip install -U llama-cpp-python, then "
         "`ftpack doctor --install-toolchain`.",

@@ -21,7 +21,7 @@ from packager.package.prepare import Package, prepare
 from packager.progress import Silent
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.verify.corpus import CORPUS
-from packager.verify.vocabulary import prove_found_pre_tokenizer
+from packager.verify.vocabulary import check_pre_tokenizer
 from testing.vocabularies import import_gguf
 from tests.command import ftpack
 from tests.published_tokenizers import (
@@ -241,9 +241,7 @@ def test_a_wrong_name_does_not_pass(wrong: str, tmp_path: Path) -> None:
     package.conversion.key_values["tokenizer.ggml.pre"].value = wrong
 
     with pytest.raises(UnsupportedError, match="other token ids of"):
-        prove_found_pre_tokenizer(
-            package.conversion, package.inputs.files, find_toolchain(), Silent()
-        )
+        check_pre_tokenizer(package.conversion, package.inputs.files, find_toolchain(), Silent())
 
 
 @pytest.mark.parametrize(

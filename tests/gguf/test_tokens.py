@@ -222,5 +222,7 @@ def test_the_gguf_carries_the_template_of_training_behind_a_comment(
     template = load_chat_template(files, {}, None)
     assert template is not None
     assert template.source == trained
-    for tried in CORE:
-        assert replace(template, source=carried).prompt(tried) == template.prompt(tried)
+    for conversation in CORE:
+        assert replace(template, source=carried).prompt(conversation) == template.prompt(
+            conversation
+        )

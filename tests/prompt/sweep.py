@@ -19,7 +19,7 @@ from packager.errors import ChatTemplateError
 from packager.gguf.toolchain import find_toolchain
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Compared, Proof, prove
+from packager.prompt.comparison import ComparedPrompt, Comparison
 from packager.prompt.conversation import BATTERY, Kind
 from packager.prompt.decision import PromptDecision, decide
 from packager.runtime.daemon import Daemon
@@ -41,14 +41,14 @@ class Swept:
         name: the template's file name, without its end.
         decision: who renders; None where it is refused.
         refusal: why, where it is refused.
-        proof: on the daemon.
+        comparison: on the daemon.
         capabilities: what the daemon says that the model can do.
     """
 
     name: str
     decision: PromptDecision | None
     refusal: str | None = None
-    proof: Proof | None = None
+    comparison: Comparison | None = None
     capabilities: tuple[str, ...] = ()
 
 
@@ -83,26 +83,28 @@ def sweep_one(path: Path, daemon: Daemon, folder: Path) -> Swept:
         stops=(),
         parameters={},
     )
-    proof = prove(chat_template, BATTERY, daemon_renderer(daemon, model), daemon.host)
+    comparison = compare(chat_template, BATTERY, daemon_renderer(daemon, model), daemon.host)
     capabilities = daemon.show(model).capabilities
     daemon.delete(model)
-    return Swept(name, decision, None, proof, capabilities)
+    return Swept(name, decision, None, comparison, capabilities)
 
 
 def line(swept: Swept) -> str:
     """One line of the table."""
-    if swept.decision is None or swept.proof is None:
+    if swept.decision is None or swept.comparison is None:
         return f"{swept.name:<50} refused: {swept.refusal}"
     cells = [f"{swept.name:<50} {swept.decision.renderer:<9}"]
     for kind in KINDS:
-        of_kind = [item for item in swept.proof.compared if item.conversation.kind == kind]
-        counts = (_count(of_kind, outcome) for outcome in ("equal", "declared", "different"))
+        of_kind = [item for item in swept.comparison.compared if item.conversation.kind == kind]
+        counts = (
+            _count(of_kind, outcome) for outcome in ("equal", "known_difference", "different")
+        )
         cells.append(" ".join(f"{count:>3}" for count in counts))
     pins = ", ".join(f"{name} = {value}" for name, value in swept.decision.pins.items())
     return " | ".join([*cells, ", ".join(swept.capabilities), pins])
 
 
-def _count(compared: Sequence[Compared], outcome: str) -> int:
+def _count(compared: Sequence[ComparedPrompt], outcome: str) -> int:
     return sum(item.outcome == outcome for item in compared)
 
 
@@ -135,7 +137,7 @@ def main() -> None:
                 print(line(swept), flush=True)
                 different = [
                     item
-                    for item in (swept.proof.compared if swept.proof else ())
+                    for item in (swept.comparison.compared if swept.comparison else ())
                     if item.outcome == "different"
                 ]
                 failed += len(different)

@@ -12,7 +12,7 @@ import ollama
 import pytest
 
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import Messages, conversation
+from packager.prompt.conversation import Messages, turns
 from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.go.families import known_templates
 from packager.prompt.go.render import render_go_template
@@ -24,16 +24,16 @@ from tests.prompt.examples import EXAMPLES, make_example
 from tests.runtime.chain_gguf import write_chain_gguf
 
 CONVERSATIONS: tuple[Messages, ...] = (
-    conversation("Hi"),
-    conversation("Hi", system="Be brief."),
-    conversation("Hi", "A\n\nB", "{{ C }} < 2", "D", "日本語 🙂"),
-    conversation("Hi", "A", "B", system="S\n\nT"),
+    turns("Hi"),
+    turns("Hi", system="Be brief."),
+    turns("Hi", "A\n\nB", "{{ C }} < 2", "D", "日本語 🙂"),
+    turns("Hi", "A", "B", system="S\n\nT"),
 )
 # Only what a TEMPLATE renders: natively some of these are told apart.
 ODD: tuple[Messages, ...] = (
-    conversation("Hi", "It begins"),
-    (*conversation("One"), *conversation("Two", " padded \n"), *conversation("Three")),
-    (*conversation("One", "Two"), {"role": "system", "content": "S"}, *conversation("Three")),
+    turns("Hi", "It begins"),
+    (*turns("One"), *turns("Two", " padded \n"), *turns("Three")),
+    (*turns("One", "Two"), {"role": "system", "content": "S"}, *turns("Three")),
 )
 
 

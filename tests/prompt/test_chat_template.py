@@ -11,7 +11,7 @@ import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
-from packager.prompt.conversation import BATTERY, CORE, TOOLS, Conversation, conversation
+from packager.prompt.conversation import BATTERY, CORE, TOOLS, Conversation, turns
 
 # Real templates of models that are much fine-tuned, whichever tricks of Jinja they use.
 REAL = (
@@ -30,10 +30,10 @@ REAL = (
 )
 TOOL_USE = "additional_chat_templates/tool_use.jinja"
 CONVERSATIONS = (
-    conversation("Hello?"),
-    conversation("  Hello? \n", system="Be brief."),
-    conversation("1 < 2 && '{{ x }}'", "Yes.\n\nNo.", "Why?", "So.", "日本?"),
-    conversation("Hello?", "<think>hm</think> Hi."),
+    turns("Hello?"),
+    turns("  Hello? \n", system="Be brief."),
+    turns("1 < 2 && '{{ x }}'", "Yes.\n\nNo.", "Why?", "So.", "日本?"),
+    turns("Hello?", "<think>hm</think> Hi."),
 )
 
 
@@ -57,12 +57,12 @@ def test_makes_the_prompts_of_the_whole_battery_as_transformers_does(
 ) -> None:
     source = (llama_cpp_source / "models" / "templates" / f"{name}.jinja").read_text()
     chat_template = ChatTemplate(source, name, "<s>", "</s>", {"pad_token": "<pad>"})
-    for tried in BATTERY:
+    for conversation in BATTERY:
         try:
-            made = chat_template.prompt(tried)
+            made = chat_template.prompt(conversation)
         except ChatTemplateError:
             made = None
-        assert made == _expected_prompt(source, tried), tried.name
+        assert made == _expected_prompt(source, conversation), conversation.name
 
 
 def test_the_template_for_tools_is_taken_where_there_are_tools() -> None:
@@ -87,7 +87,7 @@ def test_the_template_for_tools_is_taken_where_there_are_tools() -> None:
     ],
 )
 def test_the_environment_is_that_of_transformers(source: str) -> None:
-    messages = conversation("Hello?")
+    messages = turns("Hello?")
     chat_template = ChatTemplate(source, "a test", "<s>", "</s>", {"pad_token": "<pad>"})
     expected = _apply_chat_template(source, messages, True)
     if expected is None:
@@ -191,16 +191,16 @@ def test_an_old_special_tokens_map_is_read_where_the_config_is_silent(tmp_path: 
     assert (found.bos_token, found.eos_token) == ("<s>", "</s>")
 
 
-def _expected_prompt(source: str, tried: Conversation) -> str | None:
-    thinking = {} if tried.thinking is None else {"enable_thinking": tried.thinking}
+def _expected_prompt(source: str, conversation: Conversation) -> str | None:
+    thinking = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
     try:
         text = _tokenizer().apply_chat_template(
-            list(tried.messages),
-            tools=list(tried.tools) or None,
+            list(conversation.messages),
+            tools=list(conversation.tools) or None,
             chat_template=source,
             tokenize=False,
-            add_generation_prompt=not tried.is_begun,
-            continue_final_message=tried.is_begun,
+            add_generation_prompt=not conversation.is_begun,
+            continue_final_message=conversation.is_begun,
             **thinking,
         )
     except Exception:

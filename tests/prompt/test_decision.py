@@ -10,7 +10,7 @@ import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.conversation import conversation
+from packager.prompt.conversation import turns
 from packager.prompt.decision import Vocabulary, decide, load_vocabulary
 from packager.prompt.go.families import find_ollama_template
 from packager.prompt.go.render import render_go_template
@@ -33,10 +33,10 @@ def test_the_template_in_force_makes_the_prompts_of_training(example: Example) -
     assert ollama_template is not None
     chat_template = example.chat_template
     for messages in (
-        conversation("Hi"),
-        conversation("Hi", system="S"),
-        conversation("Hi", "A\nA", "{{ B }}", '"""', "C"),
-        conversation("Hi", "A", "B", system="S\n\nT"),
+        turns("Hi"),
+        turns("Hi", system="S"),
+        turns("Hi", "A\nA", "{{ B }}", '"""', "C"),
+        turns("Hi", "A", "B", system="S\n\nT"),
     ):
         expected = chat_template.render(messages, add_generation_prompt=True)
         expected = expected.removeprefix(chat_template.bos_token or "")
@@ -162,7 +162,7 @@ def test_the_gguf_carries_the_training_template_behind_a_comment(llama_cpp_sourc
         assert padded is not None
         assert padded.startswith("{#" + "~" * 100 + "#}\n")
         assert padded.endswith(chat_template.source)
-        messages = conversation("Hi", "A", "B")
+        messages = turns("Hi", "A", "B")
         assert replace(chat_template, source=padded).render(
             messages, add_generation_prompt=True
         ) == chat_template.render(messages, add_generation_prompt=True)

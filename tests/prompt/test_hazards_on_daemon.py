@@ -9,7 +9,7 @@ import ollama
 import pytest
 
 from packager.errors import PromptRefusedError, RegistrationError
-from packager.prompt.conversation import Conversation, conversation
+from packager.prompt.conversation import Conversation, turns
 from packager.prompt.lint import lint
 from packager.prompt.native import PADDING
 from packager.runtime.daemon import Daemon
@@ -146,7 +146,7 @@ def test_6_a_conversation_that_the_chat_template_refuses_is_found_beforehand(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     example = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>")
-    two_users = Conversation("", (*conversation("One."), *conversation("Two.")))
+    two_users = Conversation("", (*turns("One."), *turns("Two.")))
     assert any("roles must alternate" in said for said in lint(
         example.chat_template, example.vocabulary
     ))  # fmt: skip
@@ -167,7 +167,7 @@ def test_7_braces_quotes_and_line_ends_arrive_as_they_are(
     name = create(daemon, "hazard-7", gguf, escaped, system=text, stops=(text,))
     shown = daemon.show(name)
     assert (shown.template, shown.system, shown.stops) == (escaped, text, (text,))
-    rendered = daemon_renderer(daemon, name)(Conversation("", conversation("Hi")))
+    rendered = daemon_renderer(daemon, name)(Conversation("", turns("Hi")))
     assert rendered.startswith(f"<|system|>\n{text}</s>\n")
     assert rendered.endswith(text.replace("\r", ""))  # Go drops it from raw strings
 

@@ -69,8 +69,8 @@ def test_the_pins_and_the_padding_render_as_nothing() -> None:
     chat_template = ChatTemplate("\n" + CHATML + _THINKS, "a test", "<s>", "</s>")
     native = make_native(chat_template)
     assert native.gguf_chat_template.startswith(PADDING + "{% set enable_thinking = false %}\n\n")
-    for tried in CORE:
-        assert native.chat_template.prompt(tried) == chat_template.prompt(tried)
+    for conversation in CORE:
+        assert native.chat_template.prompt(conversation) == chat_template.prompt(conversation)
 
 
 @pytest.mark.parametrize("name", ["StepFun3.5-Flash", "google-gemma-4-31B-it-interleaved"])
@@ -83,10 +83,10 @@ def test_what_makes_a_server_change_messages_is_taken_out_of_its_sight(
     assert native.notes
     assert "following functions in JSONSchema" not in native.chat_template.source
     unpinned = {name: value == "true" for name, value in native.pins.items()}
-    for tried in BATTERY:
-        if tried.thinking is None:
-            expected = chat_template.prompt(tried, unpinned)
-            assert native.chat_template.prompt(tried) == expected, tried.name
+    for conversation in BATTERY:
+        if conversation.thinking is None:
+            expected = chat_template.prompt(conversation, unpinned)
+            assert native.chat_template.prompt(conversation) == expected, conversation.name
 
 
 def test_tools_are_put_back_into_the_order_of_training_where_the_template_writes_them() -> None:
@@ -107,4 +107,4 @@ def test_a_template_that_no_pin_mends_says_what_differs() -> None:
     # Neither true, nor false, nor none, nor anything that the template sets itself.
     source = CHATML + "{% if enable_thinking is defined %}never{% endif %}"
     native = make_native(ChatTemplate(source, "a test", "<s>", "</s>"))
-    assert native.differing == tuple(tried.name for tried in CORE)
+    assert native.differing == tuple(conversation.name for conversation in CORE)

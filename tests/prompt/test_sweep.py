@@ -38,8 +38,8 @@ def test_every_core_conversation_is_equal_on_the_daemon(swept: list[Swept]) -> N
     core = [
         (item.name, compared.conversation.name, compared.outcome)
         for item in swept
-        for compared in (item.proof.compared if item.proof else ())
-        if compared.conversation.kind == "core" and compared.outcome != "not taken"
+        for compared in (item.comparison.compared if item.comparison else ())
+        if compared.conversation.kind == "core" and compared.outcome != "unsupported"
     ]
     assert [found for found in core if found[2] != "equal"] == []
     assert len(core) > 1000
@@ -49,7 +49,7 @@ def test_tools_thinking_and_begun_answers_are_equal_or_declared(swept: list[Swep
     unexplained = [
         (item.name, compared.conversation.name)
         for item in swept
-        for compared in (item.proof.compared if item.proof else ())
+        for compared in (item.comparison.compared if item.comparison else ())
         if compared.outcome == "different"
     ]
     assert unexplained == []
@@ -59,7 +59,7 @@ def test_what_the_daemon_refuses_is_an_ability_that_it_does_not_report(
     swept: list[Swept],
 ) -> None:
     for item in swept:
-        for compared in item.proof.compared if item.proof else ():
+        for compared in item.comparison.compared if item.comparison else ():
             if compared.rendered is None and compared.causes:
                 (cause,) = compared.causes
                 ability = cause.removeprefix("the model does not support ")
@@ -70,11 +70,11 @@ def test_what_the_daemon_refuses_is_an_ability_that_it_does_not_report(
 def test_without_the_pins_conversations_would_differ(
     ollama_binary: Path, llama_cpp_source: Path, tmp_path: Path
 ) -> None:
-    """What the proof is for: the same chat template, handed over as it is."""
+    """What the comparison is for: the same chat template, handed over as it is."""
     from packager.prompt.chat_template import ChatTemplate
     from packager.prompt.conversation import CORE
     from packager.prompt.native import PADDING
-    from packager.verify.renderers import prove_on_daemon
+    from packager.verify.renderers import compare_on_daemon
     from tests.runtime.chain_gguf import write_chain_gguf
 
     (path,) = templates(llama_cpp_source, ["meta-llama-Llama-3.1"])
@@ -82,9 +82,9 @@ def test_without_the_pins_conversations_would_differ(
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + chat_template.source)
     with sweeping_daemon(ollama_binary, tmp_path / "ollama") as daemon:
         _register(daemon, gguf)
-        proof = prove_on_daemon(chat_template, daemon, "bare", CORE)
-    assert proof.count("equal") == 0
-    assert {cause for item in proof.compared for cause in item.causes} == {
+        comparison = compare_on_daemon(chat_template, daemon, "bare", CORE)
+    assert comparison.count("equal") == 0
+    assert {cause for item in comparison.compared for cause in item.causes} == {
         "the server sets variables of its own for thinking and the date"
     }
 

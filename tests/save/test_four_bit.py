@@ -124,7 +124,7 @@ def test_shards_hold_the_same_and_have_an_index(
 ) -> None:
     base = tiny_base("biased")
     checkpoint = FolderCheckpoint(base)
-    plan = plan_four_bit(checkpoint, base)
+    plan = plan_four_bit(checkpoint)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()

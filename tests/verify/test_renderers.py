@@ -116,9 +116,9 @@ def test_with_its_pin_the_same_model_gets_its_name(
 
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    (proof,) = report["proofs"]
-    assert proof["failed"] == []
-    core = [item for item in proof["conversations"] if item["kind"] == "core"]
+    (comparison,) = report["comparisons"]
+    assert comparison["failed"] == []
+    core = [item for item in comparison["conversations"] if item["kind"] == "core"]
     assert {item["outcome"] for item in core} == {"equal"}
     assert core[0]["rendered"].startswith("1 May 2025\n<|user|>\nHi")
     assert "pinned:tag" in names(client)
@@ -193,7 +193,7 @@ def test_the_prompt_of_a_bundle_is_a_table_a_record_and_two_columns(
     assert first.split() == ["1", "one", "user", "turn", "equal", "equal"]
 
     record = json.loads(ftpack("prompt", bundle, "--json", host=host, folder=tmp_path).stdout)
-    assert [proof["level"] for proof in record["proofs"]] == ["offline", "embedded"]
+    assert [comparison["level"] for comparison in record["comparisons"]] == ["offline", "embedded"]
 
     shown = ftpack("prompt", bundle, "--show", "1", host=host, folder=tmp_path)
     assert "<|user|>⏎" in shown.stdout
@@ -217,11 +217,11 @@ def test_the_prompt_of_a_source_is_proved_with_its_token_ids(
         host=ollama_daemon.host, folder=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    offline, embedded, daemon = json.loads(result.stdout)["proofs"]
-    for proof in (offline, embedded, daemon):
-        core = [item for item in proof["conversations"] if item["kind"] == "core"]
-        assert {item["outcome"] for item in core} <= {"equal", "not taken"}
-    taken = [c for c in embedded["conversations"] if c["outcome"] != "not taken"]
+    offline, embedded, daemon = json.loads(result.stdout)["comparisons"]
+    for comparison in (offline, embedded, daemon):
+        core = [item for item in comparison["conversations"] if item["kind"] == "core"]
+        assert {item["outcome"] for item in core} <= {"equal", "unsupported"}
+    taken = [c for c in embedded["conversations"] if c["outcome"] != "unsupported"]
     assert {item["same_ids"] for item in taken} == {True}
     # What the daemon will make of it is foreseen, but for what it refuses.
     for foreseen, seen in zip(offline["conversations"], daemon["conversations"], strict=True):
@@ -233,12 +233,13 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     """HAZARD: a GGUF whose vocabulary is split otherwise than in training."""
-    from packager.errors import PromptDifferenceError
     from packager.model.tokenize import load_tokenizer
+
+    from packager.errors import PromptDifferenceError
     from packager.prompt.chat_template import load_chat_template
     from packager.prompt.conversation import CORE
     from packager.runtime.gguf_vocabulary import GgufVocabulary
-    from packager.verify.renderers import prove_embedded, require_proved
+    from packager.verify.renderers import compare_embedded, require_equal
     from testing.usual_route import convert_with_llama_cpp
 
     model = small_model("llama")
@@ -248,12 +249,12 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
     assert chat_template is not None
     tokenize = load_tokenizer(files)
     with GgufVocabulary(gguf) as vocabulary:
-        right = prove_embedded(chat_template, vocabulary, CORE, tokenize)
+        right = compare_embedded(chat_template, vocabulary, CORE, tokenize)
     assert all(item.has_same_ids for item in right.compared)
     content = gguf.read_bytes()
     assert content.count(b"llama-bpe") == 1
     gguf.write_bytes(content.replace(b"llama-bpe", b"codeshell"))
     with GgufVocabulary(gguf) as vocabulary:
-        wrong = prove_embedded(chat_template, vocabulary, CORE, tokenize)
+        wrong = compare_embedded(chat_template, vocabulary, CORE, tokenize)
     with pytest.raises(PromptDifferenceError, match="token ids of"):
-        require_proved(wrong, "m", "")
+        require_equal(wrong, "m", "")

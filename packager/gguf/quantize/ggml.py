@@ -1,4 +1,4 @@
-"""ggml's own quantizer, the reference: every type, any machine."""
+"""ggml's own quantizer, the reference: for every type, on any machine."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def quantize_with_ggml(
 ) -> None:
     """Quantize rows by `ggml_quantize_chunk`, as llama.cpp's `llama_model_quantize` does.
 
-    It treats every row alone, and releases the GIL.
+    It quantizes each row by itself, and releases the GIL.
 
     Args:
         type_name: GGML's name of the type, such as `Q4_K`.
         rows: contiguous float32 `[rows, columns]`.
         out: contiguous uint8 `[rows, bytes per row]`, to be filled.
-        importance: contiguous float32 `[columns]`: what an error in each column counts.
+        importance: contiguous float32 `[columns]`, the weight of an error in each column; None
+            if all count the same. No option of ftpack gives one yet.
     """
     count, columns = rows.shape
     gguf: Any = importlib.import_module("gguf")
@@ -46,8 +47,8 @@ def quantize_with_ggml(
 
 @cache
 def _library() -> Any:
-    """The library that llama-cpp-python brings; `ggml_quantize_chunk` of ggml.h is in it."""
-    # Found without running the package, which would load the whole of llama.cpp.
+    """llama-cpp-python's ggml library, which has `ggml_quantize_chunk` of ggml.h."""
+    # Located without importing the package, which would load all of llama.cpp.
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None
     assert spec.origin is not None

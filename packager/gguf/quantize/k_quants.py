@@ -1,8 +1,8 @@
-"""Q2_K to Q6_K: blocks of 256 weights in 16 or 8 parts, each with a scale of few bits.
+"""Q2_K to Q6_K: blocks of 256 weights in 16 or 8 parts, each with a scale of a few bits.
 
-Every kernel here and in its sister modules takes the same: rows of weights, float32
-`[rows, columns]`; importance, float32 `[columns]` or of length 0; and the blocks to fill, uint8
-`[rows, bytes per row]`.
+The kernels here, in nonlinear.py and in small_blocks.py take the same arguments: rows of weights,
+float32 `[rows, columns]`; importance, float32 `[columns]`, or of length 0 for none; and the blocks
+to fill, uint8 `[rows, bytes per row]`. ftpack gives no importance yet.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _load_weighed(
     flat: Floats, importance: Floats, start: int, count: int, size: int, factor: Scalar,
     v: Floats, sigma2: Floats,
 ) -> None:  # fmt: skip
-    """Load parts, and weigh each by importance; sigma2 is `factor` times a block's mean square."""
+    """Load parts and their search weights; sigma2 is `factor` times a block's mean square."""
     parts = BLOCK // size
     load_importance(importance, start, count, size, v, W)
     for block in range(count // parts):
@@ -66,7 +66,7 @@ def _load_weighed(
 
 @compiled
 def _weigh_by_size(v: Floats, size: int, with_mean: bool) -> None:
-    """Weights of the search without importance: |x|, plus the root mean square if `with_mean`."""
+    """Search weights without importance: |x|, plus the root mean square if `with_mean`."""
     mean = np.zeros(LANES, np.float32)
     if with_mean:
         for i in range(size):
@@ -89,9 +89,9 @@ def _weigh_by_square(v: Floats, size: int) -> None:
 def _quantize_scales(
     values: Floats, weights: Floats, count: int, top: int, quants: Bytes
 ) -> Scalar:
-    """`make_qp_quants`: value ~ scale * q with q in 0..top; gives the scale.
+    """`make_qp_quants`: value ~ scale * q with q in 0..top; returns the scale.
 
-    A quant is kept in a byte, as there: what is negative comes back from it as a large one.
+    A quant is kept in a byte, as in ggml: a negative one becomes a large one.
     """
     peak = ZERO
     for i in range(count):
@@ -111,16 +111,16 @@ def _quantize_scales(
     for number in range(-4, 5):
         if number == 0:
             continue
-        tried = (np.float32(0.1) * np.float32(number) + limit) / peak
-        scale = ONE / tried
+        candidate = (np.float32(0.1) * np.float32(number) + limit) / peak
+        scale = ONE / candidate
         error = ZERO
         for i in range(count):
-            quant = min(top, nearest_int(tried * values[i]))
+            quant = min(top, nearest_int(candidate * values[i]))
             difference = values[i] - scale * np.float32(quant)
             error += weights[i] * difference * difference
         if error < best:
             best = error
-            inverse = tried
+            inverse = candidate
     sum_xl = ZERO
     sum_l2 = ZERO
     for i in range(count):
@@ -153,7 +153,7 @@ def _quantize_scales(
 
 @compiled
 def _plain_scales(values: Floats, count: int, top: int, quants: Bytes) -> Scalar:
-    """Scales as a share of the largest: value ~ scale * q with q in 0..top; gives the scale."""
+    """Scales relative to the largest: value ~ scale * q with q in 0..top; returns the scale."""
     peak = ZERO
     for i in range(count):
         peak = max(peak, values[i])
@@ -166,9 +166,9 @@ def _plain_scales(values: Floats, count: int, top: int, quants: Bytes) -> Scalar
 
 @compiled
 def _final_quants(v: Floats, s: Floats, size: int, top: int, levels: Bytes) -> None:
-    """The quants of every lane, from the scale and minimum that its bytes stand for.
+    """The quants of every lane, for the scale and minimum that its bytes stand for.
 
-    A scale of zero keeps the quants of the search.
+    If that scale is zero, the quants are those of the search.
     """
     for i in range(size):
         for k in range(LANES):
@@ -184,7 +184,7 @@ def _final_quants(v: Floats, s: Floats, size: int, top: int, levels: Bytes) -> N
 
 @compiled
 def _collect(levels: Bytes, lane: int, size: int, quants: Bytes) -> None:
-    """The quants of a block, whose parts are in lanes beside one another, in their order."""
+    """The quants of a block in order; its parts are in neighbouring lanes."""
     for i in range(size):
         for part in range(BLOCK // size):
             quants[part * size + i] = levels[i * LANES + lane + part]
@@ -253,7 +253,7 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
             else:
                 scale = store_half(target, at, scale)
                 minimum = store_half(target, at + 2, minimum)
-                # Without importance all are held below 64; with it, Q5_K's alone are.
+                # ggml clamps all of them to 63 without importance, with it only Q5_K's.
                 if not has_importance or bits == 5:
                     for part in range(8):
                         scale_bits[part] = min(63, scale_bits[part])
@@ -276,7 +276,9 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
 
 @compiled
 def _pack_scales(scales: Bytes, minima: Bytes, out: Bytes, at: int) -> None:
-    """Eight scales and eight minima of 6 bits into 12 bytes, and back (`get_scale_min_k4`)."""
+    """Pack eight scales and eight minima of 6 bits into 12 bytes, and read them back
+    (`get_scale_min_k4`).
+    """
     for j in range(4):
         out[at + j] = scales[j]
         out[at + j + 4] = minima[j]
@@ -295,7 +297,7 @@ def _pack_scales(scales: Bytes, minima: Bytes, out: Bytes, at: int) -> None:
 
 @compiled
 def _pack_2_bits(quants: Bytes, out: Bytes, at: int) -> None:
-    """Four quants to a byte, 32 apart: 64 bytes."""
+    """Four quants in each byte, 32 positions apart: 64 bytes."""
     for half in range(2):
         for i in range(32):
             j = half * 128 + i
@@ -306,7 +308,7 @@ def _pack_2_bits(quants: Bytes, out: Bytes, at: int) -> None:
 
 @compiled
 def _pack_4_bits(quants: Bytes, out: Bytes, at: int) -> None:
-    """Two quants to a byte, 32 apart: 128 bytes."""
+    """Two quants in each byte, 32 positions apart: 128 bytes."""
     for quarter in range(4):
         for i in range(32):
             j = quarter * 64 + i
@@ -315,7 +317,7 @@ def _pack_4_bits(quants: Bytes, out: Bytes, at: int) -> None:
 
 @compiled
 def _pack_5_bits(quants: Bytes, out: Bytes, at: int) -> None:
-    """The fifth bits, eight to a byte, and then the lower four as `_pack_4_bits` does."""
+    """The fifth bits, eight in each byte, and then the lower four as in `_pack_4_bits`."""
     for i in range(32):
         high: Scalar = 0
         for group in range(8):
@@ -326,7 +328,7 @@ def _pack_5_bits(quants: Bytes, out: Bytes, at: int) -> None:
 
 @compiled
 def _final_signed_quants(v: Floats, s: Floats, half_range: int, levels: Bytes) -> None:
-    """As `_final_quants`, for quants around zero, which are kept above it."""
+    """As `_final_quants`, for signed quants, which are stored with an offset."""
     low, high = -half_range, half_range - 1
     for i in range(16):
         for k in range(LANES):
@@ -342,7 +344,7 @@ def _final_signed_quants(v: Floats, s: Floats, half_range: int, levels: Bytes) -
 
 @compiled
 def q6_k(rows: Floats, importance: Floats, out: Bytes) -> None:
-    """`quantize_row_q6_K_ref`; with importance, that alone weighs in the search."""
+    """`quantize_row_q6_K_ref`; importance, if given, is the only search weight."""
     blocks_per_row = rows.shape[1] // BLOCK
     total = rows.shape[0] * blocks_per_row
     flat, target = rows.reshape(rows.size), out.reshape(out.size)
@@ -397,7 +399,7 @@ def _pack_6_bits(quants: Bytes, out: Bytes, at: int) -> None:
 
 @compiled
 def _signed_scales(values: Floats, weights: Floats, quants: Bytes) -> Scalar:
-    """`make_qx_quants` over 16 scales, in -32..31 but kept above zero; gives their scale."""
+    """`make_qx_quants` for 16 scales in -32..31, stored with an offset; returns their scale."""
     size, peak = ZERO, ZERO
     for i in range(16):
         if abs(values[i]) > size:
@@ -478,7 +480,7 @@ def q3_k(rows: Floats, importance: Floats, out: Bytes) -> None:
 
 @compiled
 def _keep_searched(searched: Floats, s: Floats, levels: Bytes) -> None:
-    """Where a scale is zero, the quants that the descent arrived at."""
+    """Where a scale is zero, keep the quants of the search."""
     for k in range(LANES):
         if s[FINAL_SCALE + k] == ZERO and s[IS_EMPTY + k] == ZERO:
             for j in range(k, 16 * LANES, LANES):
@@ -487,13 +489,13 @@ def _keep_searched(searched: Floats, s: Floats, levels: Bytes) -> None:
 
 @compiled
 def _signed_share(values: Floats, quants: Bytes) -> Scalar:
-    """Q3_K's scales as a share of the largest, in -32..31 but kept above zero."""
+    """Q3_K's scales relative to the largest, in -32..31, stored with an offset."""
     size, peak = ZERO, ZERO
     for i in range(16):
         if abs(values[i]) > size:
             size, peak = abs(values[i]), values[i]
     if peak == ZERO:
-        # Bytes of zero, which stand for -32.
+        # ggml stores zero bytes, which stand for -32.
         quants[:16] = 0
         return ZERO
     inverse = np.float32(-32) / peak
@@ -505,7 +507,7 @@ def _signed_share(values: Floats, quants: Bytes) -> Scalar:
 
 @compiled
 def _pack_3_bits(quants: Bytes, out: Bytes, at: int) -> None:
-    """The third bits, eight to a byte, and the lower two, four to a byte."""
+    """The third bits, eight in each byte, and the lower two, four in each byte."""
     for i in range(32):
         high: Scalar = 0
         for group in range(8):

@@ -1,4 +1,4 @@
-"""Which kernel quantizes to which type."""
+"""The kernel for each type."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from packager.gguf.quantize.k_quants import q3_k, q6_k, with_minimum
 from packager.gguf.quantize.nonlinear import iq4
-from packager.gguf.quantize.small_blocks import q8_0, weighed
+from packager.gguf.quantize.small_blocks import q8_0, with_importance
 
 # (rows, importance, out), as described in k_quants.py.
 Kernel = Callable[[Any, Any, Any], None]
 
-# What is not here is ggml's: types without a kernel, and Q4_0, Q4_1, Q5_0 and Q5_1 without
-# importance, which there take 1 to 2 ns a weight, less than it takes to lay them out in lanes.
+# ggml quantizes everything else: types without a kernel, and Q4_0, Q4_1, Q5_0 and Q5_1 without
+# importance, for which ggml takes 1 to 2 ns a weight, less than the layout in lanes takes.
 PLAIN: dict[str, Kernel] = {
     "Q8_0": q8_0,
     "Q2_K": partial(with_minimum, 2),
@@ -25,12 +25,13 @@ PLAIN: dict[str, Kernel] = {
     "IQ4_NL": partial(iq4, 32),
     "IQ4_XS": partial(iq4, 256),
 }
+# Tested, but not used yet: no option of ftpack gives an importance matrix.
 WITH_IMPORTANCE: dict[str, Kernel] = {
     **PLAIN,
-    "Q4_0": partial(weighed, 4, False),
-    "Q4_1": partial(weighed, 4, True),
-    "Q5_0": partial(weighed, 5, False),
-    "Q5_1": partial(weighed, 5, True),
+    "Q4_0": partial(with_importance, 4, False),
+    "Q4_1": partial(with_importance, 4, True),
+    "Q5_0": partial(with_importance, 5, False),
+    "Q5_1": partial(with_importance, 5, True),
 }
 
 

@@ -1,4 +1,4 @@
-"""IQ4_NL and IQ4_XS: 4 bits that stand for a table's values, with a scale."""
+"""IQ4_NL and IQ4_XS: 4 bits that select a value of a table, and a scale."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def iq4(block_size: int, rows: Floats, importance: Floats, out: Bytes) -> None:
 
 @compiled
 def _store_parts(flat: Floats, start: int, s: Floats, lane: int, out: Bytes, at: int) -> None:
-    """A block of IQ4_XS: eight scales of 6 bits, their lower four and upper two bits apart."""
+    """A block of IQ4_XS: eight scales of 6 bits; their lower four and upper two bits are apart."""
     size, peak = ZERO, ZERO
     for part in range(8):
         if abs(s[SCALE + lane + part]) > size:
@@ -91,7 +91,7 @@ def _store_parts(flat: Floats, start: int, s: Floats, lane: int, out: Bytes, at:
 
 @compiled
 def _store(flat: Floats, start: int, inverse: Scalar, out: Bytes, at: int) -> None:
-    """Two quants to a byte, 16 apart."""
+    """Two quants in each byte, 16 positions apart."""
     for i in range(16):
         low = _index(inverse * flat[start + i])
         out[at + i] = low | (_index(inverse * flat[start + 16 + i]) << 4)
@@ -99,9 +99,9 @@ def _store(flat: Floats, start: int, inverse: Scalar, out: Bytes, at: int) -> No
 
 @compiled
 def _index(x: Scalar) -> Scalar:
-    """The place of the nearest value in IQ4's table."""
+    """The index of the nearest value in IQ4's table."""
     value = nonlinear_value(x)
-    # The value's distance from the table's first grows by at least 10 a place.
+    # From one value of the table to the next, the distance from the first grows by at least 10.
     index = 0
     index += value > np.float32(-127)
     index += value > np.float32(-104)

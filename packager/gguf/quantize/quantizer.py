@@ -1,4 +1,4 @@
-"""The fastest quantizer for each type that gives ggml's bytes on this machine."""
+"""The fastest quantizer of each type that gives ggml's bytes on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "FTPACK_QUANTIZER"
 _CHOICES = ("kernels", "ggml")
-# Not quantized: copied, or rounded to 16 bits, which ggml does at the speed of memory.
+# These are copied, or rounded to 16 bits, which ggml does at the speed of memory.
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 
 # (rows, out): contiguous float32 `[rows, columns]` into contiguous uint8 `[rows, bytes per row]`.
@@ -30,16 +30,18 @@ def load_quantizers(
     progress: Progress,
     importance: np.ndarray[Any, Any] | None = None,
 ) -> Mapping[str, Quantize]:
-    """Choose a quantizer for each type: a kernel of ftpack where there is one, else ggml.
+    """A quantizer for each type: one of ftpack's kernels if there is one, else ggml.
 
-    Kernels are compiled at their first use on a machine, which is told and shown. Each one is held
-    against ggml on a sample before it is used: a build of ggml that rounds otherwise (compilers may
-    fuse multiplications and additions) gets its own bytes, from itself.
+    Kernels are compiled at their first use on a machine, which is reported. Each kernel's bytes
+    are compared with ggml's on a sample before it is used. A build of ggml that rounds differently
+    (compilers may fuse multiplications and additions) quantizes by itself, so that its own bytes
+    result.
 
     Args:
         type_names: GGML's names of the types, such as `Q4_K`.
-        progress: where compiling is shown.
-        importance: float32 `[columns]`, what an error in each column counts; None: all the same.
+        progress: gets a note and a task for compiling.
+        importance: float32 `[columns]`, the weight of an error in each column; None if all count
+            the same. No option of ftpack gives one yet; the kernels for it are tested.
 
     Raises:
         UsageError: if `FTPACK_QUANTIZER` is neither `kernels` nor `ggml`.
@@ -66,12 +68,12 @@ def _kernels(type_names: list[str], has_importance: bool, progress: Progress) ->
     choice = os.environ.get(ENVIRONMENT_VARIABLE) or "kernels"
     if choice not in _CHOICES:
         raise UsageError(
-            f"{ENVIRONMENT_VARIABLE} is {choice!r}; it can be {' or '.join(_CHOICES)}.",
+            f"{ENVIRONMENT_VARIABLE} is {choice!r}; it must be {' or '.join(_CHOICES)}.",
             next_step=f"Unset {ENVIRONMENT_VARIABLE}.",
         )
     if choice == "ggml" or _FLOATS.issuperset(type_names):
         return {}
-    # Imported here: Numba takes a quarter of a second, and some 100 MiB.
+    # Imported here: Numba takes a quarter of a second, and about 100 MiB.
     from packager.gguf.quantize.jit import is_compiled
     from packager.gguf.quantize.kernels import PLAIN, WITH_IMPORTANCE, entry_point
 
@@ -80,22 +82,22 @@ def _kernels(type_names: list[str], has_importance: bool, progress: Progress) ->
     new = {entry_point(kernel) for kernel in chosen.values()}
     new = {name for name in new if not is_compiled(name)}
     if not new:
-        return _proved(chosen, has_importance, progress)
-    progress.note("Compiling the quantizers for this processor; this is done once")
+        return _equal_to_ggml(chosen, has_importance, progress)
+    progress.note("Compiling the quantizers for this processor; this happens only once")
     with progress.task("Compiling", len(new), "kernels") as task:
-        proved: dict[str, Kernel] = {}
+        equal: dict[str, Kernel] = {}
         for name, kernel in chosen.items():
-            proved |= _proved({name: kernel}, has_importance, progress)
+            equal |= _equal_to_ggml({name: kernel}, has_importance, progress)
             if entry_point(kernel) in new:
                 new.remove(entry_point(kernel))
                 task.advance(1)
-    return proved
+    return equal
 
 
-def _proved(
+def _equal_to_ggml(
     kernels: Mapping[str, Kernel], has_importance: bool, progress: Progress
 ) -> dict[str, Kernel]:
-    """The kernels whose bytes are ggml's on a sample of weights."""
+    """The kernels that give ggml's bytes on a sample of weights."""
     import numpy as np
 
     rows = np.random.default_rng(0).standard_normal((12, 1024), np.float32)
@@ -103,17 +105,17 @@ def _proved(
     rows[::3, :300] = 0
     rows[1::3, 100:400] *= np.float32(1e-4)
     importance = np.abs(rows[0]) + np.float32(0.1) if has_importance else None
-    proved = {}
+    equal = {}
     for name, kernel in kernels.items():
         expected = np.zeros((len(rows), _bytes_per_row(name, rows.shape[1])), np.uint8)
-        found = np.zeros_like(expected)
+        actual = np.zeros_like(expected)
         quantize_with_ggml(name, rows, expected, importance)
-        _quantizer(name, kernel, importance)(rows, found)
-        if np.array_equal(expected, found):
-            proved[name] = kernel
+        _quantizer(name, kernel, importance)(rows, actual)
+        if np.array_equal(expected, actual):
+            equal[name] = kernel
         else:
-            progress.note(f"{name} is quantized by ggml, whose build here rounds otherwise")
-    return proved
+            progress.note(f"ggml quantizes {name}: its build on this machine rounds differently")
+    return equal
 
 
 def _bytes_per_row(type_name: str, columns: int) -> int:

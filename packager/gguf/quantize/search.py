@@ -1,6 +1,6 @@
-"""The searches for a block's scale (and minimum), a block in each lane.
+"""The searches for a block's scale (and minimum), with one block in each lane.
 
-Named for the functions of ggml-quants.c that they follow, operation for operation.
+Each docstring names the function of ggml-quants.c that is followed, operation for operation.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from packager.gguf.quantize.simd_layout import (
     rows_of,
 )  # fmt: skip
 
-# Where the state of the lanes is in `s`. First what a search gives:
+# The areas of `s`, the state of the lanes. First the results of a search: scale and minimum;
 SCALE = 0 * LANES
 MINIMUM = 1 * LANES
-# the quants that go with it are quant_of(INVERSE * (x - OFFSET), ...);
+# the inverse and offset that give its quants by quant_of(INVERSE * (x - OFFSET), ...);
 INVERSE = 2 * LANES
 OFFSET = 3 * LANES
-# the block's extremes, the sum of its weights of the search, and whether (0 or 1) it is empty.
+# the block's extremes, the sum of its search weights, and whether (0 or 1) it is empty.
 LOW = 4 * LANES
 HIGH = 5 * LANES
 SUM_W = 6 * LANES
 IS_EMPTY = 7 * LANES
-# Then the scale and minimum that a block's bytes stand for,
+# Then the scale and minimum that a block's bytes stand for.
 FINAL_SCALE = 18 * LANES
 FINAL_MINIMUM = 19 * LANES
-# and what a search works with.
+# Then the variables of a search; _TRIED is the inverse scale of the current candidate.
 _SUM_X = 9 * LANES
 _BEST = 10 * LANES
 _TRIED = 11 * LANES
@@ -84,15 +84,15 @@ def search_scale_and_minimum(
     """`make_qkx2_quants` and `make_qkx3_quants`: x ~ SCALE * q + MINIMUM with q in 0..top.
 
     Args:
-        v: weights in `X`, their weights of the search in `W`.
-        quants: room for a block's quants in each lane.
+        v: weights in `X`, search weights in `W`.
+        quants: space for a block's quants in each lane.
         s: the state of the lanes.
         size: the block's length.
         top: the largest quant.
-        first: `rmin`, what the first try adds to `top`.
-        step: `rdelta`, what each further try adds.
+        first: `rmin`, which the first candidate adds to `top`.
+        step: `rdelta`, which each further candidate adds.
         steps: `nstep`.
-        is_absolute: `use_mad`, whether the error is absolute or squared.
+        is_absolute: `use_mad`, whether the error is absolute and not squared.
     """
     limit = np.float32(top)
     _survey(v, s, size)
@@ -128,7 +128,7 @@ def search_scale_and_minimum(
 
 @compiled
 def _add_up(v: Floats, quants: Floats, s: Floats, size: int, top: int) -> None:
-    """Quantize with the scale that is tried, and take the sums of the least squares."""
+    """Quantize with the candidate scale, and add up the sums for the least squares."""
     for k in range(LANES):
         s[_SUM_L + k] = ZERO
         s[_SUM_L2 + k] = ZERO
@@ -154,7 +154,7 @@ def _add_up(v: Floats, quants: Floats, s: Floats, size: int, top: int) -> None:
 
 @compiled
 def _fit(s: Floats) -> None:
-    """Scale and minimum of the least squares; the minimum never above zero."""
+    """The scale and minimum of the least squares; the minimum is at most zero."""
     for k in range(LANES):
         sum_w, sum_x = s[SUM_W + k], s[_SUM_X + k]
         sum_l, sum_l2, sum_xl = s[_SUM_L + k], s[_SUM_L2 + k], s[_SUM_XL + k]
@@ -168,7 +168,7 @@ def _fit(s: Floats) -> None:
 
 @compiled
 def _measure(v: Floats, quants: Floats, s: Floats, size: int, is_absolute: bool) -> None:
-    """The error of a new scale and minimum."""
+    """The error of the new scale and minimum."""
     for k in range(LANES):
         s[_ERROR + k] = ZERO
     if is_absolute:
@@ -219,7 +219,7 @@ def _keep_better(s: Floats) -> None:
 
 @compiled
 def find_peaks(v: Floats, s: Floats, size: int) -> None:
-    """The weight of largest magnitude of each block, the first of equals; `HIGH` is its size."""
+    """Each block's weight of largest magnitude, the first of equals; `HIGH` is the magnitude."""
     for k in range(LANES):
         s[HIGH + k] = ZERO
         s[_PEAK + k] = ZERO
@@ -238,7 +238,7 @@ def search_scale(v: Floats, s: Floats, size: int, half_range: int) -> None:
     """`make_qx_quants`: x ~ SCALE * q with q in -half_range..half_range-1.
 
     Args:
-        v: weights in `X`, their weights of the search in `W`, both's product in `WX`.
+        v: weights in `X`, search weights in `W`, the products of both in `WX`.
         s: the state of the lanes.
         size: the block's length.
         half_range: `nmax`.
@@ -298,10 +298,10 @@ def _keep_better_scale(s: Floats) -> None:
 
 @compiled
 def search_scale_by_descent(v: Floats, quants: Floats, s: Floats, size: int) -> None:
-    """`make_q3_quants` with `do_rmse`: x ~ SCALE * q with q in -4..3, mended one by one.
+    """`make_q3_quants` with `do_rmse`: x ~ SCALE * q with q in -4..3, improved one by one.
 
-    A block without a change in one round has none in the next. `quants` is the result too; weights
-    of the search are the squares (in `W`, their products with x in `WX`).
+    A block that one round does not change, the next does not change either. `quants` is a result
+    too. The search weights in `W` are the squares; `WX` has their products with x.
     """
     find_peaks(v, s, size)
     for k in range(LANES):
@@ -348,10 +348,10 @@ def search_scale_by_descent(v: Floats, quants: Floats, s: Floats, size: int) -> 
 
 @inlined
 def nonlinear_value(x: Scalar) -> Scalar:
-    """The value of IQ4's table (`kvalues_iq4nl`) that is nearest to x, the upper of two equals.
+    """The value of IQ4's table (`kvalues_iq4nl`) nearest to x, the upper of two equally near.
 
-    Its neighbours lie so that the differences which `best_index_int8` compares are exact at their
-    midpoints: comparing with the midpoints is the same. NaN goes where it goes there, to the end.
+    ggml's `best_index_int8` compares differences. They are exact at the midpoints between
+    neighbours, so comparing with the midpoints gives the same. As in ggml, NaN gives the last.
     """
     value = np.float32(-127)
     value += ZERO if x < np.float32(-115.5) else np.float32(23)

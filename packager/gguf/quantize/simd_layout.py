@@ -1,13 +1,13 @@
-"""How the kernels lay weights out: structures of arrays, so that every lane has its own block.
+"""The kernels' memory layout: structures of arrays, with one block in each lane.
 
-ggml searches one block after another; each step of such a search waits for the one before. Here
+ggml searches one block after another, and each step of a search waits for the step before. Here
 `LANES` blocks are searched side by side: element `i` of the block in lane `k` is at
 `i * LANES + k`, and a loop over `k` becomes one vector operation. The order of operations within a
-block stays ggml's, and with it every rounding.
+block remains ggml's, and so does every rounding.
 
-Flat float32 arrays hold a tile: `v` a block's values, which the search reads, and `s` the state of
-the lanes, which it writes. Offsets in them are constants: the compiler then sees that nothing
-overlaps, without which it makes no vectors of it.
+Flat float32 arrays hold a tile: `v` has the blocks' values, which a search reads, and `s` the state
+of the lanes, which it writes. Offsets into them are constants, so that the compiler sees that
+nothing overlaps; otherwise it would not vectorize.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from packager.gguf.quantize.jit import compiled, inlined
 
 Floats = Any
 Bytes = Any
-# float32 or an integer: Numba's own types, which mypy does not know.
+# float32 or an integer in Numba's own types, which mypy does not know.
 Scalar = Any
 
 LANES = 64
-# The longest block (of a lane): 32 weights.
+# The longest block in a lane: 32 weights.
 AREA = 32 * LANES
-# Elements of a block in one pass over the lanes: that long its sums stay in registers.
+# Elements of a block in one pass over the lanes, during which its sums stay in registers.
 ROWS = 8
-# The areas of `v`: the weights of the model, what each counts in the search, and their product.
+# The areas of `v`: the model's weights, the search weight of each, and the product of both.
 X, W, WX = 0, AREA, 2 * AREA
 VALUES = 3 * AREA
 
-# 1.5 * 2**23: adding it to a float32 rounds that to an integer, to even where it is halfway, and
-# leaves the integer in the mantissa.
+# 1.5 * 2**23: adding it rounds a float32 to an integer, halves to even, and leaves the integer in
+# the mantissa.
 _ROUNDER = np.float32(12582912.0)
 ZERO = np.float32(0)
 ONE = np.float32(1)
-# Below it ggml takes a block for all zero (GROUP_MAX_EPS).
+# ggml treats a block with smaller values as all zero (GROUP_MAX_EPS).
 NOTHING = np.float32(1e-15)
 
 
 @inlined
 def nearest_int(value: Scalar) -> Scalar:
-    """`nearest_int` of ggml for every float32: beyond 2**22, too, what its bits happen to say."""
-    # Every step is held to 32 bits: Numba widens integers otherwise, to half as many lanes.
+    """`nearest_int` of ggml for every float32, even beyond 2**22, where the result is arbitrary."""
+    # Every step is kept at 32 bits: otherwise Numba widens integers, which halves the lanes.
     bits = np.float32(value + _ROUNDER).view(np.int32)
     return np.int32(np.int32(bits & np.int32(0x7FFFFF)) - np.int32(0x400000))
 
 
 @inlined
 def quant_of(value: Scalar, low: int, high: int) -> Scalar:
-    """The nearest integer, held in a range."""
+    """The nearest integer, clamped to a range."""
     return max(np.int32(low), min(np.int32(high), nearest_int(value)))
 
 
 @inlined
 def rows_of(values: Floats, start: int) -> Floats:
-    """`ROWS` rows of lanes: with offsets in it known, the compiler sees what does not overlap."""
+    """`ROWS` rows of lanes: with constant offsets the compiler sees what does not overlap."""
     return values[start : start + ROWS * LANES]
 
 
 @compiled
 def half_bits(value: Scalar) -> Scalar:
-    """The bits of a float32 as IEEE half precision, to nearest even (`GGML_FP32_TO_FP16`)."""
+    """A float32 as the bits of IEEE half precision, rounded to even (`GGML_FP32_TO_FP16`)."""
     bits = np.int64(np.float32(value).view(np.int32)) & 0xFFFFFFFF
     sign = (bits >> 16) & 0x8000
     size = bits & 0x7FFFFFFF
@@ -72,7 +72,7 @@ def half_bits(value: Scalar) -> Scalar:
     if size >= 0x477FF000:
         return sign | 0x7C00
     if size < 0x38800000:
-        # A half's denormals are multiples of 2**-24, as are float32 between 0.5 and 1.
+        # Denormal halves are multiples of 2**-24, and so are float32 between 0.5 and 1.
         shifted = np.float32(abs(np.float32(value)) + np.float32(0.5))
         return sign | (np.int64(shifted.view(np.int32)) - 0x3F000000)
     return sign | ((size + 0xFFF + ((size >> 13) & 1) - 0x38000000) >> 13)
@@ -93,7 +93,7 @@ def half_value(bits: int) -> Scalar:
 
 @compiled
 def store_half(out: Bytes, at: int, value: Scalar) -> Scalar:
-    """Write a float32 as two bytes of half precision; give what they stand for."""
+    """Write a float32 as two bytes of half precision; return the value that they stand for."""
     bits = half_bits(value)
     out[at] = bits & 0xFF
     out[at + 1] = bits >> 8
@@ -102,7 +102,7 @@ def store_half(out: Bytes, at: int, value: Scalar) -> Scalar:
 
 @compiled
 def load(source: Floats, start: int, count: int, size: int, v: Floats, area: int) -> None:
-    """Lay `count` blocks of `size` weights, one after another in `source`, side by side.
+    """Put `count` blocks of `size` weights, which follow one another in `source`, into lanes.
 
     Lanes beyond `count` are zero.
     """
@@ -120,7 +120,7 @@ def load(source: Floats, start: int, count: int, size: int, v: Floats, area: int
 def load_importance(
     importance: Floats, start: int, count: int, size: int, v: Floats, area: int
 ) -> None:
-    """Lay the importance of the same blocks side by side; it is one value for each column."""
+    """Put the importance of the same blocks into lanes; it has one value for each column."""
     columns = importance.size
     for k in range(LANES):
         at = (start + k * size) % columns
@@ -130,7 +130,7 @@ def load_importance(
 
 @compiled
 def sum_of_squares(source: Floats, start: int, count: int) -> Scalar:
-    """The sum of `count` squares, added one after another as ggml does."""
+    """The sum of `count` squares, added one after another as in ggml."""
     total = ZERO
     for i in range(start, start + count):
         total += source[i] * source[i]
@@ -139,7 +139,7 @@ def sum_of_squares(source: Floats, start: int, count: int) -> Scalar:
 
 @compiled
 def weigh_by_importance(v: Floats, sigma2: Floats, size: int) -> None:
-    """Weights of the search: importance times `sqrt(sigma2 + x * x)`; `sigma2` has one a lane."""
+    """Search weights: importance times `sqrt(sigma2 + x * x)`; `sigma2` has a value a lane."""
     for i in range(size):
         for k in range(LANES):
             x = v[X + i * LANES + k]
@@ -148,6 +148,6 @@ def weigh_by_importance(v: Floats, sigma2: Floats, size: int) -> None:
 
 @compiled
 def multiply(v: Floats, size: int) -> None:
-    """Fill `WX`, the product of weights of the search and of the model."""
+    """Fill `WX`, the product of the search weights and the model's weights."""
     for j in range(size * LANES):
         v[WX + j] = v[W + j] * v[X + j]

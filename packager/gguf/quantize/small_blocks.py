@@ -1,4 +1,4 @@
-"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights with a scale and perhaps a minimum."""
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 weights with a scale and, in some, a minimum."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _SIZE = 32
 
 @compiled
 def q8_0(rows: Floats, importance: Floats, out: Bytes) -> None:
-    """`quantize_row_q8_0_ref`; importance counts for nothing here."""
+    """`quantize_row_q8_0_ref`, which ignores importance."""
     flat, target = rows.reshape(rows.size), out.reshape(out.size)
     bits = flat.view(np.int32)
     for block in range(rows.size // _SIZE):
         start, at = block * _SIZE, block * 34
-        # As integers, magnitudes are in the same order; their maximum is a vector operation.
+        # Magnitudes have the same order as integers, whose maximum is a vector operation.
         peak = np.int32(0)
         for i in range(start, start + _SIZE):
             peak = max(peak, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
@@ -53,7 +53,7 @@ def q8_0(rows: Floats, importance: Floats, out: Bytes) -> None:
         inverse = ONE / scale if scale != ZERO else ZERO
         store_half(target, at, scale)
         for i in range(_SIZE):
-            # roundf: halves go away from zero.
+            # roundf: halves are rounded away from zero.
             x = flat[start + i] * inverse
             shifted = np.float32(x + np.copysign(np.float32(0.49999997), x))
             target[at + 2 + i] = np.uint8(np.int32(shifted) & 0xFF)
@@ -64,7 +64,7 @@ def _weigh(
     flat: Floats, importance: Floats, start: int, count: int, columns: int, v: Floats,
     sigma2: Floats,
 ) -> None:  # fmt: skip
-    """Weigh blocks by importance; sigma2 is the mean square of a whole row."""
+    """Search weights from importance; sigma2 is the mean square of a whole row."""
     load_importance(importance, start, count, _SIZE, v, W)
     row = -1
     mean = ZERO
@@ -77,7 +77,9 @@ def _weigh(
 
 
 @compiled
-def weighed(bits: int, has_minimum: bool, rows: Floats, importance: Floats, out: Bytes) -> None:
+def with_importance(
+    bits: int, has_minimum: bool, rows: Floats, importance: Floats, out: Bytes
+) -> None:
     """Q4_0, Q4_1, Q5_0 and Q5_1 with importance: `quantize_row_q?_?_impl`."""
     columns = rows.shape[1]
     blocks_per_row = columns // _SIZE
@@ -118,7 +120,7 @@ def weighed(bits: int, has_minimum: bool, rows: Floats, importance: Floats, out:
 
 @compiled
 def _pack(quants: Bytes, bits: int, out: Bytes, at: int) -> None:
-    """The fifth bits if there are five, then two quants to a byte, 16 apart."""
+    """The fifth bits if there are five, then two quants in each byte, 16 positions apart."""
     if bits == 5:
         for group in range(4):
             high: Scalar = 0

@@ -1,4 +1,4 @@
-"""An adapter's values, given by PEFT to its layers, with every tensor held to account."""
+"""An adapter's values, assigned by PEFT to its layers; every tensor must have a place."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ from packager.merge.next_steps import (
     SAVE_AGAIN,
     SAVE_AGAIN_OR_CHECK_BASE,
 )
-from packager.merge.peft.experts import is_stacked, restacked
+from packager.merge.peft.experts import is_stacked, restack
 from packager.merge.peft.layout import Layout
-from packager.merge.peft.lazy_tensor import StoredTensor, loaded, stored
+from packager.merge.peft.lazy_tensor import LazyTensor, as_tensor, lazy_tensor
 from packager.merge.peft.peft_config import ADAPTER_NAME
 from packager.merge.peft.placeholders import is_shaped_by_base, is_shared
 from packager.merge.peft.skeleton import Skeleton
 from packager.merge.plain.targets import PREFIX
-from packager.merge.unused import require_none_left
+from packager.merge.unused import require_none_unplaced
 from packager.model.adapter import Adapter
 from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch
 
+    Values = Mapping[str, LazyTensor | torch.Tensor]
 
-def load_adapter(skeleton: Skeleton, layout: Layout, adapter: Adapter) -> None:
-    """Let PEFT rename the adapter's tensors and say where each of them belongs.
 
-    What belongs to one layer stays in the file; what PEFT computes with, or keeps for all of them,
+def load_values(skeleton: Skeleton, layout: Layout, adapter: Adapter) -> None:
+    """Let PEFT rename the adapter's tensors and find the place of each.
+
+    What belongs to one layer stays in the file; what PEFT computes with, or keeps for all layers,
     is read.
 
     Args:
-        skeleton: gets the values, and the keys of `unread`.
+        skeleton: gets the values, and the keys of its `unread`.
         layout: of the base.
         adapter: whose tensors are loaded.
 
@@ -59,7 +61,7 @@ def load_adapter(skeleton: Skeleton, layout: Layout, adapter: Adapter) -> None:
         missing = _load(skeleton, adapter, default)
     except AdapterMismatchError as mismatch:
         # transformers renames by a model's class, PEFT by its `model_type`: for some (Qwen2.5-VL)
-        # PEFT finds nothing, and would leave an adapter of transformers 4 unused.
+        # PEFT finds no renaming, and would leave an adapter of transformers 4 unused.
         try:
             missing = _load(skeleton, adapter, layout.plain_renamings())
         except AdapterMismatchError:
@@ -75,29 +77,30 @@ def load_adapter(skeleton: Skeleton, layout: Layout, adapter: Adapter) -> None:
 
 
 def _load(skeleton: Skeleton, adapter: Adapter, key_mapping: Mapping[str, str]) -> list[str]:
-    """Load a file, its names changed first; gives PEFT's keys that it has nothing for.
+    """Load a file under changed names; gives PEFT's keys for which the file has no tensor.
 
-    What PEFT's `load_adapter` does, without reading the file as a whole.
+    It does what PEFT's `load_adapter` does, without reading the file as a whole.
     """
     peft_model = skeleton.peft_model
     load_state_dict = peft_model.load_state_dict
-    config, weights = adapter.config.raw, adapter.weights
+    weights = adapter.weights
 
     def take(state: dict[str, Any], strict: bool = False, **_: object) -> Any:
-        if is_stacked(config, weights.tensors):
-            state, skeleton.notes = restacked(skeleton.root, state, config, ADAPTER_NAME)
+        if is_stacked(adapter):
+            restacked = restack(skeleton.root, state, adapter.config)
+            state, skeleton.notes = restacked.tensors, restacked.notes
         held = _sort(skeleton, state, adapter.folder)
         result = load_state_dict(held, strict=False)
-        left = [key for key in result.missing_keys if key not in skeleton.adapter]
-        result.missing_keys[:] = left
+        absent = [key for key in result.missing_keys if key not in skeleton.adapter]
+        result.missing_keys[:] = absent
         return result
 
-    state = {_renamed(name, key_mapping): stored(weights, name) for name in weights.tensors}
+    state = {_renamed(name, key_mapping): lazy_tensor(weights, name) for name in weights.tensors}
     peft_model.load_state_dict = take
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the checks here say it
-            missing = _hand_over(peft_model, state)
+            warnings.simplefilter("ignore")  # the checks here are errors
+            missing = _assign(peft_model, state)
             skeleton.tuner._cast_adapter_dtype(
                 adapter_name=ADAPTER_NAME, autocast_adapter_dtype=True
             )
@@ -117,8 +120,8 @@ def _load(skeleton: Skeleton, adapter: Adapter, key_mapping: Mapping[str, str]) 
     return [key for key in missing if prefix in key and ADAPTER_NAME in key]
 
 
-def _hand_over(peft_model: Any, state: dict[str, StoredTensor]) -> list[str]:
-    """Let PEFT find the keys in its model for those in the file; gives the missing ones."""
+def _assign(peft_model: Any, state: dict[str, LazyTensor]) -> list[str]:
+    """Let PEFT find the keys of its model for those in the file; gives the missing ones."""
     from peft import set_peft_model_state_dict
 
     try:
@@ -131,7 +134,7 @@ def _hand_over(peft_model: Any, state: dict[str, StoredTensor]) -> list[str]:
 
 
 def _renamed(name: str, key_mapping: Mapping[str, str]) -> str:
-    """A name in the file as `load_peft_weights` of PEFT changes it: the first pattern that fits."""
+    """A name in the file, changed by the first pattern that fits, as PEFT's `load_peft_weights`."""
     plain = name.removeprefix(PREFIX)
     stem = name.removesuffix(plain)
     for pattern, replacement in key_mapping.items():
@@ -141,66 +144,75 @@ def _renamed(name: str, key_mapping: Mapping[str, str]) -> str:
     return name
 
 
-def _sort(skeleton: Skeleton, state: Mapping[str, Any], folder: Path) -> dict[str, torch.Tensor]:
-    """Tell the adapter's values from those for the base's own parameters; check the shapes.
+def _sort(skeleton: Skeleton, state: Values, folder: Path) -> dict[str, torch.Tensor]:
+    """Sort the file's values into the skeleton: the adapter's, and those for the base's parameters.
 
-    Gives those for parameters that are no longer empty, which PEFT's layers keep.
+    Returns:
+        The values for parameters that are not empty: PEFT's layers keep them.
     """
+    known: dict[str, torch.Tensor] = skeleton.peft_model.state_dict(keep_vars=True)
+    unplaced = sorted(key for key in state if key not in known and not _is_repeated(key, state))
+    require_none_unplaced(folder, list(map(_as_saved, unplaced)), {_as_saved(key) for key in known})
+    places = {key: known[key] for key in state if key in known}
+    _require_floats(places, state, folder)
+    if not is_shaped_by_base(skeleton.config):
+        _require_shapes(places, state)
     held = {}
-    known = skeleton.peft_model.state_dict(keep_vars=True)
-    left = sorted(key for key in state if key not in known and not _is_repeated(key, state))
-    require_none_left(folder, list(map(_as_saved, left)), {_as_saved(key) for key in known})
-    whole = [
-        f"{key} ({value.dtype})"
-        for key, value in state.items()
-        if key in known and known[key].is_floating_point() and not value.dtype.is_floating_point
-    ]
-    if whole:
-        raise AdapterMismatchError(
-            f"{folder} holds {len(whole)} tensors of whole numbers, where training has others: "
-            f"{listed(whole)}.",
-            next_step=SAVE_AGAIN,
-        )
-    differing = []
-    for key, value in state.items():
-        place = known.get(key)
-        if place is None:
-            continue
-        if tuple(place.shape) != tuple(value.shape) and not is_shaped_by_base(skeleton.config):
-            differing.append(
-                f"{key.removeprefix(PREFIX)}: {list(value.shape)} found, {list(place.shape)} fits"
-            )
+    for key, place in places.items():
+        value = state[key]
         names = skeleton.empties.get(id(place))
         if names is not None:
-            skeleton.overrides.update(dict.fromkeys(names, loaded(value)))
+            skeleton.overrides.update(dict.fromkeys(names, as_tensor(value)))
             continue
         skeleton.adapter[key] = value
         if id(place) in skeleton.unread:
             skeleton.key_of[id(place)] = key
         else:
-            held[key] = loaded(value)
+            held[key] = as_tensor(value)
+    return held
+
+
+def _require_floats(places: Mapping[str, torch.Tensor], state: Values, folder: Path) -> None:
+    integers = [
+        f"{key} ({state[key].dtype})"
+        for key, place in places.items()
+        if place.is_floating_point() and not state[key].dtype.is_floating_point
+    ]
+    if integers:
+        raise AdapterMismatchError(
+            f"{folder} holds {len(integers)} integer tensors where training produces floating-"
+            f"point ones: {listed(integers)}.",
+            next_step=SAVE_AGAIN,
+        )
+
+
+def _require_shapes(places: Mapping[str, torch.Tensor], state: Values) -> None:
+    differing = [
+        f"{key.removeprefix(PREFIX)}: {list(state[key].shape)} found, {list(place.shape)} fits"
+        for key, place in places.items()
+        if tuple(place.shape) != tuple(state[key].shape)
+    ]
     if differing:
         raise BaseMismatchError(
             f"Adapter and base do not fit: {len(differing)} shapes differ: "
             f"{listed(differing, '; ')}.",
             next_step=NAME_BASE,
         )
-    return held
 
 
 def _as_saved(key: str) -> str:
-    """PEFT's key for a value without the adapter's name, which it puts there on loading."""
+    """PEFT's key for a value without the adapter's name, which PEFT adds on loading."""
     return re.sub(rf"\.{ADAPTER_NAME}(?=\.|$)", "", key, count=1)
 
 
-def _is_repeated(key: str, state: Mapping[str, Any]) -> bool:
-    """Whether PEFT has saved a whole module twice, as it does where the vocabulary was resized."""
+def _is_repeated(key: str, state: Values) -> bool:
+    """Whether PEFT saved a whole module twice, as it does after the vocabulary was resized."""
     import torch
 
     other = state.get(key.replace(".modules_to_save.", f".modules_to_save.{ADAPTER_NAME}."))
     if other is None or ".modules_to_save." not in key:
         return False
-    return torch.equal(loaded(other), loaded(state[key]))
+    return torch.equal(as_tensor(other), as_tensor(state[key]))
 
 
 def _check_file(weights: TensorFile) -> None:
@@ -217,7 +229,7 @@ def _check_file(weights: TensorFile) -> None:
 
 
 def _require_trained_biases(skeleton: Skeleton, weights: TensorFile) -> None:
-    """The base's biases that were trained must be in the file: PEFT would keep the base's."""
+    """Require that the trained biases are in the file: PEFT would keep the base's."""
     trained = getattr(skeleton.config, "bias", "none")
     if trained not in ("all", "lora_only"):
         return

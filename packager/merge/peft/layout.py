@@ -1,11 +1,11 @@
-"""Which tensors of a checkpoint are which parameters of transformers' model of it, both ways."""
+"""The mapping between a checkpoint's tensors and the parameters of transformers' model of it."""
 
 from __future__ import annotations
 
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from packager.errors import BaseMismatchError, UnsupportedError
@@ -25,8 +25,8 @@ class Group:
     Attributes:
         key: the name that transformers converts the group under.
         sources: names in the checkpoint, in transformers' order, each with the converter's pattern.
-        parameters: names in the model, and the shapes that they get; a fused one has several
-            sources (experts), or the reverse.
+        parameters: names in the model, and the shapes that they get; one that is fused (experts)
+            has several sources, one that is split shares its source.
         converter: transformers' `WeightConverter`, or None where the one source is the parameter.
     """
 
@@ -52,21 +52,21 @@ class Layout:
         self.config = config
         # On the meta device and without PEFT's layers: some conversions look a parameter up in it.
         self.model = build_model(config)
-        self._state = self.model.state_dict()
+        self._state: dict[str, torch.Tensor] = self.model.state_dict()
         self.groups = _groups(self.model, self._state, tensors)
         self._resized: set[str] = set()
         self._group_of = {name: group for group in self.groups for name in group.parameters}
         self.tied = tied_parameters(self.model)
 
     def resize(self, rows: int) -> None:
-        """Take a vocabulary of another size, as the adapter's training has; once."""
+        """Resize the vocabulary, as the adapter's training did; at most once."""
         before = self._state
         resize(self.model, rows)
         self._state = self.model.state_dict()
         self._resized = {n for n, t in self._state.items() if t.shape != before[n].shape}
 
     def is_resized(self, parameters: Iterable[str]) -> bool:
-        """Whether all of these have got other sizes."""
+        """Whether `resize` changed the size of all of these."""
         return set(parameters) <= self._resized
 
     def dtype(self, parameter: str) -> torch.dtype:
@@ -74,10 +74,11 @@ class Layout:
         name = self.stored_name(parameter)
         if name in self._group_of:
             return self.tensors[self._group_of[name].sources[0][0]].torch_dtype
-        dtype: torch.dtype = self._state[name].dtype
-        return dtype
+        return self._state[name].dtype
 
-    def read(self, parameters: Iterable[str], load: Callable[[str], Any]) -> dict[str, Any]:
+    def read(
+        self, parameters: Iterable[str], load: Callable[[str], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Parameters as transformers loads them, in memory of their own.
 
         Args:
@@ -87,43 +88,43 @@ class Layout:
         Raises:
             BaseMismatchError: naming a parameter that the checkpoint does not hold.
         """
-        found: dict[str, Any] = {}
-        converted: dict[str, dict[str, Any]] = {}
+        values: dict[str, torch.Tensor] = {}
+        converted: dict[str, dict[str, torch.Tensor]] = {}
         for name in parameters:
             stored = self.stored_name(name)
             group = self._group_of.get(stored)
             if group is None:
                 raise _absent(name)
             if group.converter is None:
-                found[name] = load(group.sources[0][0])
+                values[name] = load(group.sources[0][0])
                 continue
             if group.key not in converted:
                 converted[group.key] = _convert(self.model, group, load)
-            found[name] = converted[group.key][stored].contiguous()
-        return found
+            values[name] = converted[group.key][stored].contiguous()
+        return values
 
     def faults(self) -> list[str]:
-        """What of the model the checkpoint does not hold, or in another shape; none if it is whole.
+        """The model's parameters that the checkpoint lacks or has in another shape, one line each.
 
         An output head may be absent: a model can be saved without one.
         """
         ignored = [re.compile(each) for each in self.model._keys_to_ignore_on_load_missing or ()]
         head = self.model.get_output_embeddings()
         optional = set(map(id, head.parameters())) if head is not None else set()
-        found = []
+        faults = []
         for name, parameter in self.model.named_parameters():
             group = self._group_of.get(self.stored_name(name))
             if group is None:
                 if id(parameter) not in optional and not any(it.search(name) for it in ignored):
-                    found.append(f"{name} is missing")
+                    faults.append(f"{name} is missing")
                 continue
             shape = group.parameters[self.stored_name(name)]
             if shape != tuple(parameter.shape):
-                found.append(f"{name} is {list(shape)}, not {list(parameter.shape)}")
-        return found
+                faults.append(f"{name} is {list(shape)}, not {list(parameter.shape)}")
+        return faults
 
     def plain_renamings(self) -> dict[str, str]:
-        """How transformers renames the beginnings of older checkpoints' names, as patterns."""
+        """How transformers renames the beginnings of older checkpoints' names: by pattern."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming
 
@@ -143,11 +144,11 @@ class Layout:
             names |= {name} if group is None else set(group.parameters)
         return names
 
-    def write(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters as the checkpoint's tensors, by the names that it has for them.
+    def write(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parameters as the checkpoint's tensors, by the checkpoint's names.
 
         A parameter that it does not hold (the head of a model that is no longer tied) gets the name
-        that transformers saves it under. Works on the meta device as well.
+        that transformers saves it under. This works on the meta device as well.
         """
         written = {}
         rest = {}
@@ -159,11 +160,11 @@ class Layout:
                 rest[name] = tensor
         return written | self._revert(rest)
 
-    def _revert(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _revert(self, parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         from transformers.core_model_loading import revert_weight_conversion
 
-        reverted: dict[str, Any] = revert_weight_conversion(self.model, parameters)
-        # Checkpoints saved from the bare model lack the head's prefix, which nothing remembers.
+        reverted: dict[str, torch.Tensor] = revert_weight_conversion(self.model, parameters)
+        # Checkpoints saved from the bare model lack the head's prefix, and no record says so.
         prefix = f"{self.model.base_model_prefix}."
         if not any(name.startswith(prefix) for name in self.tensors):
             return {
@@ -183,8 +184,7 @@ class Layout:
                 f"The adapter adds {parameter} to the model, which its architecture does not have.",
                 next_step=MERGE_WITH_PEFT,
             )
-        meta: torch.Tensor = self._state[parameter].to(self.dtype(parameter))
-        return meta
+        return self._state[parameter].to(self.dtype(parameter))
 
     def stored_tensor(self, parameter: str) -> str:
         """The checkpoint's one tensor that holds a parameter, or the one that it is tied to.
@@ -198,7 +198,7 @@ class Layout:
         return group.sources[0][0]
 
     def stored_name(self, parameter: str) -> str:
-        """The name under which the checkpoint holds a parameter: its own, or a tied one's."""
+        """The name that the checkpoint holds a parameter under: its own, or that of a tied one."""
         if parameter in self._group_of:
             return parameter
         tied = self.tied.get(parameter, ())
@@ -226,7 +226,7 @@ def build_model(config: ModelConfig) -> Any:
         with torch.device("meta"):
             model: Any = model_class._from_config(described)
         model.tie_weights()
-    # Its model classes raise whatever comes up in a configuration that is not theirs.
+    # Its model classes raise any error on a configuration that is not theirs.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnsupportedError(
@@ -238,7 +238,7 @@ def build_model(config: ModelConfig) -> Any:
 
 
 def _read_by_transformers(config: ModelConfig) -> Any:
-    """Transformers' own object, which it makes of a file alone: one that lives as long as this."""
+    """Transformers' own configuration object, which it only builds from a file."""
     import transformers
 
     if not config.is_changed:
@@ -249,12 +249,12 @@ def _read_by_transformers(config: ModelConfig) -> Any:
 
 
 def resize(model: Any, rows: int) -> None:
-    """Give a model on the meta device embeddings of so many rows."""
+    """Resize the embeddings of a model on the meta device."""
     model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _model_class(config: Any) -> Any:
-    """The class that the checkpoint names; AutoModelForCausalLM rejects most that see images."""
+    """The class that the checkpoint names: AutoModelForCausalLM rejects most multimodal models."""
     import transformers
 
     for name in config.architectures or ():
@@ -265,9 +265,9 @@ def _model_class(config: Any) -> Any:
 
 
 def _groups(
-    model: Any, state: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+    model: Any, state: Mapping[str, torch.Tensor], tensors: Mapping[str, TensorInfo]
 ) -> tuple[Group, ...]:
-    """Walk the checkpoint as `convert_and_load_state_dict_in_model` does, reading nothing."""
+    """Map the checkpoint as `convert_and_load_state_dict_in_model` does, without reading it."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -288,17 +288,18 @@ def _groups(
             key, pattern = rename_source_key(name, [], [], prefix, state)
         if key in state:
             sources.setdefault(key, []).append((name, pattern))
-    # As after loading: only what was used is undone on saving (a prefix is added where it was not).
+    # As after loading: saving undoes only what was used (else it would add a prefix).
     used = [item for item in transforms if item.was_used()]
     model._weight_conversions = used or None
     groups = []
-    for key, found in sources.items():
-        converter = None if found[0][1] is None else by_pattern[found[0][1]]
-        group = Group(key, tuple(found), {key: tensors[found[0][0]].shape}, converter)
+    for key, named in sources.items():
+        first, pattern = named[0]
+        converter = None if pattern is None else by_pattern[pattern]
+        group = Group(key, tuple(named), {key: tensors[first].shape}, converter)
         if converter is not None:
-            made = _convert(model, group, lambda name: _meta(tensors[name]))
-            shapes = {name: tuple(value.shape) for name, value in made.items()}
-            group = Group(key, tuple(found), shapes, converter)
+            metas = _convert(model, group, lambda name: _meta(tensors[name]))
+            shapes = {name: tuple(value.shape) for name, value in metas.items()}
+            group = replace(group, parameters=shapes)
         groups.append(group)
     return tuple(groups)
 
@@ -309,17 +310,19 @@ def _meta(info: TensorInfo) -> torch.Tensor:
     return torch.empty(info.shape, dtype=info.torch_dtype, device="meta")
 
 
-def _convert(model: Any, group: Group, load: Callable[[str], Any]) -> dict[str, Any]:
-    """Let transformers' converter make a group's parameters of its sources."""
+def _convert(
+    model: Any, group: Group, load: Callable[[str], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A group's parameters, which transformers' converter makes from its sources."""
     converter = copy.deepcopy(group.converter)
     for name, pattern in group.sources:
         converter.add_tensor(group.key, name, pattern, lambda name=name: load(name))
-    made = converter.convert(group.key, model=model, config=model.config)
-    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+    values = converter.convert(group.key, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
 
 
 def tied_parameters(model: Any) -> dict[str, tuple[str, ...]]:
-    """For each tied parameter all names that share its values, the one that is saved first."""
+    """The names that share the values of each tied parameter; the one that is saved comes first."""
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)

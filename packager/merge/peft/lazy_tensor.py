@@ -1,4 +1,4 @@
-"""A tensor of an adapter's file that is read when the module it belongs to is merged."""
+"""A tensor of an adapter's file that is read when the module that it belongs to is merged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """What a tensor is made of. PEFT can hand it on under another name, but not compute with it.
+class LazyTensor:
+    """A tensor's shape and dtype, and how to read it.
+
+    PEFT can pass it on under another name, but not compute with it.
 
     Attributes:
         shape: its dimensions.
         dtype: its element type.
-        load: its values, in memory of their own.
+        load: gives its values, in memory of their own.
     """
 
     shape: tuple[int, ...]
@@ -28,12 +30,12 @@ class StoredTensor:
     load: Callable[[], torch.Tensor]
 
 
-def stored(file: TensorFile, name: str) -> StoredTensor:
-    """A tensor as it is in a file."""
+def lazy_tensor(file: TensorFile, name: str) -> LazyTensor:
+    """A tensor of a file, not read yet."""
     info = file.tensors[name]
-    return StoredTensor(info.shape, info.torch_dtype, partial(file.load, name))
+    return LazyTensor(info.shape, info.torch_dtype, partial(file.load, name))
 
 
-def loaded(value: StoredTensor | torch.Tensor) -> torch.Tensor:
-    """The tensor itself."""
-    return value.load() if isinstance(value, StoredTensor) else value
+def as_tensor(value: LazyTensor | torch.Tensor) -> torch.Tensor:
+    """The tensor itself; a lazy one is read."""
+    return value.load() if isinstance(value, LazyTensor) else value

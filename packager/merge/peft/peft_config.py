@@ -1,4 +1,4 @@
-"""An adapter's configuration as PEFT's own object, nothing of it ignored or of another type."""
+"""An adapter's configuration as PEFT's own object: no key ignored, no value of a wrong type."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from packager.errors import (
     listed,
 )
 from packager.merge.next_steps import NAME_BASE
-from packager.merge.peft.experts import LAYOUT_KEYS
 from packager.model.adapter import Adapter
 
 # The name that PEFT's model has the adapter under.
 ADAPTER_NAME = "default"
-# What a JSON value may be where PEFT declares one of these; of other declarations PEFT decides.
+# What Unsloth adds to adapter_config.json about the layout of experts (`experts`).
+UNSLOTH_KEYS = frozenset({"lora_B_layout", "unsloth_fused_expert_lora"})
+# The JSON types of a value that PEFT declares as one of these; PEFT checks other declarations.
 _JSON_TYPES: dict[object, tuple[type, ...]] = {
     bool: (bool,),
-    # `lora_alpha` is declared whole, and often is not.
+    # `lora_alpha` is declared an integer, and often is not one.
     int: (int, float),
     float: (float, int),
     str: (str,),
@@ -43,8 +44,8 @@ def read_peft_config(adapter: Adapter) -> Any:
 
     Raises:
         UnsupportedError: naming keys that PEFT would ignore.
-        CorruptFileError: naming the key whose value is of another type than PEFT declares, or no
-            pattern or rank, or with PEFT's reason.
+        CorruptFileError: naming the key whose value does not have the type that PEFT declares, or
+            is not a valid pattern or rank; or with PEFT's reason.
     """
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -52,13 +53,13 @@ def read_peft_config(adapter: Adapter) -> Any:
     path, record = adapter.config.path, adapter.config.raw
     method = str(record.get("peft_type"))
     config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(method)
-    known = {*(config_class.__dataclass_fields__ if config_class else ()), *LAYOUT_KEYS}
+    known = {*(config_class.__dataclass_fields__ if config_class else ()), *UNSLOTH_KEYS}
     unknown = sorted(key for key, value in record.items() if value and key not in known)
     if unknown:
         raise UnsupportedError(
             f"{path} sets {listed(unknown)}, which the installed PEFT does not know for "
             f"`peft_type` {method!r}.",
-            next_step="Upgrade peft to the version that made the adapter (`peft_version` there).",
+            next_step="Upgrade peft to the version that saved the adapter (`peft_version` there).",
         )
     _require_types(path, record, get_type_hints(config_class))
     _require_patterns(path, record)
@@ -67,12 +68,12 @@ def read_peft_config(adapter: Adapter) -> Any:
     except ImportError as error:
         raise UnsupportedError(
             f"PEFT cannot load {path}: {first_line(error)}",
-            next_step="Install what it asks for (for AdaMSS: pip install scikit-learn).",
+            next_step="Install the package that it needs (for AdaMSS: pip install scikit-learn).",
         ) from error
-    # Each of its classes looks into its values as it likes.
+    # Each of its classes checks its values in its own way.
     except Exception as error:
         raise CorruptFileError(
-            f"PEFT does not read {path}: {type(error).__name__}: {' '.join(str(error).split())}",
+            f"PEFT cannot read {path}: {type(error).__name__}: {' '.join(str(error).split())}",
             next_step="Restore the configuration from the training run.",
         ) from error
     config.inference_mode = True
@@ -114,32 +115,32 @@ def _require_types(path: Path, record: Mapping[str, object], hints: Mapping[str,
         # Older versions of PEFT write null for what newer ones declare without it.
         if value is not None and not _fits(value, hints.get(key, Any)):
             raise CorruptFileError(
-                f"{path}: `{key}` is {str(value)[:80]!r}, which is no value that PEFT has there.",
+                f"{path}: `{key}` is {str(value)[:80]!r}, which is not of the type in PEFT.",
                 next_step="Restore the configuration from the training run.",
             )
 
 
 def _require_patterns(path: Path, record: Mapping[str, object]) -> None:
-    """What PEFT looks for modules by, and gives to those that it finds: both are of this file.
+    """Check the patterns that PEFT finds modules by, and the ranks and alphas that it gives them.
 
-    PEFT only sees it when it holds them against the base, and would blame that.
+    PEFT only notices a mistake when it compares them with the base, and would blame the base.
     """
     for key in ("target_modules", "exclude_modules"):
         if isinstance(pattern := record.get(key), str):
             _require_expression(path, key, pattern)
-    for key, is_allowed, what in (
+    for key, is_allowed, kind in (
         ("rank_pattern", _is_rank, "a whole number above 0"),
         ("alpha_pattern", _is_alpha, "a number that is not 0"),
     ):
         patterns = record.get(key)
-        # AdaLoRA keeps there which of a module's ranks are left; OSF takes parts of a rank, too.
+        # AdaLoRA keeps there which of a module's ranks remain; OSF also takes fractions of a rank.
         if not isinstance(patterns, dict) or record.get("peft_type") in ("ADALORA", "OSF"):
             continue
         for pattern, value in patterns.items():
             _require_expression(path, key, pattern)
             if not is_allowed(value):
                 raise CorruptFileError(
-                    f"{path}: `{key}` gives {pattern!r} {str(value)[:80]!r}, which must be {what}.",
+                    f"{path}: `{key}` gives {pattern!r} {str(value)[:80]!r}, which must be {kind}.",
                     next_step="Restore the configuration from the training run.",
                 )
 
@@ -149,7 +150,7 @@ def _require_expression(path: Path, key: str, pattern: str) -> None:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise CorruptFileError(
-            f"{path}: `{key}` has {pattern[:80]!r}, which is no regular expression: {error}.",
+            f"{path}: `{key}` has {pattern[:80]!r}, which is not a regular expression: {error}.",
             next_step="Restore the configuration from the training run.",
         ) from error
 
@@ -163,7 +164,7 @@ def _is_alpha(value: object) -> bool:
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a JSON value can be what a type hint says; hints of other kinds take everything."""
+    """Whether a JSON value can have the type of a hint; other kinds of hints take everything."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint come out of which tuned modules, and what becomes untied."""
+"""Which tensors of a checkpoint come from which tuned modules, and which are no longer tied."""
 
 from __future__ import annotations
 
@@ -8,74 +8,87 @@ from dataclasses import dataclass, replace
 from packager.errors import UnsupportedError
 from packager.merge.next_steps import MERGE_WITH_PEFT
 from packager.merge.peft.layout import Layout
-from packager.merge.peft.modules import Unit
+from packager.merge.peft.modules import TunedModule
 from packager.model.tensor_file import TensorInfo
 
 
 @dataclass(frozen=True)
-class Batch:
+class WriteGroup:
     """Modules whose results can only be written together; as a rule one.
 
     Attributes:
-        units: the modules.
-        written: the parameters that are written, the untuned ones among them included.
-        outputs: the checkpoint's tensors that come out.
+        modules: what is merged.
+        written: the parameters that are written, including untuned ones.
+        outputs: the checkpoint's tensors that they are written as.
     """
 
-    units: tuple[Unit, ...]
+    modules: tuple[TunedModule, ...]
     written: frozenset[str]
     outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Batches:
+class WritePlan:
     """Everything that an adapter changes.
 
     Attributes:
-        batches: what is computed.
-        added: tensors that the base does not have, or not of that size: what is no longer tied, and
-            the rows of a larger vocabulary.
+        groups: what is computed.
+        added: tensors that the base does not have, or not of that size: those that are no longer
+            tied, and the rows of a larger vocabulary.
         copies: for those that keep the base's values, the base's tensor that has them.
         is_untied: whether the configuration must say that embeddings are not tied.
-        warnings: where PEFT's own merge would give something else than the adapter's model.
+        warnings: where PEFT's own merge would differ from the adapter's model.
     """
 
-    batches: tuple[Batch, ...]
+    groups: tuple[WriteGroup, ...]
     added: tuple[TensorInfo, ...]
     copies: Mapping[str, str]
     is_untied: bool
     warnings: tuple[str, ...]
 
 
-def find_batches(layout: Layout, units: Sequence[Unit]) -> Batches:
-    """Plan the writing of every unit's results, without reading anything.
+@dataclass(frozen=True)
+class _TiedParameters:
+    """How tied parameters are written.
+
+    Attributes:
+        dropped: those that are written under the name of another, with equal values.
+        split: those that are each written with their own values, and no longer tied.
+        warnings: about those whose values differ from PEFT's own merge.
+    """
+
+    dropped: frozenset[str]
+    split: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def plan_writing(layout: Layout, modules: Sequence[TunedModule]) -> WritePlan:
+    """How the results of every module are written, planned without reading anything.
 
     Raises:
-        UnsupportedError: if a result has no place in the checkpoint.
+        UnsupportedError: if the checkpoint has no place for a result.
     """
-    owner = {name: unit for unit in units for name in unit.results}
-    dropped, split, warnings = _tied(layout, owner)
-    batches = []
+    owner = {name: module for module in modules for name in module.parameters}
+    tied = _plan_tied(layout, owner)
+    groups = []
     added: dict[str, TensorInfo] = {}
-    for group in _connected(layout, units):
-        results = {name for unit in group for name in unit.results} - dropped
-        written = layout.siblings(results)
+    for members in _connected(layout, modules):
+        parameters = {name for module in members for name in module.parameters} - tied.dropped
+        written = layout.siblings(parameters)
         if written:
             outputs = _outputs(layout, written, added)
-            batches.append(Batch(tuple(group), frozenset(written), outputs))
+            groups.append(WriteGroup(tuple(members), frozenset(written), outputs))
     copies = {}
-    for name in split:
+    for name in tied.split:
         if name not in owner:
             (output,) = _outputs(layout, {name}, added)
             stored = layout.stored_tensor(name)
             if output != stored:
                 copies[output] = stored
-    is_untied = bool(split)
-    return Batches(tuple(batches), tuple(added.values()), copies, is_untied, tuple(warnings))
+    return WritePlan(tuple(groups), tuple(added.values()), copies, bool(tied.split), tied.warnings)
 
 
-def _tied(layout: Layout, owner: Mapping[str, Unit]) -> tuple[set[str], list[str], list[str]]:
-    """Of the tied parameters: what is written under another's name, what each for itself; why."""
+def _plan_tied(layout: Layout, owner: Mapping[str, TunedModule]) -> _TiedParameters:
     dropped: set[str] = set()
     split: list[str] = []
     warnings = []
@@ -83,40 +96,39 @@ def _tied(layout: Layout, owner: Mapping[str, Unit]) -> tuple[set[str], list[str
         tuned = [name for name in names if name in owner]
         if not tuned:
             continue
-        values = {_value(owner, name) for name in names}
-        if len(values) == 1:
+        if len({_source(owner, name) for name in names}) == 1:
             # Some checkpoints hold a tied weight twice; others, under one of its names.
             dropped |= {name for name in names if layout.stored_name(name) != name}
             continue
         split += names
-        apart = [name for name in tuned if owner[name].is_additive]
-        if apart:
+        differing = [name for name in tuned if owner[name].is_additive]
+        if differing:
             warnings.append(
-                f"The adapter changes {' and '.join(apart)} of the tied {' and '.join(names)}: "
+                f"The adapter changes {' and '.join(differing)} of the tied {' and '.join(names)}: "
                 "each is written with its own values, as the adapter's model has them, and no "
                 "longer tied; PEFT's own merge would change all of them alike"
             )
-    return dropped, split, warnings
+    return _TiedParameters(frozenset(dropped), tuple(split), tuple(warnings))
 
 
-def _value(owner: Mapping[str, Unit], name: str) -> object:
-    unit = owner.get(name)
-    return None if unit is None else unit.values[unit.results.index(name)]
+def _source(owner: Mapping[str, TunedModule], name: str) -> object:
+    module = owner.get(name)
+    return None if module is None else module.sources[module.parameters.index(name)]
 
 
-def _connected(layout: Layout, units: Sequence[Unit]) -> list[list[Unit]]:
-    """Units by what they share tensors of the checkpoint with."""
-    groups: list[tuple[set[str], list[Unit]]] = []
-    for unit in units:
-        names = layout.siblings(unit.results)
-        members = [unit]
-        apart = []
+def _connected(layout: Layout, modules: Sequence[TunedModule]) -> list[list[TunedModule]]:
+    """Modules grouped by the tensors of the checkpoint that they share."""
+    groups: list[tuple[set[str], list[TunedModule]]] = []
+    for module in modules:
+        names = layout.siblings(module.parameters)
+        members = [module]
+        separate = []
         for other_names, others in groups:
             if names & other_names:
                 names, members = names | other_names, [*others, *members]
             else:
-                apart.append((other_names, others))
-        groups = [*apart, (names, members)]
+                separate.append((other_names, others))
+        groups = [*separate, (names, members)]
     return [members for _, members in groups]
 
 
@@ -134,7 +146,7 @@ def _outputs(layout: Layout, written: set[str], added: dict[str, TensorInfo]) ->
         if info is None or info.shape != tuple(meta.shape):
             raise UnsupportedError(
                 f"transformers would save {', '.join(sorted(written)[:4])} as {name} "
-                f"{list(meta.shape)}, which the base's checkpoint does not have like that.",
+                f"{list(meta.shape)}, and the base's checkpoint has no such tensor of that shape.",
                 next_step=MERGE_WITH_PEFT,
             )
     return tuple(metas)

@@ -1,4 +1,4 @@
-"""A base with a LoRA adapter merged in, as a checkpoint: one tensor at a time."""
+"""A base with a LoRA merged in, as a checkpoint: one tensor at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from packager.model.checkpoint import Checkpoint
 if TYPE_CHECKING:
     import torch
 
-# What is added at a time on the CPU: as fp32 it stays in a core's cache.
+# How much is added at a time on the CPU: as fp32 it stays in a core's cache.
 _CHUNK_ELEMENTS = 1 << 18
 
 
@@ -185,10 +185,12 @@ def _add_in_chunks(
 ) -> bool:
     """`weight += delta`, some rows at a time, in memory that stays in a core's cache.
 
-    Gives whether that has changed any value: as a rule the first rows tell.
+    This is several times as fast as torch's sum of two dtypes, and needs no fp32 copy of the
+    tensor. Every element of the product is a sum over r by itself: it does not depend on the rows
+    that are computed together.
 
-    Several times as fast as torch's sum of two dtypes, and without a fp32 copy of the tensor. Every
-    element of the product is a sum over r by itself: it is the same whatever rows are asked for.
+    Returns:
+        Whether any value has changed; as a rule the first rows decide.
     """
     import torch
 

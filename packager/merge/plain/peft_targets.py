@@ -1,4 +1,4 @@
-"""Which tensors a LoRA changes, and how: PEFT's own word, from its layers on the meta device."""
+"""Which tensors a LoRA changes, and how: by PEFT's own layers, on the meta device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packager.merge.next_steps import NAME_BASE, SAVE_AGAIN_OR_CHECK_BASE
 from packager.merge.peft.layout import build_model, tied_parameters
 from packager.merge.peft.peft_config import ADAPTER_NAME, read_peft_config, require_every_target
 from packager.merge.plain.targets import PREFIX, LoraTarget
-from packager.merge.unused import require_none_left
+from packager.merge.unused import require_none_unplaced
 from packager.model.adapter import Adapter
 from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
@@ -34,7 +34,7 @@ def targets_by_peft(base: Checkpoint, adapter: Adapter) -> dict[str, LoraTarget]
             that have none.
         BaseMismatchError: listing the shapes that differ.
         UnsupportedError: if transformers does not know the base's architecture.
-        NotLinearError: if there is more to merge than a product of two matrices.
+        NotLinearError: if merging takes more than adding a product of two matrices.
     """
     model = build_model(base.config)
     prefix = f"{model.base_model_prefix}."
@@ -97,11 +97,11 @@ def _inject(model: Any, adapter: Adapter) -> dict[str, Any]:
     from peft.tuners.lora import Linear
 
     config = read_peft_config(adapter)
-    # The values come from the file, so that no initialisation needs to see the base.
+    # The values come from the file, so no initialisation has to read the base.
     config.init_lora_weights = True
     try:
         peft_model = PeftModel(model, config, ADAPTER_NAME)
-    # Patterns and names of any kind are looked for in the base's.
+    # Matching patterns and names of any kind against the base raises any error.
     except Exception as error:
         raise BaseMismatchError(
             f"The targets of {adapter.config.path} do not fit the base: {first_line(error)}",
@@ -123,7 +123,7 @@ def _require_all_there(adapter: Adapter, expected: set[str]) -> None:
     tensors = adapter.weights.tensors
     unplaced = [name for name in tensors if name not in expected]
     absent = sorted(expected - set(tensors))
-    require_none_left(adapter.folder, unplaced, expected)
+    require_none_unplaced(adapter.folder, unplaced, expected)
     if absent:
         raise AdapterMismatchError(
             f"{adapter.folder} has no tensors for {len(absent)} matrices of targeted modules: "

@@ -1,7 +1,7 @@
-"""Which tensors a LoRA changes, and how: from names and shapes alone, where these leave no doubt.
+"""Which tensors a LoRA changes, and how: by names and shapes, where these leave no doubt.
 
-Asking PEFT (`peft_targets`) takes the import of transformers and peft and a model's module tree:
-several seconds and some 300 MiB. Most adapters are so plain that it is not needed.
+Asking PEFT (`peft_targets`) imports transformers and peft and builds a model's module tree, which
+takes several seconds and some 300 MiB. Most adapters are so plain that it is not needed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from packager.model.checkpoint import Checkpoint
 from packager.model.tensor_file import TensorInfo
 
 PREFIX = "base_model.model."
-# What is in none of the numbered layers can be tied.
+# Only a module outside of the numbered layers can be tied.
 _LAYER = re.compile(r"(^|\.)\d+\.")
 _KEY = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
-# Settings that may be anything without changing what a plain merge does, and those that it reads.
-# A setting that is on and not listed here is PEFT's to interpret.
+# Settings that a plain merge reads, and those that do not change it. Any other setting that is on
+# is PEFT's to interpret.
 _UNDERSTOOD = frozenset({
     "base_model_name_or_path", "bias", "inference_mode", "init_lora_weights",
     "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
@@ -65,7 +65,7 @@ def targets_by_name(base: Checkpoint, adapter: Adapter) -> dict[str, LoraTarget]
     tuned = _tuned_modules(tensors)
     if tuned is None or tuned != _wanted_modules(base, wanted):
         return None
-    # Some checkpoints hold a head that is tied to the embedding nevertheless.
+    # Some checkpoints hold a head although it is tied to the embedding.
     if not all(_LAYER.search(module) for module in tuned) and not _is_untied(base):
         return None
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -87,10 +87,10 @@ def targets_by_name(base: Checkpoint, adapter: Adapter) -> dict[str, LoraTarget]
 
 
 def _is_untied(base: Checkpoint) -> bool:
-    """Whether `config.json` says that embeddings are not tied; its default is each model's own."""
+    """Whether `config.json` says that embeddings are not tied; each model has its own default."""
     parts = base.config.parts
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    return bool(said) and all(value is False for value in said)
+    values = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return bool(values) and all(value is False for value in values)
 
 
 def _tuned_modules(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
@@ -105,7 +105,7 @@ def _tuned_modules(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
 
 
 def _wanted_modules(base: Checkpoint, wanted: list[object]) -> set[str] | None:
-    """The base's matrices that `target_modules` names, or None if one of its names finds none."""
+    """The base's matrices that `target_modules` names, or None if one of the names matches none."""
     modules = set()
     used = set()
     ends = {str(target) for target in wanted}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from packager.errors import ChatTemplateError, PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Proof, prove
+from packager.prompt.comparison import Comparison, compare
 from packager.prompt.conversation import CORE, PREFILLED, Conversation
 from packager.prompt.go.derive import derive_ollama_templates
 from packager.prompt.go.render import render_go_template
@@ -24,12 +24,12 @@ class OllamaTemplate:
     Attributes:
         family: the family, or None where it was derived from the chat template.
         source: the template's text (Go).
-        proof: its prompts beside those of training.
+        comparison: its prompts beside those of training.
     """
 
     family: str | None
     source: str
-    proof: Proof
+    comparison: Comparison
 
 
 def known_templates() -> dict[str, str]:
@@ -48,8 +48,8 @@ def find_ollama_template(
 ) -> OllamaTemplate | None:
     """The first template that makes the same prompts as a chat template.
 
-    Only what no TEMPLATE can do may differ, and is declared in the proof: the server joins turns
-    of one role in a row, and a TEMPLATE cannot trim.
+    Only what no TEMPLATE can do may differ, and is a known difference in the comparison: the server
+    joins turns of one role in a row, and a TEMPLATE cannot trim.
 
     Args:
         chat_template: the one of training.
@@ -59,34 +59,34 @@ def find_ollama_template(
         None if there is none.
     """
     for family, source in _candidates(chat_template):
-        proof = prove_go(chat_template, source, conversations)
-        if not proof.failed and proof.count("equal"):
-            return OllamaTemplate(family, source, proof)
+        comparison = compare_go(chat_template, source, conversations)
+        if not comparison.failed and comparison.count("equal"):
+            return OllamaTemplate(family, source, comparison)
     return None
 
 
-def prove_go(
+def compare_go(
     chat_template: ChatTemplate, ollama_template: str, conversations: Sequence[Conversation]
-) -> Proof:
+) -> Comparison:
     """A chat template's prompts beside those of an Ollama template, as Ollama evaluates it."""
 
-    def render(tried: Conversation) -> str:
-        if tried.tools:
+    def render(conversation: Conversation) -> str:
+        if conversation.tools:
             raise PromptRefusedError("the TEMPLATE takes no tools")
-        if tried.thinking is not None:
+        if conversation.thinking is not None:
             raise PromptRefusedError("the TEMPLATE does not think")
         try:
-            return render_go_template(ollama_template, tried.messages)
+            return render_go_template(ollama_template, conversation.messages)
         except ChatTemplateError as error:
             raise PromptRefusedError(error.message) from error
 
-    return prove(chat_template, conversations, render, "offline", is_by_template=True)
+    return compare(chat_template, conversations, render, "offline", is_by_template=True)
 
 
 def _candidates(chat_template: ChatTemplate) -> Iterator[tuple[str | None, str]]:
-    # Compared on one conversation first: most of the known ones differ in every one.
+    # ComparedPrompt on one conversation first: most of the known ones differ in every one.
     for name, source in known_templates().items():
-        if not prove_go(chat_template, source, CORE[:1]).failed:
+        if not compare_go(chat_template, source, CORE[:1]).failed:
             yield family_of(name), source
     for source in derive_ollama_templates(chat_template):
         yield None, source

@@ -1,4 +1,4 @@
-"""What PEFT's way hands on is plain: each tensor in memory of its own, in its own order."""
+"""What PEFT's layers give is plain: each tensor in memory of its own, in its own order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from packager.merge.peft.peft_merged import PeftMerged
+from packager.merge.peft.write_groups import WriteGroup
 from tests.merge.compared import opened
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, make_adapter
@@ -25,18 +26,18 @@ def test_a_transposed_view_comes_back_in_its_own_order(
     name = "model.layers.0.self_attn.q_proj.weight"
     checkpoint = opened(tiny_base("tied"), adapter)
     wanted = checkpoint.load(name)
-    make = PeftMerged._make
+    compute = PeftMerged._compute
 
-    def transposed(self: PeftMerged, batch: object) -> dict[str, torch.Tensor]:
+    def transposed(self: PeftMerged, group: WriteGroup) -> dict[str, torch.Tensor]:
         """As a conversion of transformers can leave it: a view of what it was a part of."""
-        made = make(self, batch)  # type: ignore[arg-type]
+        tensors = compute(self, group)
         spare = 0 if is_alone else 3
-        rows, columns = made[name].shape
-        store = torch.zeros(columns, rows + spare, dtype=made[name].dtype)
-        store[:, :rows] = made[name].T
-        return made | {name: store[:, :rows].T}
+        rows, columns = tensors[name].shape
+        store = torch.zeros(columns, rows + spare, dtype=tensors[name].dtype)
+        store[:, :rows] = tensors[name].T
+        return tensors | {name: store[:, :rows].T}
 
-    monkeypatch.setattr(PeftMerged, "_make", transposed)
+    monkeypatch.setattr(PeftMerged, "_compute", transposed)
 
     found = checkpoint.load(name)
 

@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper
 
-from packager.merge.peft import stacks
-from packager.merge.peft.stacks import merge_stacks
+from packager.merge.peft import modules
+from packager.merge.peft.modules import merge_stacks
 from packager.model.checkpoint import FolderCheckpoint
 from tests.merge.compared import differences, opened
 from tests.merge.methods import METHODS
@@ -33,7 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return computed(self, *args, **kwargs)
 
     monkeypatch.setattr(ParamWrapper, "get_delta_weight", counting)
-    monkeypatch.setattr(stacks, "PIECE_BYTES", 1)
+    monkeypatch.setattr(modules, "PIECE_BYTES", 1)
     return experts
 
 

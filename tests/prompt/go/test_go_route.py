@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import prove
-from packager.prompt.conversation import CORE, PREFILLED, Conversation, Messages, conversation
+from packager.prompt.comparison import compare
+from packager.prompt.conversation import CORE, PREFILLED, Conversation, Messages, turns
 from packager.prompt.go.derive import derive_ollama_templates, quoted
 from packager.prompt.go.families import find_ollama_template, known_templates
 from packager.prompt.go.render import render_go_template
@@ -25,8 +25,8 @@ from tests.prompt.sweep import templates
 TRIED = (*CORE, *PREFILLED)
 # The odd ones that the server itself takes: roles in any order and any case, nothing at all.
 ODD: tuple[Messages, ...] = (
-    (*conversation("One"), *conversation("Two", " padded \n"), *conversation("Three")),
-    ({"role": "assistant", "content": "First"}, *conversation("Then")),
+    (*turns("One"), *turns("Two", " padded \n"), *turns("Three")),
+    ({"role": "assistant", "content": "First"}, *turns("Then")),
     ({"role": "System", "content": "S"}, {"role": "USER", "content": "U"}),
     ({"role": "system", "content": "A"}, {"role": "system", "content": "B"}),
     ({"role": "tool", "content": "21"}, {"role": "tool", "content": "22"}),
@@ -108,22 +108,22 @@ def test_a_family_makes_the_prompts_of_its_chat_template_here_and_in_go(
     found = find_ollama_template(chat_template)
     assert found is not None
     assert found.family == family
-    assert found.proof.failed == ()
+    assert found.comparison.failed == ()
 
-    def render(tried: Conversation) -> str:
-        (rendered,) = oracle.render([(found.source, tried.messages)])
+    def render(conversation: Conversation) -> str:
+        (rendered,) = oracle.render([(found.source, conversation.messages)])
         assert not rendered.error
         return rendered.prompt
 
-    in_go = prove(chat_template, TRIED, render, "Go", is_by_template=True)
+    in_go = compare(chat_template, TRIED, render, "Go", is_by_template=True)
     assert in_go.failed == ()
     assert [item.rendered for item in in_go.compared] == [
-        item.rendered for item in found.proof.compared
+        item.rendered for item in found.comparison.compared
     ]
     # Every core conversation that the chat template takes is equal, but for what Ollama does to
     # any TEMPLATE; most of them have nothing of that.
     equal = sum(i.outcome == "equal" for i in in_go.compared if i.conversation.kind == "core")
-    taken = sum(i.outcome != "not taken" for i in in_go.compared if i.conversation.kind == "core")
+    taken = sum(i.outcome != "unsupported" for i in in_go.compared if i.conversation.kind == "core")
     assert equal >= taken / 2
 
 
@@ -135,7 +135,7 @@ def test_there_are_twenty_families_and_each_file_is_one_of_them() -> None:
 @pytest.mark.parametrize("name", list(known_templates()))
 def test_go_evaluates_each_template_as_it_is_done_here(name: str, oracle: GoOracle) -> None:
     source = known_templates()[name]
-    conversations = [tried.messages for tried in TRIED] + list(ODD)
+    conversations = [conversation.messages for conversation in TRIED] + list(ODD)
     in_go = oracle.render([(source, messages) for messages in conversations])
     assert [rendered.error for rendered in in_go] == [""] * len(conversations)
     assert [rendered.prompt for rendered in in_go] == [
@@ -148,7 +148,7 @@ def test_no_template_begins_with_a_bos_or_claims_tools(name: str) -> None:
     source = known_templates()[name]
     for text in ("<bos>", "begin_of_text", ".Tools", ".Thinking", ".Suffix"):
         assert text not in source
-    assert not render_go_template(source, conversation("Hi")).startswith("<s>")
+    assert not render_go_template(source, turns("Hi")).startswith("<s>")
 
 
 def test_most_real_chat_templates_have_one_that_is_derived_and_go_agrees(
@@ -158,8 +158,8 @@ def test_most_real_chat_templates_have_one_that_is_derived_and_go_agrees(
     for path in templates(llama_cpp_source):
         chat_template = ChatTemplate(path.read_text("utf-8"), path.stem, "<s>", "</s>")
         for source in derive_ollama_templates(chat_template):
-            in_go = oracle.render([(source, tried.messages) for tried in TRIED])
-            here = [render_go_template(source, tried.messages) for tried in TRIED]
+            in_go = oracle.render([(source, conversation.messages) for conversation in TRIED])
+            here = [render_go_template(source, conversation.messages) for conversation in TRIED]
             assert [rendered.prompt for rendered in in_go] == here, path.stem
         try:
             proved += find_ollama_template(chat_template) is not None
@@ -180,9 +180,9 @@ def test_a_quoted_text_is_that_text_in_go_and_can_stand_in_a_modelfile(
     text: str, oracle: GoOracle
 ) -> None:
     source = "{{ range .Messages }}{{ end }}{{ " + quoted(text) + " }}"
-    (rendered,) = oracle.render([(source, conversation("x"))])
+    (rendered,) = oracle.render([(source, turns("x"))])
     assert (rendered.prompt, rendered.error) == (text, "")
-    assert render_go_template(source, conversation("x")) == text
+    assert render_go_template(source, turns("x")) == text
     assert source.isprintable()
 
 
