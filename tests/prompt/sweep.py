@@ -19,7 +19,7 @@ from packager.errors import ChatTemplateError
 from packager.gguf.toolchain import find_toolchain
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import ComparedPrompt, Comparison
+from packager.prompt.comparison import ComparedPrompt, Comparison, compare
 from packager.prompt.conversation import BATTERY, Kind
 from packager.prompt.decision import PromptDecision, decide
 from packager.runtime.daemon import Daemon

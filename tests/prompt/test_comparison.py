@@ -8,7 +8,7 @@ import pytest
 
 from packager.errors import PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Comparison, Render, TokenizedBy
+from packager.prompt.comparison import Comparison, Render, TokenizedBy, compare
 from packager.prompt.conversation import BATTERY, CORE, PREFILLED, TOOLS, Conversation, turns
 from packager.prompt.server import server_variables
 from tests.prompt.examples import CHATML
