@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from packager.bundle.manifest import Scalar
 from packager.errors import ChatTemplateError, SourceNotFoundError
 from packager.package.request import Request
 from packager.progress import Progress
@@ -17,6 +16,7 @@ from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, samp
 from packager.prompt.ollama_version import NEWEST_KNOWN
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.prompt_plan import PromptPlan
+from packager.scalar import Scalar
 from packager.source.inputs import Inputs
 from packager.source.run.record import Training, training_length
 
