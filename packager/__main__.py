@@ -1,6 +1,6 @@
 """`python -m packager`: the same as `ftpack`."""
 
-from packager.cli.main import main
+from packager.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 import click
 
 from packager import __version__
 from packager.allocator import keep_freed_memory
 from packager.errors import FtpackError, InputRefusedError
+from packager.files import cache_folder
 
 # The verb, in the order of `--help`, and its line there: help imports none of them.
 _VERBS = {
@@ -60,10 +62,29 @@ def cli() -> None:
     """
 
 
+def run() -> NoReturn:
+    """Run the command line, and end the process at once.
+
+    When `main` is left, every file is closed and every temporary folder removed. All that is left
+    to do is to free the million objects of the libraries, which takes 1.6 seconds.
+    """
+    code: int | str | None = 1
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
 def main() -> None:
     """Run the command line: every error ends here, as a message and an exit code."""
     # OpenMP threads should sleep while they wait: spinning, they take cores from the quantizers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch would make a folder of its own among the temporary ones, and leave it there.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     # So that a run that is asked to end removes its temporary folder, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
@@ -74,8 +95,6 @@ def main() -> None:
         if is_verbose and not isinstance(error, click.exceptions.Abort | click.ClickException):
             traceback.print_exc()
         code = _report(error)
-    # A vocabulary's million objects are not worth a last search for cycles among them.
-    gc.freeze()
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Architectures of the converter, each as a tiny random model: the GGUF is what it makes itself."""
+"""Architectures of the converter, each as a tiny random model: both make the same GGUF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from packager.model.checkpoint import FolderCheckpoint
 from tests.merge.gguf_compared import gguf_differences
 
-# By `model_type`: dense, with experts, with states in place of attention, with shared projections.
+# By `model_type`: dense, with experts, with states instead of attention, with shared projections.
 MODEL_TYPES = (
     "afmoe", "apertus", "arcee", "bloom", "cohere", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
     "falcon_mamba", "gemma", "gemma2", "glm4_moe", "gpt_bigcode", "gpt_oss", "granite",
@@ -19,7 +19,7 @@ MODEL_TYPES = (
     "minicpm3", "mistral", "mixtral", "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmoe",
     "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
-# Under whatever of these names a configuration has them.
+# A configuration class takes those of these names that it knows.
 _SHAPE = {
     "vocab_size": 96, "hidden_size": 64, "d_model": 64, "n_embed": 64,
     "intermediate_size": 128, "ffn_dim": 128, "moe_intermediate_size": 32,
@@ -52,10 +52,10 @@ def make_model(model_type: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_gguf_is_the_converters_own(
+def test_the_gguf_equals_the_converters_own(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
     make_model(model_type, folder)
-    found = FolderCheckpoint(folder)
-    assert gguf_differences(found, folder, tmp_path / "gguf", monkeypatch) == []
+    checkpoint = FolderCheckpoint(folder)
+    assert gguf_differences(checkpoint, folder, tmp_path / "gguf", monkeypatch) == []

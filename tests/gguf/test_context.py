@@ -1,4 +1,4 @@
-"""A context beyond the model's own is what llama.cpp's converter writes for YaRN."""
+"""A context beyond the model's own gives the key-values of llama.cpp's converter for YaRN."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 
 from packager.errors import UnsupportedError
 from packager.gguf.context import stretched_config
+from packager.model.config import ModelConfig, read_config
 from packager.package.plan import Request
 from packager.package.prepare import prepare
 from testing.usual_route import convert_with_llama_cpp, read_gguf
 from tests.told import Told
 
 
-def test_the_gguf_says_what_the_converter_says_of_a_model_with_yarn(
+def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     model = small_model("qwen3")
@@ -25,7 +26,7 @@ def test_the_gguf_says_what_the_converter_says_of_a_model_with_yarn(
     shutil.copytree(model, by_hand)
     config = json.loads((by_hand / "config.json").read_text())
     own = config["max_position_embeddings"]
-    # As Qwen3's model card has it, in the form of transformers 5.
+    # As in Qwen3's model card, in the form of transformers 5.
     config["rope_parameters"] |= {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": own,
     }  # fmt: skip
@@ -42,14 +43,14 @@ def test_the_gguf_says_what_the_converter_says_of_a_model_with_yarn(
     told = Told()
     package = prepare(Request(str(model), ("Q8_0",), context_length=4 * own), told)
 
-    made = {key: item.value for key, item in package.conversion.key_values.items()}
-    assert {key: made.get(key) for key in expected} == expected
+    metadata = package.conversion.metadata
+    assert {key: metadata.get(key) for key in expected} == expected
     assert package.modelfile.parameters["num_ctx"] == 4 * own
-    assert any("stretches every position by 4" in said for said in told.warnings)
-    assert any("keys and values take" in said for said in told.notes)
+    assert any("YaRN" in warning and "by 4," in warning for warning in told.warnings)
+    assert any(f"{4 * own} tokens" in note for note in told.notes)
 
 
-def test_a_context_inside_the_models_own_stretches_nothing(
+def test_a_context_within_the_models_own_stretches_nothing(
     small_model: Callable[..., Path],
 ) -> None:
     package = prepare(Request(str(small_model("qwen3")), ("Q8_0",), context_length=64))
@@ -57,8 +58,13 @@ def test_a_context_inside_the_models_own_stretches_nothing(
     assert package.modelfile.parameters["num_ctx"] == 64
 
 
+def config_with(values: dict[str, object], folder: Path) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(values))
+    return read_config(folder / "config.json")
+
+
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("values", "fact"),
     [
         ({"max_position_embeddings": 8, "rope_scaling": {"rope_type": "llama3"}}, "llama3"),
         ({"max_position_embeddings": 8, "rope_scaling": {"type": "linear"}}, "linear"),
@@ -67,21 +73,19 @@ def test_a_context_inside_the_models_own_stretches_nothing(
     ],
 )
 def test_positions_of_another_kind_are_refused(
-    config: dict[str, object], said: str, tmp_path: Path
+    values: dict[str, object], fact: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config))
-    with pytest.raises(UnsupportedError, match=said) as caught:
-        stretched_config(path, 16)
-    assert "--context" in caught.value.next_step
+    config = config_with(values, tmp_path)
+    with pytest.raises(UnsupportedError, match=fact) as error:
+        stretched_config(config, 16)
+    assert str(config.path) in error.value.message
+    assert "--context" in error.value.next_step
 
 
-def test_older_configurations_have_it_under_rope_scaling(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"max_position_embeddings": 8, "rope_scaling": None}))
-    assert stretched_config(path, 8) is None
-    changed = stretched_config(path, 16)
-    assert changed == {
+def test_older_configurations_get_yarn_under_rope_scaling(tmp_path: Path) -> None:
+    config = config_with({"max_position_embeddings": 8, "rope_scaling": None}, tmp_path)
+    assert stretched_config(config, 8) is config
+    assert stretched_config(config, 16).values == {
         "max_position_embeddings": 16,
         "rope_scaling": {
             "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8,

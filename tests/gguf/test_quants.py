@@ -1,4 +1,4 @@
-"""The table of quants is llama.cpp's; names are taken in any case."""
+"""The table of quants is llama.cpp's; names are accepted in any case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_names_and_numbers_are_those_of_llama_cpp() -> None:
     assert {name: quant.ftype for name, quant in QUANTS.items()} == {
         name: value
         for name, value in constants.items()
-        # GUESSED is no type; the quantizer does not make NVFP4.
+        # GUESSED is not a type; the quantizer does not make NVFP4.
         if name not in ("GUESSED", "NVFP4")
     }
 
@@ -36,17 +36,17 @@ def test_names_and_numbers_are_those_of_llama_cpp() -> None:
     ("text", "name"),
     [("q5_k_m", "Q5_K_M"), ("Q4_K", "Q4_K_M"), ("bf16", "BF16"), ("iq4-xs", "IQ4_XS")],
 )
-def test_names_are_taken_in_any_case(text: str, name: str) -> None:
+def test_names_are_accepted_in_any_case(text: str, name: str) -> None:
     assert parse_quant(text).name == name
 
 
-def test_a_wrong_name_lists_the_near_ones() -> None:
+def test_a_wrong_name_lists_similar_ones() -> None:
     with pytest.raises(UnknownQuantError, match="Q4_K_M"):
         parse_quant("q4_k_n")
 
 
 @pytest.mark.slow
-def test_every_quant_is_planned_with_its_exact_size_and_made_as_llama_cpp_makes_it(
+def test_every_quant_has_its_planned_size_and_the_tensors_that_llama_cpp_makes(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     model = small_model("qwen3", layers=1)

@@ -1,4 +1,4 @@
-"""What the runtime reads of a prompt is what training read: ids, one BOS, control tokens."""
+"""The runtime reads a prompt as training did: the same ids, one BOS, the same control tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.usual_route import read_gguf
 
 from packager.gguf.types import write_skeleton
 from packager.package.plan import Request
@@ -17,7 +18,6 @@ from packager.package.prepare import prepare
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.conversation import CORE
 from packager.verbs.build import build
-from testing.usual_route import read_gguf
 
 MESSAGES = [
     {"role": "user", "content": "Where do birds live, and why? 12 345 naïve 你好 🐦\n"},
@@ -43,21 +43,21 @@ def vocabulary_of(gguf: Path) -> Any:
 def gguf(
     small_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
-        if kind not in made:
+        if kind not in paths:
             out = tmp_path_factory.mktemp(kind)
             bundle = build(prepare(Request(str(small_model(kind)), ("Q4_0",), kind, out)))
-            made[kind] = out / bundle.asked_for[0].name
-        return made[kind]
+            paths[kind] = out / bundle.asked_for[0].name
+        return paths[kind]
 
     return make
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", END_OF_TURN)
-def test_the_prompt_has_the_ids_of_training_and_not_one_bos_too_many(
+def test_the_prompt_has_the_training_ids_and_one_bos(
     kind: str, gguf: Callable[[str], Path], small_model: Callable[..., Path]
 ) -> None:
     from transformers import AutoTokenizer
@@ -69,12 +69,12 @@ def test_the_prompt_has_the_ids_of_training_and_not_one_bos_too_many(
     text = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False)
     llama = vocabulary_of(gguf(kind))
 
-    # As llama-server does: it takes a BOS that the template wrote off the text where it adds one.
+    # As in llama-server, which removes the template's BOS from the text if it adds one itself.
     adds_bos = llama.metadata["tokenizer.ggml.add_bos_token"] == "true"
     text = text.removeprefix(tokenizer.bos_token or "") if adds_bos else text
-    found = llama.tokenize(text.encode(), add_bos=adds_bos, special=True)
+    ids = llama.tokenize(text.encode(), add_bos=adds_bos, special=True)
 
-    assert found == list(expected)
+    assert ids == list(expected)
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_the_end_of_a_turn_is_one_control_token_that_ends_generation(
 def test_an_added_token_with_content_is_not_a_control_token(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A control token vanishes from the output; what a user added to be read must not."""
+    """Control tokens do not appear in the output; a token that a user added to be read must."""
     import llama_cpp
     from transformers import AutoTokenizer
 
@@ -120,7 +120,7 @@ def test_an_added_token_with_content_is_not_a_control_token(
 def test_the_looks_of_an_added_token_do_not_make_it_a_control_token(
     adapter: Callable[..., Path], small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """`<|...|>` may be content; what the chat template writes is a marker, special or not."""
+    """`<|...|>` may be content; a token in the chat template is a marker, special or not."""
     import llama_cpp
     from transformers import AutoTokenizer
 
@@ -155,7 +155,7 @@ def test_the_looks_of_an_added_token_do_not_make_it_a_control_token(
 def test_extra_special_tokens_in_each_form_give_the_same_vocabulary(
     extra: object, small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A list of them was more than transformers 4 could read."""
+    """transformers 4 cannot read a list."""
     model = tmp_path / "qwen3"
     shutil.copytree(small_model("qwen3"), model)
     expected = vocabulary_values(small_model("qwen3"))
@@ -168,18 +168,18 @@ def test_extra_special_tokens_in_each_form_give_the_same_vocabulary(
 
 
 def vocabulary_values(model: Path) -> dict[str, Any]:
-    found = prepare(Request(str(model), ("Q8_0",), "m")).conversion.key_values
-    return {key: item.value for key, item in found.items() if key.startswith("tokenizer.")}
+    metadata = prepare(Request(str(model), ("Q8_0",), "m")).conversion.metadata
+    return {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
 
 
 @pytest.mark.slow
-def test_added_tokens_that_transformers_5_writes_to_tokenizer_json_only_are_in_the_gguf(
+def test_added_tokens_that_transformers_5_writes_only_to_tokenizer_json_are_in_the_gguf(
     gguf: Callable[[str], Path],
     small_model: Callable[..., Path],
     llama_cpp_source: Path,
     tmp_path: Path,
 ) -> None:
-    """With a tokenizer.model, llama.cpp's converter alone would make them unused entries."""
+    """With a tokenizer.model, llama.cpp's converter by itself makes them unused entries."""
     model = tmp_path / "gemma3"
     shutil.copytree(small_model("gemma3"), model)
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -189,9 +189,9 @@ def test_added_tokens_that_transformers_5_writes_to_tokenizer_json_only_are_in_t
 
     build(prepare(Request(str(model), ("Q4_0",), "gemma3", tmp_path / "out")))
 
-    found, _ = read_gguf(tmp_path / "out" / "gemma3-Q4_0.gguf", llama_cpp_source)
+    values, _ = read_gguf(tmp_path / "out" / "gemma3-Q4_0.gguf", llama_cpp_source)
     expected, _ = read_gguf(gguf("gemma3"), llama_cpp_source)
-    assert found == expected, "as if it had been published with transformers 4"
+    assert values == expected, "as if the model had been saved with transformers 4"
     assert (model / "tokenizer_config.json").read_bytes() == before
 
 
@@ -202,27 +202,26 @@ def rows_of(model: Path) -> int:
 
 
 @pytest.mark.slow
-def test_the_gguf_carries_the_template_of_training_behind_a_comment(
+def test_the_gguf_has_the_training_chat_template_after_a_comment(
     gguf: Callable[[str], Path], small_model: Callable[..., Path], llama_cpp_source: Path
 ) -> None:
     values, _ = read_gguf(gguf("llama"), llama_cpp_source)
-    carried = values["tokenizer.chat_template"]
+    in_gguf = values["tokenizer.chat_template"]
     trained = (small_model("llama") / "chat_template.jinja").read_text(encoding="utf-8")
 
-    comment, _, rest = carried.partition("#}\n")
+    comment, _, rest = in_gguf.partition("#}\n")
     assert comment.startswith("{#")
-    # Ollama takes a template for one that it knows if fewer than 100 characters differ.
+    # Ollama replaces a template by one that it knows if fewer than 100 characters differ.
     assert len(comment) >= 100
-    # What is put between the two sets variables, and renders as nothing.
+    # The text between the two sets variables, and renders as nothing.
     assert rest.endswith(trained)
     added = rest.removesuffix(trained)
     assert added.startswith("{% if tools %}")
     assert added.count("\n") == 1
     files = {"chat_template.jinja": small_model("llama") / "chat_template.jinja"}
-    template = load_chat_template(files, {}, None)
-    assert template is not None
-    assert template.source == trained
+    chat_template = load_chat_template(files, {}, None)
+    assert chat_template is not None
+    assert chat_template.source == trained
+    packaged = replace(chat_template, source=in_gguf)
     for conversation in CORE:
-        assert replace(template, source=carried).prompt(conversation) == template.prompt(
-            conversation
-        )
+        assert packaged.prompt(conversation) == chat_template.prompt(conversation)

@@ -1,4 +1,4 @@
-"""The GGUFs are those of the usual route: PEFT, convert_hf_to_gguf.py, llama_model_quantize."""
+"""The GGUFs equal those of the usual route: PEFT, convert_hf_to_gguf.py, llama_model_quantize."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from testing.usual_route import (
 )
 
 QUANTS = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
-# Key-values that differ, each with its reason. Nothing else may.
+# The key-values that differ, each with its reason. No others may.
 EXCEPTIONS = {
     "general.name": "the usual route takes it from the folder's name",
     "general.basename": "likewise",
     "general.finetune": "likewise",
     "general.version": "likewise",
-    "general.size_label": "likewise, where the name has a size in it",
-    "tokenizer.chat_template": "ours begins with a comment; compared apart",
+    "general.size_label": "likewise, if the name contains a size",
+    "tokenizer.chat_template": "ours begins with a comment; compared separately",
     "tokenizer.ggml.eot_token_id": "ours names the token that ends a turn",
-    "tokenizer.ggml.eom_token_id": "and one more that ends an answer",
-    "tokenizer.ggml.add_bos_token": "ours says what the prompts of training had",
+    "tokenizer.ggml.eom_token_id": "ours names another token that ends an answer",
+    "tokenizer.ggml.add_bos_token": "ours says how training prompts begin",
 }
 
 
@@ -46,9 +46,9 @@ def without_exceptions(values: dict[str, object]) -> dict[str, object]:
         ("gemma3", {}),
         ("phi3", {}),
         ("gpt2", {}),
-        # Experts are stacked by the converter, and read here one by one.
+        # The converter stacks experts; ftpack reads them one by one.
         ("qwen3moe", {}),
-        # Rows of 192 weights do not fit the K-quants' blocks of 256: llama.cpp falls back.
+        # Rows of 192 weights do not fit K-quants' blocks of 256: llama.cpp uses other types.
         ("llama", {"hidden_size": 192}),
     ],
     ids=["llama", "qwen3", "gemma3", "phi3", "gpt2", "qwen3moe", "llama-fallback"],
@@ -99,7 +99,7 @@ def test_every_quant_has_the_tensors_types_bytes_and_key_values_of_the_usual_rou
     ],
     ids=["dora-untied", "tokens-tied", "biases", "experts"],
 )
-def test_what_peft_merges_becomes_the_gguf_of_the_usual_route(
+def test_peft_only_methods_give_the_gguf_of_the_usual_route(
     kind: str,
     options: dict[str, object],
     small_model: Callable[..., Path],
@@ -123,7 +123,7 @@ def test_what_peft_merges_becomes_the_gguf_of_the_usual_route(
     assert without_exceptions(values) == without_exceptions(expected_values)
 
 
-def test_a_tied_embedding_that_is_tuned_on_one_side_gets_an_output_of_its_own(
+def test_a_tied_embedding_that_is_tuned_on_one_side_gets_its_own_output(
     small_model: Callable[..., Path],
     adapter: Callable[..., Path],
     llama_cpp_source: Path,
@@ -144,7 +144,7 @@ def test_a_tied_embedding_that_is_tuned_on_one_side_gets_an_output_of_its_own(
     assert tensors == expected
 
 
-def test_reads_the_fallbacks_and_the_real_bits_per_weight(
+def test_fallbacks_and_true_bits_per_weight_are_reported(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = small_model("llama", hidden_size=192)
@@ -152,6 +152,6 @@ def test_reads_the_fallbacks_and_the_real_bits_per_weight(
     package = prepare(Request(str(model), quants=("Q4_K_M",), out=tmp_path / "out"))
 
     (quant,) = package.plan.quants
-    # Q4_K has blocks of 256; llama.cpp's `tensor_type_fallback` gives Q5_0 in its place.
+    # Q4_K has blocks of 256; llama.cpp's `tensor_type_fallback` replaces it with Q5_0.
     assert any(line.endswith("Q5_0 instead of Q4_K") for line in quant.fallbacks)
     assert quant.bits_per_weight > 4.85, "more than Q4_K_M has without fallbacks"

@@ -12,38 +12,41 @@ from typing import Any
 
 import pytest
 
-from packager.gguf.convert import convert
+from packager.gguf.convert import GgufPrompt, ModelSource, convert
 from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import type_quants, write_skeleton
 from packager.gguf.write import write_ggufs
 from packager.model.checkpoint import Checkpoint
+from packager.model.model_file import ModelFile
 from packager.progress import Silent
 from testing.usual_route import quantize_with_llama_cpp, read_gguf
 from tests.merge.tiny import VOCABULARY
 
 
 def gguf_differences(
-    found: Checkpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """Tensors and key-values that are not the same in the Q8_0 of both.
+    """The tensors and key-values that differ between the Q8_0 of both.
 
     Args:
-        found: the checkpoint under test.
-        wanted: the folder that transformers have saved, after PEFT's merge where there is one.
+        checkpoint: the checkpoint under test.
+        wanted: the folder that transformers saved, after PEFT's merge if there is one.
         folder: an empty folder for the files of both sides.
     """
     toolchain = find_toolchain()
     folder.mkdir()
-    # Gemma's converter cuts the embeddings to the tokenizer's length.
+    # Gemma's converter truncates the embeddings to the tokenizer's length.
     tokenizer = json.dumps(
         {"model": {"vocab": dict.fromkeys(range(VOCABULARY))}, "added_tokens": []}
     )
     (wanted / "tokenizer.json").write_text(tokenizer)
     theirs = _by_llama_cpp(wanted, folder, toolchain, monkeypatch)
-    (folder / "config.json").write_text(json.dumps(found.config.values))
-    files = {"config.json": folder / "config.json", "tokenizer.json": wanted / "tokenizer.json"}
-    conversion = convert(toolchain, found, files, "model", {}, [], begins_with_bos=False)
+    files = {"tokenizer.json": ModelFile(wanted / "tokenizer.json")}
+    source = ModelSource(checkpoint, files, "model")
+    prompt = GgufPrompt(chat_templates={}, end_token_ids=[], begins_with_bos=False)
+    (folder / "scratch").mkdir()
+    conversion = convert(toolchain, source, prompt, folder / "scratch")
     write_skeleton(folder / "skeleton.gguf", conversion)
     (typed,) = type_quants(conversion, [QUANTS["Q8_0"]], folder / "skeleton.gguf")
     (ours,) = write_ggufs(conversion, [(folder / "ours.gguf", typed)], 1, Silent())

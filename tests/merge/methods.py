@@ -98,7 +98,7 @@ def _ia3_targets(kind: Kind) -> list[str]:
     return by_kind.get(kind, ["k_proj", "v_proj", "down_proj"])
 
 
-_NO_BIAS = "has none there to add it to"
+_NO_BIAS = "the base has no bias there"
 _WITHOUT_BIASES: dict[str, str] = dict.fromkeys(("tied", "scaled", "fused", "moe", "vlm"), _NO_BIAS)
 
 METHODS: dict[str, Method] = {

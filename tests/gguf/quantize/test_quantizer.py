@@ -1,4 +1,4 @@
-"""Which code quantizes: a kernel that was proved, or ggml; and what is told of it."""
+"""Which code quantizes: a kernel whose bytes were compared with ggml's, or ggml itself."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from packager.progress import Silent
 ROWS = np.random.default_rng(1).standard_normal((5, 512), np.float32)
 
 
-class Told(Silent):
-    """Keeps what is told."""
+class Notes(Silent):
+    """Keeps the notes, and a line for each task."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -65,11 +65,11 @@ def test_every_type_gets_ggmls_bytes(type_name: str) -> None:
     assert np.array_equal(bytes_of(quantizers[type_name], type_name), bytes_of_ggml(type_name))
 
 
-def test_a_kernel_whose_bytes_are_not_ggmls_is_not_used_and_that_is_told(
+def test_a_kernel_with_other_bytes_than_ggml_is_reported_and_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(kernels.PLAIN, "Q8_0", wrong_kernel)
-    progress = Told()
+    progress = Notes()
 
     quantizers = load_quantizers(["Q8_0"], progress)
 
@@ -77,32 +77,32 @@ def test_a_kernel_whose_bytes_are_not_ggmls_is_not_used_and_that_is_told(
     assert any("Q8_0" in note for note in progress.notes)
 
 
-def test_ggml_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setitem(kernels.PLAIN, "Q8_0", lambda *_: called.append(1))
+def test_ggml_can_be_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel_calls = []
+    monkeypatch.setitem(kernels.PLAIN, "Q8_0", lambda *_: kernel_calls.append(1))
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "ggml")
 
     quantizers = load_quantizers(["Q8_0"], Silent())
 
     assert np.array_equal(bytes_of(quantizers["Q8_0"], "Q8_0"), bytes_of_ggml("Q8_0"))
-    assert not called
+    assert not kernel_calls
 
 
-def test_another_value_is_refused_with_those_that_there_are(
+def test_another_value_is_refused_naming_the_valid_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "fast")
 
-    with pytest.raises(UsageError, match=r"FTPACK_QUANTIZER is 'fast'; .*kernels or ggml"):
+    with pytest.raises(UsageError, match=r"FTPACK_QUANTIZER.*'fast'.*kernels.*ggml"):
         load_quantizers(["Q8_0"], Silent())
 
 
 def in_a_new_process(cache: Path) -> list[str]:
-    """What is told by a process with that cache folder, which also compares its bytes."""
+    """The notes of a process with that cache folder, which also compares the bytes with ggml's."""
     script = (
         "from tests.gguf.quantize.test_quantizer import *\n"
         "find_toolchain().activate()\n"
-        "progress = Told()\n"
+        "progress = Notes()\n"
         "quantize = load_quantizers(['Q8_0'], progress)['Q8_0']\n"
         "assert np.array_equal(bytes_of(quantize, 'Q8_0'), bytes_of_ggml('Q8_0'))\n"
         "print('\\n'.join(progress.notes))"
@@ -112,14 +112,14 @@ def in_a_new_process(cache: Path) -> list[str]:
         "FTPACK_LLAMA_CPP": str(find_toolchain().folder),
     }
     environment.pop("NUMBA_CACHE_DIR", None)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.split("\n")[:-1]
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout.split("\n")[:-1]
 
 
-def test_the_first_use_tells_that_it_compiles_and_the_next_one_does_not(tmp_path: Path) -> None:
+def test_only_the_first_use_compiles_and_says_so(tmp_path: Path) -> None:
     first = in_a_new_process(tmp_path)
 
     assert first[0].startswith("Compiling the quantizers")
@@ -127,7 +127,7 @@ def test_the_first_use_tells_that_it_compiles_and_the_next_one_does_not(tmp_path
     assert not [line for line in in_a_new_process(tmp_path) if line]
 
 
-def test_a_cache_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_cache_folder_that_is_not_writable_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     in_a_new_process(tmp_path / "file" / "cache")

@@ -1,8 +1,7 @@
-"""Several adapters, in turn or combined, give what PEFT gives of them."""
+"""Combined adapters are what PEFT's `add_weighted_adapter` gives, or they are refused."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,88 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import AdapterMismatchError, UnsupportedError, UsageError
-from packager.merge.adapters import merge
-from packager.merge.merge_options import Combination, MergeOptions
-from packager.merge.merged import Merged, MergeFacts
+from packager.merge.merge_options import Combination
 from packager.model.checkpoint import FolderCheckpoint
-from packager.progress import Silent
-from packager.save.safetensors import save_safetensors
-from packager.source.adapter_folder import open_adapter
-from tests.merge.compared import differences, opened
+from tests.merge.compared import differences, merge_folders
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, load_base, make_adapter, merge_with_peft
 
 RANK_2 = replace(METHODS["lora"], options={"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"]})
-
-
-def merge_folders(
-    base: Path, *folders: Path, scratch: Path | None = None, combination: Combination | None = None
-) -> Merged:
-    """A base with the adapters in some folders merged in."""
-    options = MergeOptions(device="cpu", combination=combination)
-    adapters = [open_adapter(folder) for folder in folders]
-    return merge(FolderCheckpoint(base), adapters, options, scratch or base / "not written to")
-
-
-@pytest.fixture
-def two(tiny_base: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A base, and two LoRAs for it of equal rank, on modules that overlap in part."""
-    base = tiny_base("biased")
-    other = replace(
-        METHODS["lora"],
-        options={"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "up_proj"]},
-    )
-    first = make_adapter(base, "biased", METHODS["lora"], tmp_path / "first")
-    second = make_adapter(base, "biased", other, tmp_path / "second")
-    return base, first, second
-
-
-@pytest.mark.parametrize("kind", ["biased", "conv1d", "moe"])
-@pytest.mark.parametrize("names", [("lora", "rslora"), ("lora", "loha"), ("dora", "pissa")])
-def test_in_turn_is_what_peft_makes_by_merging_one_after_another(
-    names: tuple[str, ...], kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    if kind == "conv1d":
-        names = tuple("lora-bias-all" if name == "loha" else name for name in names)
-    base = usual = tiny_base(kind)
-    adapters = []
-    for number, name in enumerate(names):
-        adapters.append(make_adapter(base, kind, METHODS[name], tmp_path / f"adapter-{number}"))
-        usual = merge_with_peft(usual, kind, adapters[-1], tmp_path / f"peft-{number}")
-
-    found = merge_folders(base, *adapters)
-
-    assert differences(found, FolderCheckpoint(usual)) == []
-    found.require_all_used()
-    assert not found.is_untrained
-
-
-def test_in_turn_rounds_as_often_as_peft_does(two: tuple[Path, Path, Path]) -> None:
-    base, first, second = two
-    forth = merge_folders(base, first, second)
-    back = merge_folders(base, second, first)
-
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(forth.load(name), back.load(name))
-
-
-def test_what_the_first_unties_stays_untied_for_the_second(
-    tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    """As two runs of `ftpack merge` give it: PEFT's own would change both sides of the tie."""
-    base = tiny_base("tied")
-    first = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "first")
-    step = opened(base, first)
-    (tmp_path / "step").mkdir()
-    save_safetensors(step, tmp_path / "step", Silent())
-    (tmp_path / "step" / "config.json").write_text(json.dumps(step.config.values))
-    second = make_adapter(tmp_path / "step", "tied", METHODS["lora-head"], tmp_path / "second")
-    wanted = merge_with_peft(tmp_path / "step", "tied", second, tmp_path / "peft")
-
-    found = merge_folders(base, first, second)
-
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    assert found.config.values["tie_word_embeddings"] is False
 
 
 def combined_by_peft(
@@ -116,7 +40,7 @@ def combined_by_peft(
             model.load_adapter(folder, f"a{number}")
             names.append(f"a{number}")
         torch.manual_seed(7)
-        how = (method,) if method else ()  # IA3 has one way, and takes no name for it
+        how = (method,) if method else ()  # IA3 has one method, and takes no name for it
         density_of = {"density": density} if method else {}
         model.add_weighted_adapter(names, weights, "all", *how, **density_of)
         model.set_adapter("all")
@@ -129,7 +53,7 @@ def combined_by_peft(
     ["linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
      "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"],
 )  # fmt: skip
-def test_combined_is_what_peft_combines_under_the_same_seed(
+def test_the_combined_adapter_is_the_one_that_peft_combines_with_the_same_seed(
     method: str, two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, second = two
@@ -137,13 +61,13 @@ def test_combined_is_what_peft_combines_under_the_same_seed(
     pruned = 0.5 if method.startswith(("ties", "dare", "magnitude")) else None
 
     combination = Combination.parse(method, [0.7, -0.4], pruned, 7)
-    found = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
+    merged = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    found.require_all_used()
+    assert differences(merged, FolderCheckpoint(wanted)) == []
+    merged.require_all_used()
 
 
-def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
+def test_an_rslora_that_comes_second_is_combined_with_its_own_scale(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -151,12 +75,12 @@ def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
     wanted = combined_by_peft(base, [first, other], "cat", [1.0, 0.5], tmp_path / "peft", 0.5)
 
     combination = Combination("cat", (1.0, 0.5))
-    found = merge_folders(base, first, other, scratch=tmp_path, combination=combination)
+    merged = merge_folders(base, first, other, scratch=tmp_path, combination=combination)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(wanted)) == []
 
 
-def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
+def test_an_rslora_that_comes_first_is_refused_because_peft_scales_it_twice(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -177,7 +101,7 @@ def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
         merge_folders(base, other, first, scratch=tmp_path, combination=Combination("cat"))
 
 
-def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
+def test_a_layer_that_the_first_adapter_excludes_is_an_error(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -192,16 +116,16 @@ def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
     merge_folders(base, first, narrow, scratch=tmp_path, combination=combination)
 
 
-def test_a_lora_of_several_ranks_is_combined_right_or_refused(
+def test_a_lora_with_several_ranks_is_combined_correctly_or_refused(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
     other = make_adapter(base, "biased", METHODS["lora-patterns"], tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], "cat", [1.0, 1.0], tmp_path / "peft", 0.5)
 
-    found = merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
+    merged = merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(wanted)) == []
     with pytest.raises(AdapterMismatchError, match="'linear'"):
         merge_folders(base, first, other, scratch=tmp_path, combination=Combination("linear"))
 
@@ -214,9 +138,9 @@ def test_loras_of_different_ranks_are_combined_as_peft_combines_them(
     other = make_adapter(base, "biased", RANK_2, tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], method, [1.0, 1.0], tmp_path / "peft", 0.5)
 
-    found = merge_folders(base, first, other, scratch=tmp_path, combination=Combination(method))
+    merged = merge_folders(base, first, other, scratch=tmp_path, combination=Combination(method))
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(wanted)) == []
 
 
 def test_loras_of_different_ranks_are_refused_where_peft_refuses_them(
@@ -231,7 +155,7 @@ def test_loras_of_different_ranks_are_refused_where_peft_refuses_them(
 
 
 @pytest.mark.parametrize("name", ["dora", "loha", "lora-save-head", "lora-bias-all", "pissa"])
-def test_what_is_no_plain_lora_is_not_combined(
+def test_an_adapter_that_is_more_than_a_plain_lora_is_not_combined(
     name: str, two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -239,69 +163,6 @@ def test_what_is_no_plain_lora_is_not_combined(
 
     with pytest.raises(UnsupportedError, match=r"other is more than a LoRA"):
         merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
-
-
-@pytest.mark.parametrize(
-    ("method", "weights", "density", "adapters", "named"),
-    [
-        ("slerp", [], None, 2, "slerp"),
-        ("linear", [1.0], None, 2, "1 times for 2 adapters"),
-        ("linear", [], None, 1, "linear.*two.* for 1"),
-        ("linear", [1.0, float("nan")], None, 2, "nan"),
-        ("ties", [], None, 2, "--density is None"),
-        ("dare_ties", [], 1.5, 2, "--density is 1.5"),
-        ("cat", [], 0.5, 2, "--density is given.*cat"),
-        (None, [1.0], None, 2, "--weight is given without --combine"),
-        (None, [], 0.5, 2, "--density is given without --combine"),
-    ],
-)
-def test_a_wrong_way_to_combine_is_refused(
-    method: str | None, weights: list[float], density: float | None, adapters: int, named: str
-) -> None:
-    def parse() -> None:
-        combination = Combination.parse(method, weights, density, 0)
-        assert combination is not None
-        combination.require_fits(adapters)
-
-    with pytest.raises(UsageError, match=named) as caught:
-        parse()
-    assert caught.value.next_step
-
-
-@pytest.mark.parametrize(
-    ("combination", "text"),
-    [
-        (Combination("linear"), "linear, weights 1, 1"),
-        (Combination("cat", (0.7, -0.4)), "cat, weights 0.7, -0.4"),
-        (Combination("ties", (), 0.5, 7), "ties, weights 1, 1, density 0.5"),
-        (Combination("dare_ties", (), 0.5, 7), "dare_ties, weights 1, 1, density 0.5, seed 7"),
-    ],
-)
-def test_a_combination_is_described_for_the_manifest(combination: Combination, text: str) -> None:
-    assert combination.describe(2) == text
-
-
-def test_without_an_adapter_the_result_is_the_base(
-    tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
-    base = FolderCheckpoint(tiny_base("biased"))
-
-    found = merge(base, [], MergeOptions(device="cpu"), tmp_path)
-
-    assert differences(found, base) == []
-    assert found.facts == MergeFacts()
-    assert found.config is base.config
-    assert found.files is base.files
-    found.require_all_used()
-    assert not found.is_untrained
-    assert not list(tmp_path.iterdir())
-
-
-def test_one_adapter_alone_cannot_be_combined(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    base, first, _ = two
-
-    with pytest.raises(UsageError, match="linear"):
-        merge_folders(base, first, scratch=tmp_path, combination=Combination("linear"))
 
 
 def test_two_combinations_can_share_a_scratch_folder(
@@ -343,12 +204,12 @@ def test_ia3s_are_combined_as_peft_combines_them(
     wanted = combined_by_peft(base, [first, second], "", weights, tmp_path / "peft", 0, kind)
 
     combination = Combination("linear", tuple(weights))
-    found = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
+    merged = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    assert differences(found, FolderCheckpoint(merge_with_peft(
+    assert differences(merged, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(merge_with_peft(
         base, kind, first, tmp_path / "one"))) != []  # fmt: skip
-    found.require_all_used()
+    merged.require_all_used()
 
 
 def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
@@ -376,7 +237,7 @@ def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
 
 
 @pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}], ids=["a saved head"])
-def test_what_is_more_than_an_ia3_is_not_combined(
+def test_an_adapter_that_is_more_than_an_ia3_is_not_combined(
     options: dict[str, object], tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tiny_base("biased")
