@@ -115,7 +115,7 @@ def __getattr__(name: str) -> object:
 
 
 class _Library(ModuleType):
-    """This package, whose attribute `merge` is the verb although a room has the same name.
+    """The package itself: its attribute `merge` is the verb, although a room has the same name.
 
     The import system sets a package's attribute when it imports a part of it. Code reaches the room
     by its full name (`from packager.merge.adapters import ...`), which does not need the attribute.
