@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from packager.errors import UnsupportedError
-from packager.gguf.llama_log import collect_log
 from packager.gguf.toolchain import Toolchain
 from packager.override import refuse_unless
 from packager.progress import Progress
+from packager.runtime.llama_log import collect_log
 
 _REASON = "error loading model:"
 # LLAMA_LOAD_MODE_NONE of llama.h: a mapped file would be read as a whole.

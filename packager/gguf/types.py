@@ -14,8 +14,8 @@ from typing import Any
 
 from packager.errors import UnsupportedError
 from packager.gguf.convert import Conversion
-from packager.gguf.llama_log import collect_log
 from packager.gguf.quants import QUANTS, Quant
+from packager.runtime.llama_log import collect_log
 
 _TENSOR_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "

@@ -1,4 +1,4 @@
-"""A turn of a conversation as Ollama's API takes it, and the API's refusals as plain words."""
+"""A turn of a conversation in the form of Ollama's API, and the reason inside an API error."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import json
 import re
 from collections.abc import Mapping
 
-# The names that trainers have for an assistant's reasoning.
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+# The names that trainers give an assistant's reasoning.
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 def api_message(message: Mapping[str, object]) -> dict[str, object]:
-    """The turn with the names of Ollama's API (`api.Message`).
+    """The turn with the field names of Ollama's API (`api.Message`).
 
     Args:
-        message: a turn as transformers' chat templates know it: `role`, `content` (a text, or parts
-            of which the texts are taken), `reasoning_content`, `tool_calls`, `name` or
-            `tool_call_id` of a tool's result.
+        message: a turn for transformers' chat templates: `role`, `content` (a text, or parts whose
+            texts are joined), `reasoning_content`, `tool_calls`, and the `name` or `tool_call_id`
+            of a tool's result.
     """
-    turned: dict[str, object] = {
+    converted: dict[str, object] = {
         "role": message["role"],
         "content": _text(message.get("content")),
     }
-    for name in _REASONING:
+    for name in REASONING_FIELDS:
         if message.get(name):
-            turned.setdefault("thinking", message[name])
+            converted.setdefault("thinking", message[name])
     calls = message.get("tool_calls")
     if isinstance(calls, list) and calls:
-        turned["tool_calls"] = [_call(call) for call in calls if isinstance(call, Mapping)]
+        converted["tool_calls"] = [_call(call) for call in calls if isinstance(call, Mapping)]
     if message.get("role") == "tool":
         for ours, theirs in (("name", "tool_name"), ("tool_call_id", "tool_call_id")):
             if message.get(ours):
-                turned[theirs] = message[ours]
-    return turned
+                converted[theirs] = message[ours]
+    return converted
 
 
 def refusal_reason(text: str) -> str:
-    """The message inside an error of the API, which may hold an error of its runner, as JSON."""
+    """The message inside an API error, which can contain its runner's error as JSON."""
     while True:
         try:
             value = json.loads(text)
@@ -47,7 +47,7 @@ def refusal_reason(text: str) -> str:
         if not isinstance(inner, str):
             break
         text = inner
-    # The model's name is left out: `"NAME" does not support thinking`.
+    # Without the model's name: `"NAME" does not support thinking`.
     text = re.sub(r'^"?\S+ (does not support \w+)$', r"the model \1", text.strip())
     return " ".join(text.split())[:300]
 
@@ -63,9 +63,9 @@ def _call(call: Mapping[str, object]) -> dict[str, object]:
     function = call.get("function")
     function = function if isinstance(function, Mapping) else call
     arguments = function.get("arguments")
-    if isinstance(arguments, str):  # as OpenAI's API writes them
+    if isinstance(arguments, str):  # OpenAI's API sends them as JSON text
         arguments = json.loads(arguments)
-    turned: dict[str, object] = {
+    converted: dict[str, object] = {
         "function": {"name": function.get("name"), "arguments": arguments or {}}
     }
-    return {"id": call["id"], **turned} if call.get("id") else turned
+    return {"id": call["id"], **converted} if call.get("id") else converted

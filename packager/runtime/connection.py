@@ -1,4 +1,4 @@
-"""The connection to an Ollama daemon: its address, its requests, and what goes wrong with them."""
+"""The connection to an Ollama daemon: its address, requests and errors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from packager.errors import DaemonError, RegistrationError, UsageError
 if TYPE_CHECKING:
     import httpx
 
+_SET_HOST = "Set OLLAMA_HOST to HOST:PORT, for example 127.0.0.1:11434."
 _CONNECT_TIMEOUT_S = 10.0
-# Between two bytes of an answer: loading a large model from a slow disk is the longest silence,
-# and Ollama itself gives up on a load that stands still for five minutes.
+# Between two bytes of an answer. The longest pause is to load a large model from a slow disk, and
+# Ollama itself gives up on a load that makes no progress for five minutes.
 _ANSWER_TIMEOUT_S = 600.0
 
 
 class Connection:
-    """Requests to one daemon, with every failure turned into an error of ftpack's.
+    """Requests to one daemon; every failure becomes one of ftpack's errors.
 
     Attributes:
         client: the `ollama` client (it has no type hints).
-        http: the client's own HTTP connection, for what the client has no method for.
+        http: the client's HTTP connection, for requests that the client has no method for.
         host: the daemon's address, `http://127.0.0.1:11434`.
         is_local: whether the daemon runs on this machine.
     """
@@ -34,7 +35,7 @@ class Connection:
         self.client = _open_client(host, trust_env=True)
         self.is_local = _is_local(self.client._client.base_url.host)
         if self.is_local:
-            # Ollama's own client never asks a proxy for this machine; httpx would, where
+            # Ollama's own client never uses a proxy to reach this machine. httpx would, if
             # HTTP_PROXY is set and NO_PROXY is not.
             self.client.close()
             self.client = _open_client(host, trust_env=False)
@@ -42,7 +43,7 @@ class Connection:
         self.host = str(self.http.base_url).rstrip("/")
 
     def post(self, path: str, body: Mapping[str, object], doing: str) -> dict[str, Any]:
-        """The JSON object that the daemon answers to a request."""
+        """The JSON object with which the daemon answers a request."""
         with self.errors_while(doing):
             response = self.http.post(path, json=body)
             self.refuse_failure(response)
@@ -53,10 +54,10 @@ class Connection:
 
     @contextmanager
     def errors_while(self, doing: str) -> Iterator[None]:
-        """Give errors from the block as a `DaemonError` or a `RegistrationError`.
+        """Raise errors of the block as a `DaemonError` or a `RegistrationError`.
 
         Args:
-            doing: what was being done, as it stands after "while".
+            doing: what the block does, worded to follow "while".
         """
         import httpx
         import ollama
@@ -67,38 +68,38 @@ class Connection:
             raise DaemonError(
                 f"No Ollama daemon answers at {self.host} ({error.__cause__ or error}).",
                 next_step="Start Ollama (`ollama serve`, or its application), or set OLLAMA_HOST "
-                "to the address of the daemon that you mean.",
+                "to the address of a running daemon.",
             ) from error
         except httpx.RequestError as error:
-            raise self.went_away(doing, f"{type(error).__name__}: {error}") from error
+            raise self.stopped_answering(doing, f"{type(error).__name__}: {error}") from error
         except ollama.ResponseError as error:
             raise RegistrationError(
                 f"The Ollama daemon at {self.host} failed while {doing}: {error.error}",
-                next_step="Look into the daemon's log for the reason, and try again; "
-                "a newer Ollama knows more architectures.",
+                next_step="Look for the reason in the daemon's log and try again; "
+                "a newer Ollama supports more architectures.",
             ) from error
         except json.JSONDecodeError as error:
             raise self.not_ollama(doing) from error
 
     def refuse_failure(self, response: httpx.Response) -> None:
-        """Raise the client's own error where the daemon answered with a failure."""
+        """Raise the client's own error if the daemon answered with a failure."""
         import ollama
 
         if response.is_error:
             raise ollama.ResponseError(_failure_text(response), response.status_code)
 
-    def went_away(self, doing: str, detail: str) -> DaemonError:
-        """The error for a daemon that stopped answering midway."""
+    def stopped_answering(self, doing: str, detail: str) -> DaemonError:
+        """The error for a daemon that stopped answering during the work."""
         return DaemonError(
-            f"The Ollama daemon at {self.host} went away while {doing} ({detail}).",
+            f"The Ollama daemon at {self.host} stopped answering while {doing} ({detail}).",
             next_step="Start it again (`ollama serve`) and look at its log; "
-            "a file that it has already is not sent again.",
+            "files that it already has are not sent again.",
         )
 
     def not_ollama(self, doing: str) -> DaemonError:
-        """The error for something that answers, but not as Ollama does."""
+        """The error for a server that answers, but is not Ollama."""
         return DaemonError(
-            f"What answers at {self.host} does not speak Ollama's API (seen while {doing}).",
+            f"The server at {self.host} does not speak Ollama's API (noticed while {doing}).",
             next_step="Set OLLAMA_HOST to the address of an Ollama daemon.",
         )
 
@@ -112,18 +113,18 @@ def _open_client(host: str | None, *, trust_env: bool) -> Any:
         client: Any = ollama.Client(host, timeout=timeout, trust_env=trust_env)
     except (ValueError, httpx.InvalidURL) as error:
         raise UsageError(
-            f"The daemon's address cannot be read: {error}.",
-            next_step="Set OLLAMA_HOST to HOST:PORT, for example 127.0.0.1:11434.",
+            f"The daemon's address is not valid: {error}.",
+            next_step=_SET_HOST,
         ) from error
     url = client._client.base_url
     if url.scheme not in ("http", "https"):
         raise UsageError(
-            f"The daemon's address begins with {url.scheme}://; it must be http or https.",
-            next_step="Set OLLAMA_HOST to HOST:PORT, for example 127.0.0.1:11434.",
+            f"The daemon's address begins with {url.scheme}://; only http and https are possible.",
+            next_step=_SET_HOST,
         )
     if url.host in ("0.0.0.0", "::"):
-        # A daemon that listens everywhere is told so by the same variable; not every system lets
-        # a client connect to that address.
+        # The same variable makes a daemon listen on every address; not every system lets a client
+        # connect to this one.
         loopback = "127.0.0.1" if url.host == "0.0.0.0" else "::1"
         client._client.base_url = url.copy_with(host=loopback)
     return client
@@ -139,7 +140,7 @@ def _is_local(host: str) -> bool:
 
 
 def _failure_text(response: httpx.Response) -> str:
-    """The daemon's own words, or the status where there are none."""
+    """The daemon's own message, or else the HTTP status."""
     try:
         answer = response.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""A local or remote Ollama daemon: hand it a GGUF, and prove what it made of it."""
+"""A local or remote Ollama daemon: give it a GGUF, and verify what it registered."""
 
 from __future__ import annotations
 
@@ -15,44 +15,34 @@ from packager.files import sha256_file
 from packager.progress import Progress, Silent, Task
 from packager.runtime.api_message import api_message, refusal_reason
 from packager.runtime.connection import Connection
-from packager.runtime.model_name import qualified_name, split_tag, validate_name, with_suffix
-from packager.runtime.show import ShownModel, read_shown, require_as_sent
+from packager.runtime.model_name import qualified_name, validate_name, with_suffix
+from packager.runtime.show import ShowResponse, read_show_response, require_as_sent
 from packager.scalar import Scalar
 
-__all__ = [
-    "CREATE_COPIES",
-    "Daemon",
-    "Registration",
-    "ShownModel",
-    "split_tag",
-    "validate_name",
-    "with_suffix",
-]
-
-# How many times the daemon's disk holds a GGUF while it is created: the upload, what llama-quantize
-# makes of it, and a copy of that under its digest (server/create.go). One stays where its bytes are
-# as llama-quantize itself would have written them; else two, until the daemon is started again an
+# How many copies of a GGUF the daemon's disk holds while a model is created: the upload, the output
+# of llama-quantize, and a copy of that under its digest (server/create.go). One remains if
+# llama-quantize would have written the same bytes; otherwise two, until the daemon is restarted an
 # hour or more later.
 CREATE_COPIES = 3
 QUESTION = "Hello! Who are you?"
 _ANSWER_TOKENS = 48
 _VERSION_TIMEOUT_S = 10.0
 _UPLOAD_BYTES = 1 << 20
-# Where the Linux installer's system service keeps its models.
+# The models folder of the system service that the Linux installer sets up.
 _SERVICE_MODELS = Path("/usr/share/ollama/.ollama/models")
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A model that is registered as it was built, and that answers.
+    """A registered model that is as it was built, and that answers.
 
     Attributes:
         name: the model's name.
-        digest: the digest of its manifest, whose beginning `ollama list` shows as the id.
-        capabilities: what the daemon takes the model to be capable of.
+        digest: the digest of its manifest; `ollama list` shows the first digits as the id.
+        capabilities: the abilities that the daemon reports for it, such as `tools`.
         template_in_force: `TEMPLATE` (the Modelfile's) or `native` (the GGUF's own).
-        answer: a short answer that it gave.
-        done_reason: `stop` where the answer ended by itself, `length` where it was cut.
+        answer: a short answer of the model.
+        done_reason: `stop` if the answer ended by itself, `length` if it was cut.
     """
 
     name: str
@@ -66,11 +56,11 @@ class Registration:
 class Daemon:
     """An Ollama daemon, reached through its API alone.
 
-    Every method raises `DaemonError` where the daemon cannot be reached or goes away, and
-    `RegistrationError` where it answers with a refusal.
+    Every method raises `DaemonError` if the daemon cannot be reached or stops answering, and
+    `RegistrationError` if it refuses the request.
 
     Args:
-        host: the daemon's address; without it OLLAMA_HOST, then 127.0.0.1:11434.
+        host: the daemon's address; None for OLLAMA_HOST, or else 127.0.0.1:11434.
     """
 
     def __init__(self, host: str | None = None) -> None:
@@ -82,16 +72,16 @@ class Daemon:
 
     @property
     def host(self) -> str:
-        """The address that is used, as a URL."""
+        """The address as a URL."""
         return self._connection.host
 
     @property
     def is_local(self) -> bool:
-        """Whether the daemon runs on this machine (and on its disk)."""
+        """Whether the daemon runs on this machine, and so uses its disk."""
         return self._connection.is_local
 
     def version(self) -> str:
-        """The daemon's version, which also tells that it is there."""
+        """The daemon's version, such as `0.32.15`."""
         doing = "asking for its version"
         with self._connection.errors_while(doing):
             response = self._connection.http.get("/api/version", timeout=_VERSION_TIMEOUT_S)
@@ -109,22 +99,22 @@ class Daemon:
         return True
 
     def models_folder(self) -> Path | None:
-        """Where a daemon on this machine most likely keeps its models; `None` for another's.
+        """The likely models folder of a daemon on this machine; None for another machine's.
 
-        The daemon does not tell: this is OLLAMA_MODELS, else the user's folder, else that of the
-        Linux system service where only that one is there.
+        The daemon does not report it. This is OLLAMA_MODELS, else the user's folder, else that of
+        the Linux system service if only that one exists.
         """
         if not self.is_local:
             return None
-        if chosen := os.environ.get("OLLAMA_MODELS"):
-            return Path(chosen)
+        if folder := os.environ.get("OLLAMA_MODELS"):
+            return Path(folder)
         own = Path.home() / ".ollama" / "models"
         if sys.platform == "linux" and not own.is_dir() and _SERVICE_MODELS.is_dir():
             return _SERVICE_MODELS
         return own
 
     def has_blob(self, digest: str) -> bool:
-        """Whether the daemon has the file with this digest (`sha256:...`) already."""
+        """Whether the daemon already has the file with this digest (`sha256:...`)."""
         with self._connection.errors_while("looking for a file"):
             response = self._connection.http.head(f"/api/blobs/{digest}")
             if response.status_code == 404:
@@ -135,19 +125,19 @@ class Daemon:
     def upload(
         self, path: Path, progress: Progress | None = None, *, sha256: str | None = None
     ) -> str:
-        """Give the daemon a file, unless it has it; the digest under which it has it.
+        """Send the daemon a file, unless it has it; returns the digest (`sha256:...`).
 
-        The daemon keeps a file only if it arrives whole: it computes the digest itself.
+        The daemon computes the digest itself, and keeps only a file that arrives complete.
 
         Args:
             path: the file.
-            progress: told of the bytes sent.
-            sha256: the file's digest in hexadecimal, where the caller knows it.
+            progress: told the bytes sent.
+            sha256: the file's digest in hexadecimal, if the caller knows it.
         """
         progress = progress or Silent()
         digest = f"sha256:{sha256 or sha256_file(path)}"
         if self.has_blob(digest):
-            progress.note(f"{path.name}: {self.host} has it already")
+            progress.note(f"{path.name}: {self.host} already has it")
             return digest
         size_bytes = path.stat().st_size
         with (
@@ -171,48 +161,48 @@ class Daemon:
         name: str,
         files: Mapping[str, str],
         *,
-        template: str | None,
+        ollama_template: str | None,
         system: str | None,
         stops: Sequence[str],
         parameters: Mapping[str, Scalar],
     ) -> None:
-        """Register uploaded GGUFs; the name changes hands only when all of it is in place.
+        """Register uploaded GGUFs. A model of the same name is replaced when all is in place.
 
-        The daemon rewrites the file first; `CREATE_COPIES` tells what that takes on its disk.
+        The daemon rewrites the file first; `CREATE_COPIES` says what that needs on its disk.
 
         Args:
-            name: the model's name; a model of that name is replaced.
-            files: the digests of the uploaded GGUF, and of the `mmproj` of a model that sees or
-                hears (`sha256:...`), by their names: those are for the daemon's messages.
-            template: the Go template, or `None` for the GGUF's own.
+            name: the model's name.
+            files: the digests (`sha256:...`) of the uploaded GGUF, and of the `mmproj` of a
+                multimodal model, by file name; the names only appear in the daemon's messages.
+            ollama_template: the TEMPLATE (Go); None for the GGUF's own chat template.
             system: the default system text.
             stops: the texts that end an answer.
-            parameters: the other parameters, by Ollama's names.
+            parameters: the other parameters, under Ollama's names.
         """
         doing = f"creating {name}"
         with self._connection.errors_while(doing):
             updates = self._connection.client.create(
                 model=validate_name(name),
                 files=dict(files),
-                template=template,
+                template=ollama_template,
                 system=system or None,
-                # Always sent, though empty: without it `create` adds the stops of the known
-                # template that the GGUF's resembles most.
+                # Sent even if it is empty: otherwise `create` adds the stops of the known template
+                # that is most like the GGUF's chat template.
                 parameters={**parameters, "stop": list(stops)},
                 stream=True,
             )
             statuses = [update.status for update in updates]
         if statuses[-1:] != ["success"]:
-            raise self._connection.went_away(doing, f"its last words were {statuses[-1:]}")
+            raise self._connection.stopped_answering(doing, f"its last status was {statuses[-1:]}")
 
     def has_model(self, name: str) -> bool:
         """Whether a model of this name is registered."""
         return self._listed_digest(name) is not None
 
-    def show(self, name: str) -> ShownModel:
-        """What the daemon tells about a registered model."""
-        return read_shown(
-            self._connection.post("/api/show", {"model": name}, f"telling about {name}")
+    def show(self, name: str) -> ShowResponse:
+        """The daemon's description of a registered model."""
+        return read_show_response(
+            self._connection.post("/api/show", {"model": name}, f"describing {name}")
         )
 
     def render(
@@ -223,22 +213,22 @@ class Daemon:
         tools: Sequence[Mapping[str, object]] = (),
         thinking: bool | None = None,
     ) -> str | None:
-        """The prompt that the daemon makes of a conversation; `None` if it is too old to tell.
+        """The prompt that the daemon renders for a conversation; None if it is too old to say.
 
         Args:
             name: the model.
-            messages: the turns, as transformers' chat templates know them.
+            messages: the turns, as for transformers' chat templates.
             tools: JSON schemas of functions.
-            thinking: whether to think; `None` leaves it to the daemon.
+            thinking: whether to think; None leaves it to the daemon.
 
         Raises:
-            PromptRefusedError: with the daemon's reason, if it does not take the conversation.
+            PromptRefusedError: with the daemon's reason, if it refuses the conversation.
         """
         body: dict[str, object] = {
             "model": name,
             "messages": [api_message(message) for message in messages],
             "stream": False,
-            # Else the oldest turns are left out of what does not fit the context.
+            # Otherwise the daemon drops the oldest turns if the prompt exceeds the context.
             "truncate": False,
             "_debug_render_only": True,
         }
@@ -258,58 +248,52 @@ class Daemon:
     def verify(
         self,
         name: str,
-        expected_template: str | None,
+        ollama_template: str | None,
         stops: Sequence[str],
         *,
-        gguf_chat_template: str | None = None,
         parameters: Mapping[str, Scalar] | None = None,
         has_projector: bool = False,
     ) -> Registration:
-        """Read a registered model back, and have it answer once.
+        """Read a registered model back, and let it answer once.
 
         Args:
             name: the model.
-            expected_template: the Go template sent, or `None` where the GGUF's own is to be used.
-            stops: the stop texts sent.
-            gguf_chat_template: the GGUF's Jinja, to be told exactly; `None` takes any Jinja.
-            parameters: the other parameters sent; `None` compares none.
+            ollama_template: the TEMPLATE (Go) that was sent; None for the GGUF's own chat template.
+            stops: the stop texts that were sent.
+            parameters: the other parameters that were sent; None to compare none.
             has_projector: whether an `mmproj` was sent.
 
         Raises:
-            RegistrationError: if what is in force is not what was sent, or no answer comes.
+            RegistrationError: if the daemon has something else than what was sent, or the model
+                does not answer.
         """
-        shown = self.show(name)
+        response = self.show(name)
         require_as_sent(
-            name,
-            shown,
-            ollama_template=expected_template,
-            gguf_chat_template=gguf_chat_template,
-            stops=stops,
-            parameters=parameters,
+            name, response, ollama_template=ollama_template, stops=stops, parameters=parameters
         )
-        if has_projector and not {"vision", "audio"} & set(shown.capabilities):
+        if has_projector and not {"vision", "audio"} & set(response.capabilities):
             raise RegistrationError(
-                f"{name} was registered with an mmproj, and {self.host} tells neither `vision` nor "
-                f"`audio` of it, but {', '.join(shown.capabilities)}.",
+                f"{name} was registered with an mmproj, but {self.host} reports neither `vision` "
+                f"nor `audio` for it, only {', '.join(response.capabilities)}.",
                 next_step="Update Ollama, or package the text model alone with --text-only.",
             )
         answer, done_reason = self._answer(name, QUESTION)
         return Registration(
             name=name,
             digest=self._digest(name),
-            capabilities=shown.capabilities,
-            template_in_force=shown.template_in_force,
+            capabilities=response.capabilities,
+            template_in_force=response.template_in_force,
             answer=answer,
             done_reason=done_reason,
         )
 
     def delete(self, name: str) -> None:
-        """Take a model off the daemon; what other models share with it stays."""
+        """Remove a model from the daemon; files that other models share stay."""
         with self._connection.errors_while(f"deleting {name}"):
             self._connection.client.delete(name)
 
     def rename(self, source: str, destination: str) -> None:
-        """Give a model another name; what had that name before goes when the new one has it."""
+        """Give a model another name; then remove the model that had that name before."""
         replaced = with_suffix(destination, "-replaced")
         had_one = self.has_model(destination)
         if had_one:
@@ -317,23 +301,23 @@ class Daemon:
         self.copy(source, destination)
         self.delete(source)
         if had_one:
-            # Deleted, not only overwritten: its files go with it.
+            # To overwrite the name alone would leave its files behind.
             self.delete(replaced)
 
     def copy(self, source: str, destination: str) -> None:
-        """Give a registered model a second name, which shares its files."""
+        """Give a registered model a second name, with the same files."""
         with self._connection.errors_while(f"copying {source} to {destination}"):
             self._connection.client.copy(source, validate_name(destination))
 
     def _answer(self, name: str, question: str) -> tuple[str, str]:
-        """A short answer that is the same each time, and why it ended."""
+        """A short answer, the same each time, and the reason why it ended."""
         with self._connection.errors_while(f"letting {name} answer"):
             reply = self._connection.client.chat(
                 model=name,
                 messages=[{"role": "user", "content": question}],
                 options={"num_predict": _ANSWER_TOKENS, "temperature": 0, "seed": 1},
             )
-        # A model that thinks may still be at it when the answer is cut.
+        # A thinking model may not have finished thinking when the answer is cut.
         return reply.message.content or reply.message.thinking or "", reply.done_reason or ""
 
     def _digest(self, name: str) -> str:
@@ -341,12 +325,12 @@ class Daemon:
         if digest is None:
             raise RegistrationError(
                 f"{name} answers, but {self.host} does not list it.",
-                next_step="Look into the daemon's log, and register the model again.",
+                next_step="Look at the daemon's log, and register the model again.",
             )
         return digest
 
     def _listed_digest(self, name: str) -> str | None:
-        """The digest of a model's manifest; `None` where the daemon does not list it."""
+        """The digest of a model's manifest; None if the daemon does not list it."""
         with self._connection.errors_while(f"looking for {name}"):
             listed = self._connection.client.list().models
         wanted = qualified_name(name)

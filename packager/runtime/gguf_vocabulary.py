@@ -1,4 +1,4 @@
-"""A GGUF's vocabulary and chat template, as llama.cpp has them, without its weights."""
+"""A GGUF's vocabulary and chat template, as llama.cpp reads them, without its weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import jinja2
 
 from packager.errors import ChatTemplateError, PromptRefusedError
-from packager.runtime.embedded import load_llama
+from packager.runtime.embedded import PACKAGE_WITH_TEMPLATE, load_llama
 
 _KEY = "tokenizer.chat_template"
-# Nothing is computed; a context is made all the same.
+# Nothing is computed, but llama-cpp-python creates a context all the same.
 _CONTEXT = 64
 _LONGEST_TOKEN_BYTES = 1 << 12
 
 
 class GgufVocabulary:
-    """What llama.cpp reads of a GGUF's tokenizer; a context manager, which frees it.
+    """A GGUF's tokenizer in llama.cpp; a context manager, which frees it.
 
     Args:
-        gguf: the file; its tensors need not be there.
+        gguf: the file; its tensors may be missing.
 
     Raises:
         CorruptFileError: if llama.cpp cannot load it.
@@ -46,26 +46,26 @@ class GgufVocabulary:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a prompt is given a BOS token whatever it begins with."""
+        """Whether every prompt gets a BOS token, whatever it begins with."""
         return bool(self._llama.metadata.get("tokenizer.ggml.add_bos_token") == "true")
 
     @property
     def chat_template(self) -> str | None:
-        """The GGUF's own (Jinja)."""
-        found = self._llama.metadata.get(_KEY)
-        return None if found is None else str(found)
+        """The GGUF's own chat template (Jinja); None if it has none."""
+        source = self._llama.metadata.get(_KEY)
+        return None if source is None else str(source)
 
     def token(self, which: str) -> str:
-        """The text of the `bos` or `eos` token; `""` where there is none."""
+        """The text of the `bos` or `eos` token; `""` if there is none."""
         number = self._llama.token_bos() if which == "bos" else self._llama.token_eos()
         if number < 0:
             return ""
         return str(self._llama.detokenize([number], special=True).decode("utf-8", "replace"))
 
     def tokenize(self, prompt: str) -> list[int]:
-        """The ids of a prompt as a server makes them.
+        """The ids that a server makes of a prompt.
 
-        A BOS at its beginning is taken off where one is added, and markers become their tokens
+        A BOS at its beginning is removed if one will be added, and markers become their tokens
         (`add_special` and `parse_special`).
         """
         if self.adds_bos:
@@ -73,15 +73,15 @@ class GgufVocabulary:
         return list(self._llama.tokenize(prompt.encode(), add_bos=True, special=True))
 
     def tokenize_text(self, text: str) -> list[int]:
-        """The ids of a text in the middle of a prompt: nothing is added, no marker is one."""
+        """The ids of a text inside a prompt: nothing is added, and markers are plain text."""
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=False))
 
     def text(self, ids: Sequence[int]) -> str:
-        """What a server sends for ids, piece by piece; control tokens are not seen."""
+        """The text that a server sends for ids, piece by piece; control tokens send none."""
         import llama_cpp
 
         vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
-        # llama-cpp-python's own detokenize gives a token of 32 bytes at most.
+        # llama-cpp-python's own `detokenize` cuts each token to 32 bytes.
         piece = ctypes.create_string_buffer(_LONGEST_TOKEN_BYTES)
         pieces = []
         for number in ids:
@@ -95,11 +95,11 @@ class GgufVocabulary:
         tools: Sequence[Mapping[str, object]] = (),
         variables: Mapping[str, object] | None = None,
     ) -> str:
-        """The prompt that the embedded runtime makes with the GGUF's own chat template.
+        """The prompt that the embedded runtime renders with the GGUF's own chat template.
 
         Raises:
-            PromptRefusedError: if the template refuses the conversation.
-            ChatTemplateError: if there is none.
+            PromptRefusedError: if the chat template refuses the conversation.
+            ChatTemplateError: if there is no chat template.
         """
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
@@ -108,8 +108,8 @@ class GgufVocabulary:
         source = source or self.chat_template
         if source is None:
             raise ChatTemplateError(
-                f"{self._gguf} carries no chat template.",
-                next_step="Package the model again with a chat template: `--template FILE`.",
+                f"{self._gguf} contains no chat template.",
+                next_step=PACKAGE_WITH_TEMPLATE,
             )
         try:
             formatter = Jinja2ChatFormatter(
@@ -118,7 +118,7 @@ class GgufVocabulary:
             response = formatter(
                 messages=list(messages), tools=list(tools) or None, **(variables or {})
             )
-        # A template is a program: Jinja lets whatever Python raises in it pass.
+        # A chat template is a program, and Jinja passes on whatever Python raises in it.
         except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise PromptRefusedError(str(error)) from error
         return str(response.prompt)

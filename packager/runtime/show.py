@@ -1,4 +1,4 @@
-"""What a daemon tells about a registered model, and whether that is what was sent."""
+"""A daemon's description of a registered model, and whether it is what was sent."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 from packager.errors import RegistrationError
 from packager.scalar import Scalar
 
-# What Ollama tells as the template of a model that has none.
+# Ollama reports this as the template of a model that has none.
 _BARE_TEMPLATE = "{{ .Prompt }}"
 _BUILT_IN = re.compile(r"^(RENDERER|PARSER) (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class ShownModel:
-    """The parts of `/api/show` that decide how a prompt is rendered and an answer sampled.
+class ShowResponse:
+    """The parts of `/api/show`'s answer that decide how prompts are rendered and answers sampled.
 
     Attributes:
-        template: the template in force; Jinja where the GGUF's own is.
-        system: the system text, `""` without one.
+        template_text: the template in force: Go, or Jinja if it is the GGUF's own.
+        system: the system text; `""` if there is none.
         stops: the stop texts in their order.
         parameters: the other parameters.
-        capabilities: what the daemon takes the model to be capable of.
-        built_in: `RENDERER NAME` and `PARSER NAME`, where the daemon uses its own code.
-        modelfile: the listing, whose FROM is the GGUF on the daemon's disk.
+        capabilities: the abilities that the daemon reports for the model.
+        built_in: `RENDERER NAME` and `PARSER NAME`, if the daemon uses code of its own.
+        modelfile: the daemon's Modelfile; its FROM is the GGUF on the daemon's disk.
     """
 
-    template: str
+    template_text: str
     system: str
     stops: tuple[str, ...]
     parameters: Mapping[str, Scalar]
@@ -40,25 +40,25 @@ class ShownModel:
 
     @property
     def template_in_force(self) -> str:
-        """Who renders: `TEMPLATE`, `native` (the GGUF's Jinja), a built-in renderer, `none`."""
+        """What renders: `TEMPLATE`, `native` (the GGUF's Jinja), a built-in renderer, or `none`."""
         if self.built_in:
             return self.built_in[0]
-        if "{%" in self.template or "{#" in self.template:
+        if "{%" in self.template_text or "{#" in self.template_text:
             return "native"
-        return "none" if self.template in ("", _BARE_TEMPLATE) else "TEMPLATE"
+        return "none" if self.template_text in ("", _BARE_TEMPLATE) else "TEMPLATE"
 
 
-def read_shown(answer: Mapping[str, Any]) -> ShownModel:
-    """The model that an answer of `/api/show` tells of."""
-    template, system = str(answer.get("template") or ""), str(answer.get("system") or "")
+def read_show_response(answer: Mapping[str, Any]) -> ShowResponse:
+    """The typed form of `/api/show`'s answer."""
+    template_text, system = str(answer.get("template") or ""), str(answer.get("system") or "")
     listing = str(answer.get("modelfile") or "")
-    # Only the listing tells of a renderer; a text in it may have lines that look like one.
-    for text in filter(None, (template, system)):
+    # Only the Modelfile names a renderer; a text inside it may have a line that looks like that.
+    for text in filter(None, (template_text, system)):
         listing = listing.replace(text, "")
     parameters = _read_parameters(str(answer.get("parameters") or ""))
     stops = parameters.pop("stop", [])
-    return ShownModel(
-        template=template,
+    return ShowResponse(
+        template_text=template_text,
         system=system,
         stops=tuple(str(stop) for stop in stops),
         parameters={name: values[0] for name, values in parameters.items()},
@@ -69,7 +69,7 @@ def read_shown(answer: Mapping[str, Any]) -> ShownModel:
 
 
 def _read_parameters(text: str) -> dict[str, list[Scalar]]:
-    """The lines `NAME    VALUE`, where a value is written as Go writes it (`%#v`)."""
+    """The values in the lines `NAME    VALUE`, which Go writes with `%#v`."""
     parameters: dict[str, list[Scalar]] = {}
     for line in text.split("\n"):
         name, _, value = line.partition(" ")
@@ -82,7 +82,7 @@ def _read_go_value(text: str) -> Scalar:
     if text in ("true", "false"):
         return text == "true"
     try:
-        # Go's quoted strings and numbers are Python's too.
+        # Go's quoted strings and numbers are also Python's.
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
@@ -91,39 +91,38 @@ def _read_go_value(text: str) -> Scalar:
 
 def require_as_sent(
     name: str,
-    shown: ShownModel,
+    response: ShowResponse,
     *,
     ollama_template: str | None,
-    gguf_chat_template: str | None,
     stops: Sequence[str],
     parameters: Mapping[str, Scalar] | None,
 ) -> None:
-    """Refuse a registration that differs from what was sent.
+    """Refuse a registered model that differs from what was sent.
 
     Args:
         name: the registered model.
-        shown: what the daemon tells of it.
-        ollama_template: the Go template sent, or `None` where the GGUF's own is to be in force.
-        gguf_chat_template: the GGUF's Jinja, to be told exactly; `None` takes any Jinja.
-        stops: the stop texts sent.
-        parameters: the other parameters sent; `None` compares none.
+        response: the daemon's description of it.
+        ollama_template: the TEMPLATE (Go) that was sent; None for the GGUF's own chat template.
+        stops: the stop texts that were sent.
+        parameters: the other parameters that were sent; None to compare none.
 
     Raises:
-        RegistrationError: naming what differs.
+        RegistrationError: with what differs.
     """
     expected = "native" if ollama_template is None else "TEMPLATE"
-    if shown.template_in_force != expected:
+    in_force = response.template_in_force
+    if in_force != expected:
+        renderer = _RENDERERS.get(in_force, f"the built-in {in_force}")
         raise RegistrationError(
-            f"{name} is registered, but its prompts are rendered by "
-            f"{_RENDERERS.get(shown.template_in_force, 'the built-in ' + shown.template_in_force)}"
-            f", not by {_RENDERERS[expected]}.",
-            next_step=_renderer_next_step(name, shown, expected),
+            f"{name} is registered, but its prompts are rendered by {renderer}, not by "
+            f"{_RENDERERS[expected]}.",
+            next_step=_renderer_next_step(name, response, expected),
         )
-    sent_template = gguf_chat_template if ollama_template is None else ollama_template
-    _require_equal(name, "template", sent_template, shown.template)
-    _require_equal(name, "stops", tuple(stops), shown.stops)
+    if ollama_template is not None:
+        _require_same(name, "template", ollama_template, response.template_text)
+    _require_same(name, "stops", tuple(stops), response.stops)
     if parameters is not None:
-        _require_equal(name, "parameters", dict(parameters), dict(shown.parameters))
+        _require_same(name, "parameters", dict(parameters), dict(response.parameters))
 
 
 _RENDERERS = {
@@ -133,22 +132,22 @@ _RENDERERS = {
 }
 
 
-def _renderer_next_step(name: str, shown: ShownModel, expected: str) -> str:
+def _renderer_next_step(name: str, response: ShowResponse, expected: str) -> str:
     remove = f"Remove it with `ollama rm {name}`"
-    if shown.built_in:
-        return f"{remove}; this Ollama renders such models with code of its own."
-    if shown.template_in_force == "none":
+    if response.built_in:
+        return f"{remove}; this Ollama renders such models with its own code."
+    if response.template_in_force == "none":
         return f"{remove}, and package the model with a chat template: `--template FILE`."
     if expected == "TEMPLATE":
-        # PreferChatTemplate in Ollama: Jinja wins where it offers tools or thinking and Go does
-        # not, and nothing tells so when the model is created.
-        return f"{remove}, and package it with `--template native`: Ollama prefers that one."
-    return f"{remove}, and package the model again: the GGUF must keep Ollama from adding its own."
+        # Ollama's PreferChatTemplate: Jinja wins if it offers tools or thinking and Go does not.
+        # Nothing says so when the model is created.
+        return f"{remove}, and package it with `--template native`, which Ollama prefers here."
+    return f"{remove}, and package the model again, so that Ollama does not add its own TEMPLATE."
 
 
-def _require_equal(name: str, what: str, sent: object, shown: object) -> None:
-    if sent is not None and sent != shown:
+def _require_same(name: str, what: str, sent: object, registered: object) -> None:
+    if sent != registered:
         raise RegistrationError(
-            f"{name} is registered, but not as sent: {what} {shown!r} in place of {sent!r}.",
+            f"{name} is registered, but not as sent: {what} {registered!r} instead of {sent!r}.",
             next_step=f"Remove it with `ollama rm {name}`, and register it again.",
         )

@@ -165,7 +165,7 @@ def _create(name: str, files: Mapping[str, str], bundle: Bundle, daemon: Daemon)
     daemon.create(
         name,
         files,
-        template=prompt.template,
+        ollama_template=prompt.template,
         system=prompt.system,
         stops=prompt.stops,
         parameters=prompt.parameters,

@@ -78,7 +78,7 @@ def sweep_one(path: Path, daemon: Daemon, folder: Path) -> Swept:
     daemon.create(
         model,
         {gguf.name: daemon.upload(gguf)},
-        template=decision.ollama_template,
+        ollama_template=decision.ollama_template,
         system=None,
         stops=(),
         parameters={},

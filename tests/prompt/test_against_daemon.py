@@ -17,7 +17,7 @@ from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.go.families import known_templates
 from packager.prompt.go.render import render_go_template
 from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile
-from packager.runtime.show import read_shown
+from packager.runtime.show import read_show_response
 from packager.templates import read_template
 from tests.daemon import OllamaDaemon
 from tests.prompt.examples import EXAMPLES, make_example
@@ -129,9 +129,13 @@ def test_ollama_reads_a_modelfile_back_as_written(
         capture_output=True,
     )
     answer = _post(ollama.Client(ollama_daemon.host), "/api/show", {"model": "prompt-modelfile"})
-    shown = read_shown(answer)
-    assert (answer["template"], shown.system, shown.stops) == (spec.template, text, spec.stops)
-    assert shown.parameters == parameters
+    response = read_show_response(answer)
+    assert (answer["template"], response.system, response.stops) == (
+        spec.template,
+        text,
+        spec.stops,
+    )
+    assert response.parameters == parameters
 
 
 def _native(chat_template: ChatTemplate) -> PromptDecision:

@@ -23,7 +23,9 @@ TURNS = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-TEMPLATE = "{{ range .Messages }}<|{{ .Role }}|>\n{{ .Content }}</s>\n{{ end }}<|assistant|>\n"
+OLLAMA_TEMPLATE = (
+    "{{ range .Messages }}<|{{ .Role }}|>\n{{ .Content }}</s>\n{{ end }}<|assistant|>\n"
+)
 
 
 @pytest.fixture
@@ -40,15 +42,19 @@ def create(
     daemon: Daemon,
     name: str,
     gguf: Path,
-    template: str | None = None,
+    ollama_template: str | None = None,
     *,
     system: str | None = None,
     stops: Sequence[str] = (),
 ) -> str:
     daemon.create(
-        name, {gguf.name: daemon.upload(gguf)}, template=template, system=system, stops=stops,
+        name,
+        {gguf.name: daemon.upload(gguf)},
+        ollama_template=ollama_template,
+        system=system,
+        stops=stops,
         parameters={},
-    )  # fmt: skip
+    )
     return name
 
 
@@ -65,18 +71,19 @@ def test_1_and_2_the_template_in_force_is_read_back_and_another_one_is_refused(
 ) -> None:
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
     create(daemon, "hazard-1", gguf)
-    daemon.verify("hazard-1", None, [], gguf_chat_template=PADDING + TURNS)
+    daemon.verify("hazard-1", None, [])
+    assert daemon.show("hazard-1").template_text == PADDING + TURNS
     with pytest.raises(RegistrationError):
-        daemon.verify("hazard-1", TEMPLATE, [])
+        daemon.verify("hazard-1", OLLAMA_TEMPLATE, [])
     bare = write_chain_gguf(tmp_path / "bare.gguf", chat_template=None)
     create(daemon, "hazard-2", bare)
     with pytest.raises(RegistrationError):
         daemon.verify("hazard-2", None, [])
 
 
-@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("ollama_template", [None, OLLAMA_TEMPLATE])
 def test_3_an_id_ends_an_answer_and_a_stop_that_names_a_control_token_does_not(
-    template: str | None, daemon: Daemon, client: ollama.Client, tmp_path: Path
+    ollama_template: str | None, daemon: Daemon, client: ollama.Client, tmp_path: Path
 ) -> None:
     ends = {}
     for ending, stops in (("eot", ()), (None, ("<|fin|>",))):
@@ -84,17 +91,18 @@ def test_3_an_id_ends_an_answer_and_a_stop_that_names_a_control_token_does_not(
             tmp_path / f"{ending}.gguf", chat_template=PADDING + TURNS.replace("</s>", ""),
             eos="<|fin|>", end_as=ending,
         )  # fmt: skip
-        name = f"hazard-3-{ending}-{'go' if template else 'native'}".lower()
-        create(daemon, name, gguf, template and template.replace("</s>", ""), stops=stops)
+        name = f"hazard-3-{ending}-{'go' if ollama_template else 'native'}".lower()
+        go = ollama_template and ollama_template.replace("</s>", "")
+        create(daemon, name, gguf, go, stops=stops)
         reply = client.chat(name, [{"role": "user", "content": "Hi"}], options={"num_predict": 32})
         ends[ending] = (reply.done_reason, reply.message.content)
     assert ends["eot"] == ("stop", ANSWER)
     assert ends[None][0] == "length"
 
 
-@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("ollama_template", [None, OLLAMA_TEMPLATE])
 def test_4_there_is_exactly_one_bos_or_none(
-    template: str | None, daemon: Daemon, client: ollama.Client, tmp_path: Path
+    ollama_template: str | None, daemon: Daemon, client: ollama.Client, tmp_path: Path
 ) -> None:
     counts = {}
     for adds_bos in (True, False):
@@ -102,8 +110,8 @@ def test_4_there_is_exactly_one_bos_or_none(
             tmp_path / f"{adds_bos}.gguf", adds_bos=adds_bos,
             chat_template=PADDING + ("{{ bos_token }}" if adds_bos else "") + TURNS,
         )  # fmt: skip
-        name = f"hazard-4-{adds_bos}-{'go' if template else 'native'}".lower()
-        create(daemon, name, gguf, template)
+        name = f"hazard-4-{adds_bos}-{'go' if ollama_template else 'native'}".lower()
+        create(daemon, name, gguf, ollama_template)
         counts[adds_bos] = prompt_tokens(client, name, "Hi")
     # One token a byte, and `</s>` is one token.
     plain = len("<|user|>\nHi\n<|assistant|>\n") + 1
@@ -115,8 +123,11 @@ def test_4_a_bos_in_a_go_template_would_be_doubled(
 ) -> None:
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
     counts = [
-        prompt_tokens(client, create(daemon, name, gguf, template), "Hi")
-        for name, template in (("hazard-4-one", TEMPLATE), ("hazard-4-two", "<s>" + TEMPLATE))
+        prompt_tokens(client, create(daemon, name, gguf, go), "Hi")
+        for name, go in (
+            ("hazard-4-one", OLLAMA_TEMPLATE),
+            ("hazard-4-two", "<s>" + OLLAMA_TEMPLATE),
+        )
     ]
     assert counts[1] == counts[0] + 1
 
@@ -162,11 +173,11 @@ def test_6_a_conversation_that_the_chat_template_refuses_is_found_beforehand(
 def test_7_braces_quotes_and_line_ends_arrive_as_they_are(
     text: str, daemon: Daemon, tmp_path: Path
 ) -> None:
-    escaped = TEMPLATE + "{{ `" + text + "` }}"
+    escaped = OLLAMA_TEMPLATE + "{{ `" + text + "` }}"
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
     name = create(daemon, "hazard-7", gguf, escaped, system=text, stops=(text,))
-    shown = daemon.show(name)
-    assert (shown.template, shown.system, shown.stops) == (escaped, text, (text,))
+    response = daemon.show(name)
+    assert (response.template_text, response.system, response.stops) == (escaped, text, (text,))
     rendered = daemon_renderer(daemon, name)(Conversation("", turns("Hi")))
     assert rendered.startswith(f"<|system|>\n{text}</s>\n")
     assert rendered.endswith(text.replace("\r", ""))  # Go drops it from raw strings
@@ -176,8 +187,8 @@ def test_8_nothing_is_sampled_otherwise_than_asked_for(daemon: Daemon, tmp_path:
     gguf = write_chain_gguf(
         tmp_path / "m.gguf", chat_template=EXAMPLES["gemma"].chat_template.source
     )
-    shown = daemon.show(create(daemon, "hazard-8", gguf))
-    assert (shown.parameters, shown.stops) == ({}, ())
+    response = daemon.show(create(daemon, "hazard-8", gguf))
+    assert (response.parameters, response.stops) == ({}, ())
 
 
 def test_17_a_marker_is_one_control_token_and_content_is_none(

@@ -91,4 +91,11 @@ def test_without_the_pins_conversations_would_differ(
 
 def _register(daemon: Daemon, gguf: Path) -> None:
     digest = daemon.upload(gguf)
-    daemon.create("bare", {gguf.name: digest}, template=None, system=None, stops=(), parameters={})
+    daemon.create(
+        "bare",
+        {gguf.name: digest},
+        ollama_template=None,
+        system=None,
+        stops=(),
+        parameters={},
+    )

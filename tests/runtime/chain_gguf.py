@@ -1,9 +1,9 @@
-"""A GGUF small enough to work out by hand: a Llama whose next token depends on the last one only.
+"""A GGUF that can be computed by hand: a Llama whose next token depends only on the last one.
 
-Its block adds nothing (the output projections are zero), the embeddings are one-hot, and the
-output matrix is a table "after this token comes that one". After a newline it says `ANSWER`, and
-then the end-of-sequence token; after anything else it ends at once. The vocabulary is a
-SentencePiece one of single bytes. The file is written from the format's specification.
+Its block adds nothing (the output projections are zero), the embeddings are one-hot, and the output
+matrix is a table of which token follows which. After a newline the model says `ANSWER` and then the
+end-of-sequence token; after anything else it ends at once. The vocabulary is a SentencePiece one of
+single bytes. The file is written from the format's specification.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def write_chain_gguf(
 ) -> Path:
     """Write the model; the same arguments give the same bytes.
 
-    `end_as` is the name of the id that is told to end an answer (`eos`, `eot`, `eom`); without one
-    the model writes its end token on and on, and none of them is known to end anything.
+    `end_as` names the metadata key of the id that ends an answer (`eos`, `eot`, `eom`). With None,
+    no key has the id of the end token, so the model repeats it without end.
     """
     tensors = _tensors()
     header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 0)

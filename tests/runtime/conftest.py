@@ -1,4 +1,4 @@
-"""A registered model is asked of a real daemon; its GGUF is one whose answer is known."""
+"""A real daemon, and a small GGUF whose answer is known."""
 
 from __future__ import annotations
 

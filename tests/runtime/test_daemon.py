@@ -1,4 +1,4 @@
-"""What is registered is what was sent, or it is an error; asked of a real daemon."""
+"""A real daemon registers what was sent, or there is an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPT = "<|user|>\nWho goes there?</s>\n<|assistant|>\n"
 
 
 class Recorder(Silent):
-    """Counts what a stage reports."""
+    """Counts the progress that a stage reports."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -55,19 +55,24 @@ def register(
     name: str,
     gguf: Path,
     *,
-    template: str | None = None,
+    ollama_template: str | None = None,
     system: str | None = None,
     stops: tuple[str, ...] = (),
 ) -> None:
     digest = daemon.upload(gguf)
     daemon.create(
-        name, {gguf.name: digest}, template=template, system=system, stops=stops, parameters={}
+        name,
+        {gguf.name: digest},
+        ollama_template=ollama_template,
+        system=system,
+        stops=stops,
+        parameters={},
     )
 
 
 @contextmanager
 def answering(status: int, body: object) -> Iterator[str]:
-    """A server that gives one answer to everything."""
+    """A server that gives the same answer to every request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -93,7 +98,7 @@ def free_port() -> int:
 
 
 class TestReaching:
-    def test_ollama_host_says_which_daemon(
+    def test_ollama_host_names_the_daemon(
         self, ollama_daemon: OllamaDaemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("OLLAMA_HOST", ollama_daemon.host)
@@ -102,16 +107,18 @@ class TestReaching:
         assert daemon.version().split(".")[0].isdigit()
         assert daemon.is_local
 
-    def test_without_it_the_usual_port_is_meant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_ollama_host_the_usual_port_is_used(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("OLLAMA_HOST", raising=False)
         assert Daemon().host == "http://127.0.0.1:11434"
 
-    def test_an_address_to_listen_on_everywhere_is_this_machine(self) -> None:
+    def test_the_address_to_listen_everywhere_is_this_machine(self) -> None:
         daemon = Daemon("0.0.0.0:1234")
         assert daemon.host == "http://127.0.0.1:1234"
         assert daemon.is_local
 
-    def test_a_proxy_is_not_asked_for_this_machine(
+    def test_no_proxy_is_used_to_reach_this_machine(
         self, ollama_daemon: OllamaDaemon, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -126,16 +133,19 @@ class TestReaching:
         assert caught.value.exit_code == 4
         assert "ollama serve" in caught.value.next_step
 
-    def test_whether_a_daemon_is_there_can_be_asked(self, daemon: Daemon) -> None:
+    def test_is_reachable_says_whether_a_daemon_answers(self, daemon: Daemon) -> None:
         assert daemon.is_reachable()
         assert not Daemon(f"127.0.0.1:{free_port()}").is_reachable()
 
     @pytest.mark.parametrize("body", [{}, [], {"version": 3}, "hello"])
-    def test_another_server_is_not_taken_for_ollama(self, body: object) -> None:
-        with answering(200, body) as host, pytest.raises(DaemonError, match="does not speak"):
+    def test_another_server_is_not_mistaken_for_ollama(self, body: object) -> None:
+        with (
+            answering(200, body) as host,
+            pytest.raises(DaemonError, match="does not speak Ollama"),
+        ):
             Daemon(host).version()
 
-    def test_an_address_that_is_none_is_a_usage_error(self) -> None:
+    def test_an_invalid_address_is_a_usage_error(self) -> None:
         for host in ("host:port", "ftp://127.0.0.1"):
             with pytest.raises(UsageError, match="address"):
                 Daemon(host).version()
@@ -143,7 +153,7 @@ class TestReaching:
     def test_the_models_folder_of_another_machine_is_unknown(self) -> None:
         assert Daemon("192.0.2.1").models_folder() is None
 
-    def test_the_models_folder_is_the_one_of_ollama(
+    def test_the_models_folder_is_ollamas_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -171,11 +181,9 @@ class TestUpload:
         assert stored.read_bytes() == file.read_bytes()
         assert (first.done, first.total) == (3_000_000, 3_000_000)
         assert second.total == 0
-        assert "has it already" in second.notes[0]
+        assert file.name in second.notes[0]
 
-    def test_a_file_that_is_not_what_its_digest_says_is_refused(
-        self, daemon: Daemon, tmp_path: Path
-    ) -> None:
+    def test_a_file_with_another_digest_is_refused(self, daemon: Daemon, tmp_path: Path) -> None:
         file = tmp_path / "other.gguf"
         file.write_bytes(b"changed meanwhile")
         with pytest.raises(RegistrationError, match="digest mismatch"):
@@ -184,9 +192,10 @@ class TestUpload:
 
 
 class TestCreate:
-    def test_the_ggufs_own_template_renders(self, daemon: Daemon, chain_gguf: Path) -> None:
+    def test_the_ggufs_own_chat_template_renders(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "native", chain_gguf)
-        result = daemon.verify("native", None, [], gguf_chat_template=CHAT_TEMPLATE, parameters={})
+        result = daemon.verify("native", None, [], parameters={})
+        assert daemon.show("native").template_text == CHAT_TEMPLATE
         assert result.template_in_force == "native"
         assert result.answer == ANSWER
         assert result.done_reason == "stop"
@@ -194,14 +203,16 @@ class TestCreate:
         assert len(result.digest) == 64
         assert daemon.render("native", QUESTION) == PROMPT
 
-    def test_a_template_that_is_sent_renders(self, daemon: Daemon, chain_gguf: Path) -> None:
-        register(daemon, "go", chain_gguf, template=OLLAMA_TEMPLATE, stops=("</s>",))
+    def test_an_ollama_template_that_is_sent_renders(
+        self, daemon: Daemon, chain_gguf: Path
+    ) -> None:
+        register(daemon, "go", chain_gguf, ollama_template=OLLAMA_TEMPLATE, stops=("</s>",))
         result = daemon.verify("go", OLLAMA_TEMPLATE, ["</s>"])
         assert result.template_in_force == "TEMPLATE"
         assert result.answer == ANSWER
         assert daemon.render("go", QUESTION) == PROMPT
 
-    def test_awkward_texts_arrive_as_they_are(self, daemon: Daemon, chain_gguf: Path) -> None:
+    def test_awkward_texts_arrive_unchanged(self, daemon: Daemon, chain_gguf: Path) -> None:
         system = 'Say """ahoy"""\nRENDERER none\n{{ .System }} \u00a0\u2028'
         stops = ('"quoted"', "back\\slash", "new\nline", "\u2028", "\x00é\U0001f3f4")
         parameters = {"temperature": 0.7, "num_ctx": 512, "seed": 2**40, "min_p": 1e-7}
@@ -209,7 +220,7 @@ class TestCreate:
         daemon.create(
             "awkward",
             {"chain.gguf": digest},
-            template=None,
+            ollama_template=None,
             system=system,
             stops=stops,
             parameters=parameters,
@@ -217,10 +228,10 @@ class TestCreate:
         assert daemon.show("awkward").system == system
         assert daemon.verify("awkward", None, stops, parameters=parameters).done_reason == "stop"
 
-    def test_no_stops_means_none(self, daemon: Daemon, tmp_path: Path) -> None:
-        # Without the padding Ollama takes this for ChatML, and would add its stops.
+    def test_without_stops_ollama_adds_none(self, daemon: Daemon, tmp_path: Path) -> None:
+        # Without the padding Ollama recognises ChatML, and would add its stops.
         gguf = write_chain_gguf(tmp_path / "chatml.gguf", chat_template=CHATML)
-        register(daemon, "no-stops", gguf, template=OLLAMA_TEMPLATE)
+        register(daemon, "no-stops", gguf, ollama_template=OLLAMA_TEMPLATE)
         assert daemon.show("no-stops").stops == ()
 
     def test_a_model_of_that_name_is_replaced(self, daemon: Daemon, chain_gguf: Path) -> None:
@@ -235,7 +246,7 @@ class TestCreate:
         digests = {daemon.verify(name, None, []).digest for name in ("tags", "tags:q4_k_m")}
         assert len(digests) == 1
 
-    def test_a_file_that_is_no_gguf_is_refused_and_nothing_is_registered(
+    def test_a_file_that_is_not_a_gguf_is_refused_and_nothing_is_registered(
         self, daemon: Daemon, tmp_path: Path
     ) -> None:
         file = tmp_path / "no.gguf"
@@ -246,7 +257,7 @@ class TestCreate:
         with pytest.raises(RegistrationError, match="not found"):
             daemon.show("broken")
 
-    def test_a_gguf_as_llama_cpp_writes_it_is_kept_once(
+    def test_the_daemon_keeps_one_copy_of_a_gguf_as_llama_cpp_writes_it(
         self, daemon: Daemon, ollama_daemon: OllamaDaemon, tmp_path: Path
     ) -> None:
         source = write_chain_gguf(tmp_path / "source.gguf", chat_template=CHAT_TEMPLATE + "\n")
@@ -265,16 +276,14 @@ class TestCreate:
         with pytest.raises(InvalidNameError):
             register(daemon, "bad name", chain_gguf)
 
-    def test_an_architecture_that_ollama_does_not_know_is_refused(
-        self, daemon: Daemon, tmp_path: Path
-    ) -> None:
+    def test_an_unknown_architecture_is_refused(self, daemon: Daemon, tmp_path: Path) -> None:
         gguf = write_chain_gguf(tmp_path / "unknown.gguf", architecture="unheard-of")
         with pytest.raises(RegistrationError, match="while creating unknown"):
             register(daemon, "unknown", gguf)
 
-    def test_a_template_that_is_no_go_is_refused(self, daemon: Daemon, chain_gguf: Path) -> None:
+    def test_an_invalid_go_template_is_refused(self, daemon: Daemon, chain_gguf: Path) -> None:
         with pytest.raises(RegistrationError, match="template"):
-            register(daemon, "no-go", chain_gguf, template="{{ if }}")
+            register(daemon, "no-go", chain_gguf, ollama_template="{{ if }}")
 
 
 CHATML = (
@@ -285,61 +294,64 @@ CHATML = (
 
 
 class TestVerify:
-    def test_a_template_that_ollama_added_is_found_out(
-        self, daemon: Daemon, tmp_path: Path
-    ) -> None:
+    def test_a_template_that_ollama_added_is_detected(self, daemon: Daemon, tmp_path: Path) -> None:
         gguf = write_chain_gguf(tmp_path / "chatml.gguf", chat_template=CHATML)
         register(daemon, "unpadded", gguf)
         with pytest.raises(RegistrationError, match="rendered by the Modelfile's TEMPLATE"):
             daemon.verify("unpadded", None, [])
 
-    def test_a_template_that_loses_to_the_ggufs_is_found_out(
+    def test_an_ollama_template_that_is_not_in_force_is_detected(
         self, daemon: Daemon, tmp_path: Path
     ) -> None:
-        # A chat template that speaks of tools wins over a Go template that does not.
+        # A chat template with tools takes precedence over a Go template without.
         jinja = CHAT_TEMPLATE + "{# {{ tools }} #}{% if tools %}{{ tools }}{% endif %}"
         gguf = write_chain_gguf(tmp_path / "tools.gguf", chat_template=jinja)
-        register(daemon, "loses", gguf, template=OLLAMA_TEMPLATE)
+        register(daemon, "loses", gguf, ollama_template=OLLAMA_TEMPLATE)
         with pytest.raises(RegistrationError, match="GGUF's own chat template, not") as caught:
             daemon.verify("loses", OLLAMA_TEMPLATE, [])
         assert "--template native" in caught.value.next_step
 
-    def test_no_template_at_all_is_found_out(self, daemon: Daemon, tmp_path: Path) -> None:
+    def test_the_lack_of_any_template_is_detected(self, daemon: Daemon, tmp_path: Path) -> None:
         gguf = write_chain_gguf(tmp_path / "plain.gguf", chat_template=None)
         register(daemon, "plain", gguf)
         with pytest.raises(RegistrationError, match="no template at all"):
             daemon.verify("plain", None, [])
 
-    def test_other_stops_are_found_out(self, daemon: Daemon, chain_gguf: Path) -> None:
+    def test_different_stops_are_detected(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "stops", chain_gguf, stops=("a",))
         with pytest.raises(RegistrationError, match="not as sent: stops"):
             daemon.verify("stops", None, ["a", "b"])
 
-    def test_another_template_is_found_out(self, daemon: Daemon, chain_gguf: Path) -> None:
-        register(daemon, "other", chain_gguf)
+    def test_a_different_template_is_detected(self, daemon: Daemon, chain_gguf: Path) -> None:
+        register(daemon, "other", chain_gguf, ollama_template=OLLAMA_TEMPLATE)
         with pytest.raises(RegistrationError, match="not as sent: template"):
-            daemon.verify("other", None, [], gguf_chat_template=CHAT_TEMPLATE + " ")
+            daemon.verify("other", OLLAMA_TEMPLATE + " ", [])
 
-    def test_a_model_that_cannot_answer_is_found_out(self, daemon: Daemon, tmp_path: Path) -> None:
-        # A broken chat template is noticed only when the model is loaded.
+    def test_a_model_that_cannot_answer_is_detected(self, daemon: Daemon, tmp_path: Path) -> None:
+        # The daemon notices an invalid chat template only when it loads the model.
         gguf = write_chain_gguf(tmp_path / "broken.gguf", chat_template=CHAT_TEMPLATE + "{% if")
         register(daemon, "silent", gguf)
         with pytest.raises(RegistrationError, match="letting silent answer"):
             daemon.verify("silent", None, [])
 
 
-class TestDyingMidway:
-    def test_a_daemon_whose_words_end_early(self) -> None:
+class TestDaemonDies:
+    def test_a_daemon_whose_answer_ends_early(self) -> None:
         with (
             answering(200, {"status": "parsing GGUF"}) as host,
-            pytest.raises(DaemonError, match="went away while creating model") as caught,
+            pytest.raises(DaemonError, match="while creating model") as caught,
         ):
             Daemon(host).create(
-                "model", {"a.gguf": "sha256:0"}, template=None, system=None, stops=[], parameters={}
+                "model",
+                {"a.gguf": "sha256:0"},
+                ollama_template=None,
+                system=None,
+                stops=[],
+                parameters={},
             )
         assert caught.value.exit_code == 4
 
-    def test_a_daemon_that_dies_during_an_upload(self, ollama_binary: Path, tmp_path: Path) -> None:
+    def test_during_an_upload(self, ollama_binary: Path, tmp_path: Path) -> None:
         file = tmp_path / "large.gguf"
         file.write_bytes(bytes(64 << 20))
         with running_daemon(ollama_binary, tmp_path / "ollama") as running:
@@ -356,9 +368,7 @@ class TestDyingMidway:
             assert caught.value.exit_code == 4
             assert not any((running.models / "blobs").glob("sha256-" + "?" * 64))
 
-    def test_a_daemon_that_died_before_the_answer(
-        self, ollama_binary: Path, tmp_path: Path, chain_gguf: Path
-    ) -> None:
+    def test_before_the_answer(self, ollama_binary: Path, tmp_path: Path, chain_gguf: Path) -> None:
         with running_daemon(ollama_binary, tmp_path / "ollama") as running:
             daemon = Daemon(running.host)
             register(daemon, "model", chain_gguf)

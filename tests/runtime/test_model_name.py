@@ -1,4 +1,4 @@
-"""A name is refused before any work exactly where a daemon would refuse it."""
+"""A name is refused, before any work, exactly if a daemon would refuse it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from packager.errors import InvalidNameError
-from packager.runtime.daemon import split_tag, validate_name
-from packager.runtime.model_name import qualified_name
+from packager.runtime.model_name import qualified_name, split_tag, validate_name
 from tests.daemon import OllamaDaemon
 
 GOOD = [
@@ -46,7 +45,7 @@ BAD = [
 ]
 
 
-def is_taken(name: str) -> bool:
+def is_accepted(name: str) -> bool:
     try:
         validate_name(name)
     except InvalidNameError:
@@ -56,12 +55,12 @@ def is_taken(name: str) -> bool:
 
 @cache
 def http_client() -> httpx.Client:
-    """One client for all questions: making one takes longer than asking."""
+    """One client for all requests: to create one takes longer than a request."""
     return httpx.Client(trust_env=False)
 
 
-def daemon_takes(daemon: OllamaDaemon, name: str) -> bool:
-    """The daemon looks at the name first, then misses the files that a model is made of."""
+def daemon_accepts(daemon: OllamaDaemon, name: str) -> bool:
+    """The daemon checks the name first; then it finds that the request has no files."""
     answer = http_client().post(f"http://{daemon.host}/api/create", json={"model": name or " "})
     complaint = answer.json()["error"]
     assert complaint in ("invalid model name", "neither 'from' or 'files' was specified")
@@ -69,7 +68,7 @@ def daemon_takes(daemon: OllamaDaemon, name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_name_that_ollama_takes_comes_back_as_it_was(name: str) -> None:
+def test_a_name_that_ollama_accepts_is_returned_unchanged(name: str) -> None:
     assert validate_name(name) == name
 
 
@@ -84,7 +83,7 @@ def test_a_name_that_ollama_refuses_is_a_usage_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", GOOD + BAD)
 def test_the_daemon_agrees(ollama_daemon: OllamaDaemon, name: str) -> None:
-    assert is_taken(name) == daemon_takes(ollama_daemon, name)
+    assert is_accepted(name) == daemon_accepts(ollama_daemon, name)
 
 
 @settings(
@@ -92,11 +91,11 @@ def test_the_daemon_agrees(ollama_daemon: OllamaDaemon, name: str) -> None:
 )
 @given(name=st.text(alphabet="aZ9_-.:/@ é", min_size=1, max_size=12))
 def test_the_daemon_agrees_on_any_name(ollama_daemon: OllamaDaemon, name: str) -> None:
-    assert is_taken(name) == daemon_takes(ollama_daemon, name)
+    assert is_accepted(name) == daemon_accepts(ollama_daemon, name)
 
 
 @pytest.mark.parametrize("tag", ["cloud", "Local", "8b-cloud"])
-def test_a_tag_that_means_a_place_is_refused(tag: str) -> None:
+def test_a_tag_that_ollama_takes_for_a_place_is_refused(tag: str) -> None:
     with pytest.raises(InvalidNameError, match=tag):
         validate_name(f"mymodel:{tag}")
 
@@ -106,5 +105,5 @@ def test_a_port_is_not_a_tag() -> None:
     assert split_tag("host:5000/me/model:v1") == ("host:5000/me/model", "v1")
 
 
-def test_a_short_name_means_the_same_as_the_long_one() -> None:
+def test_a_short_name_equals_its_long_form() -> None:
     assert qualified_name("MyModel") == qualified_name("registry.ollama.ai/library/mymodel:latest")

@@ -233,10 +233,9 @@ def test_a_wrong_pre_tokenizer_is_detected_by_its_token_ids(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     """HAZARD: a GGUF splits text in another way than the training tokenizer."""
+    from packager.errors import PromptDifferenceError
     from packager.model.model_file import ModelFile
     from packager.model.tokenizer import load_tokenizer
-
-    from packager.errors import PromptDifferenceError
     from packager.prompt.chat_template import load_chat_template
     from packager.prompt.conversation import CORE
     from packager.runtime.gguf_vocabulary import GgufVocabulary
