@@ -161,7 +161,10 @@ def _no_components(
 
 
 def _even_clusters(vectors: torch.Tensor, count: int, iterations: int) -> tuple[torch.Tensor, int]:
-    """AdaMSS's `clustering_Z`: as many clusters as it makes, of arbitrary rows."""
+    """AdaMSS's `clustering_Z`: each row's cluster, and the number of clusters, as PEFT gives them.
+
+    There are as many clusters as it makes, of arbitrary rows.
+    """
     import torch
 
     count = min(count, len(vectors))
