@@ -1,11 +1,11 @@
 """ftpack: from what a fine-tuning run leaves behind to a model that answers in Ollama.
 
-    from packager import BuildOptions, Request, SourceOptions, build_gguf, parse_quant
+    from packager import BuildOptions, Request, SourceOptions, gguf, parse_quant
 
     request = Request(
         source=SourceOptions("./lora"), build=BuildOptions(quants=(parse_quant("q5_k_m"),))
     )
-    built = build_gguf(request)
+    built = gguf(request)
 
 The names below are the library's contract; each is imported when it is first used.
 """
@@ -43,8 +43,8 @@ _HOME = {
     "Silent": "packager.progress",
     "SourceOptions": "packager.source.source_options",
     "build": "packager.verbs.build",
-    "build_gguf": "packager.verbs.gguf",
-    "compare_prompt": "packager.verbs.prompt",
+    "gguf": "packager.verbs.gguf",
+    "prompt": "packager.verbs.prompt",
     "doctor": "packager.verbs.doctor",
     "inspect": "packager.verbs.inspect",
     "merge": "packager.verbs.merge",
@@ -71,20 +71,16 @@ def __getattr__(name: str) -> object:
 
 
 class _Library(ModuleType):
-    """The package itself: its attribute `merge` is the verb, although a room has the same name.
+    """The package itself: it keeps the names of verbs that are also names of rooms for the verbs.
 
-    The import system sets a package's attribute when it imports a part of it. Code reaches the room
-    by its full name (`from packager.merge.adapters import ...`), which does not need the attribute.
+    The import system sets a package's attribute to each part that it imports, and would hide them.
+    Code reaches a room by its full name (`from packager.merge.adapters import ...`), which does not
+    need the attribute.
     """
 
-    @property
-    def merge(self) -> object:
-        """The verb `merge`."""
-        return importlib.import_module("packager.verbs.merge").merge
-
-    @merge.setter
-    def merge(self, room: ModuleType) -> None:
-        pass
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOME:
+            super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Library

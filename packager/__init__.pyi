@@ -23,7 +23,7 @@ from packager.source.source_options import SourceOptions as SourceOptions
 from packager.verbs.build import Built as Built
 from packager.verbs.build import build as build
 from packager.verbs.doctor import doctor as doctor
-from packager.verbs.gguf import build_gguf as build_gguf
+from packager.verbs.gguf import gguf as gguf
 from packager.verbs.gguf import plan as plan
 from packager.verbs.inspect import Inspection as Inspection
 from packager.verbs.inspect import inspect as inspect
@@ -34,7 +34,7 @@ from packager.verbs.modelfile import modelfile as modelfile
 from packager.verbs.ollama import Packaged as Packaged
 from packager.verbs.ollama import ollama as ollama
 from packager.verbs.prompt import PromptReport as PromptReport
-from packager.verbs.prompt import compare_prompt as compare_prompt
+from packager.verbs.prompt import prompt as prompt
 from packager.verbs.register import Registered as Registered
 from packager.verbs.register import register as register
 from packager.verbs.run import Chat as Chat
