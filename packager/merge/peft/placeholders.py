@@ -123,7 +123,7 @@ def _emptying(
 
     def create_and_empty(*args: Any, **kwargs: Any) -> None:
         create(*args, **kwargs)
-        # By name: PEFT's tuners do not all pass the same arguments by position.
+        # Bound by name: PEFT passes `current_key` by position in one place, by name in the others.
         given = signature.bind(*args, **kwargs).arguments
         adapter = given["adapter_name"]
         layer = getattr(given["parent"], given["target_name"])
