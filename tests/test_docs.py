@@ -63,4 +63,5 @@ def test_the_examples_run_with_a_server(folder: Path, ollama_daemon: OllamaDaemo
     run_ = run(examples(with_server=True), folder, OLLAMA_HOST=ollama_daemon.host)
 
     assert run_.returncode == 0, run_.stderr
-    assert "mymodel:latest" in run_.stdout or "'mymodel'" in run_.stdout
+    assert "('pirate',)" in run_.stdout
+    assert "('mymodel',)" in run_.stdout
