@@ -1,11 +1,11 @@
 """ftpack: from what a fine-tuning run leaves behind to a model that answers in Ollama.
 
-    from packager import BuildOptions, Request, SourceOptions, build_gguf, parse_quant
+    from packager import BuildOptions, Request, SourceOptions, gguf, parse_quant
 
     request = Request(
         source=SourceOptions("./lora"), build=BuildOptions(quants=(parse_quant("q5_k_m"),))
     )
-    built = build_gguf(request)
+    built = gguf(request)
 
 The names below are the library's contract; each is imported when it is first used.
 """
@@ -15,50 +15,6 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from packager.bundle.bundle import Bundle as Bundle
-    from packager.bundle.bundle import read_bundle as read_bundle
-    from packager.bundle.bundle import verify_bundle as verify_bundle
-    from packager.errors import FtpackError as FtpackError
-    from packager.files import scratch_folder as scratch_folder
-    from packager.gguf.quants import parse_quant as parse_quant
-    from packager.merge.merge_options import Combination as Combination
-    from packager.merge.merge_options import MergeOptions as MergeOptions
-    from packager.package.package import Package as Package
-    from packager.package.plan import Plan as Plan
-    from packager.package.prepare import prepare as prepare
-    from packager.package.request import BuildOptions as BuildOptions
-    from packager.package.request import Request as Request
-    from packager.progress import Progress as Progress
-    from packager.progress import Silent as Silent
-    from packager.prompt.ollama_version import OllamaVersion as OllamaVersion
-    from packager.prompt.prompt_options import PromptOptions as PromptOptions
-    from packager.runtime.daemon import Daemon as Daemon
-    from packager.save.staged_folder import SavedFolder as SavedFolder
-    from packager.source.source_options import SourceOptions as SourceOptions
-    from packager.verbs.build import Built as Built
-    from packager.verbs.build import build as build
-    from packager.verbs.doctor import doctor as doctor
-    from packager.verbs.gguf import build_gguf as build_gguf
-    from packager.verbs.gguf import plan as plan
-    from packager.verbs.inspect import Inspection as Inspection
-    from packager.verbs.inspect import inspect as inspect
-    from packager.verbs.merge import MergedFolder as MergedFolder
-    from packager.verbs.merge import merge as merge
-    from packager.verbs.merge import save_adapter as save_adapter
-    from packager.verbs.modelfile import modelfile as modelfile
-    from packager.verbs.ollama import Packaged as Packaged
-    from packager.verbs.ollama import ollama as ollama
-    from packager.verbs.prompt import PromptReport as PromptReport
-    from packager.verbs.prompt import compare_prompt as compare_prompt
-    from packager.verbs.register import Registered as Registered
-    from packager.verbs.register import register as register
-    from packager.verbs.run import Chat as Chat
-    from packager.verbs.run import ChatOptions as ChatOptions
-    from packager.verbs.run import run as run
-    from packager.verify.dataset import read_conversations as read_conversations
 
 __version__ = "0.1.0"
 
@@ -87,8 +43,8 @@ _HOME = {
     "Silent": "packager.progress",
     "SourceOptions": "packager.source.source_options",
     "build": "packager.verbs.build",
-    "build_gguf": "packager.verbs.gguf",
-    "compare_prompt": "packager.verbs.prompt",
+    "gguf": "packager.verbs.gguf",
+    "prompt": "packager.verbs.prompt",
     "doctor": "packager.verbs.doctor",
     "inspect": "packager.verbs.inspect",
     "merge": "packager.verbs.merge",
@@ -115,20 +71,16 @@ def __getattr__(name: str) -> object:
 
 
 class _Library(ModuleType):
-    """This package, whose attribute `merge` is the verb although a room has the same name.
+    """The package itself: it keeps the names of verbs that are also names of rooms for the verbs.
 
-    The import system sets a package's attribute when it imports a part of it. Code reaches the room
-    by its full name (`from packager.merge.adapters import ...`), which does not need the attribute.
+    The import system sets a package's attribute to each part that it imports, and would hide them.
+    Code reaches a room by its full name (`from packager.merge.adapters import ...`), which does not
+    need the attribute.
     """
 
-    @property
-    def merge(self) -> object:
-        """The verb `merge`."""
-        return importlib.import_module("packager.verbs.merge").merge
-
-    @merge.setter
-    def merge(self, room: ModuleType) -> None:
-        pass
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOME:
+            super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Library

@@ -36,12 +36,12 @@ def command(request: Request, dry_run: bool, output: Output) -> None:
       ftpack gguf ./lora --quant q4_k_m --quant q8_0 --out ./mymodel-gguf
     """
     from packager.cli.report import report_bundle, report_plan
-    from packager.verbs.gguf import build_gguf, plan
+    from packager.verbs.gguf import gguf, plan
 
     if dry_run:
         report_plan(plan(request, output.console), output)
         return
-    built = build_gguf(request, output.console)
+    built = gguf(request, output.console)
     report_bundle(built, output)
     if not output.as_json:
         bundle = built.bundle

@@ -44,7 +44,7 @@ def command(
     """
     from packager.cli.report import report_prompt, show_conversation
     from packager.runtime.daemon import Daemon
-    from packager.verbs.prompt import compare_prompt
+    from packager.verbs.prompt import prompt as compare_prompt
     from packager.verify.renderers import require_equal
 
     daemon = Daemon(against) if against else None

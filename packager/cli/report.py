@@ -15,8 +15,8 @@ from packager.prompt.comparison import ComparedPrompt, Comparison
 from packager.verbs.build import Built
 from packager.verbs.prompt import PromptReport
 from packager.verbs.register import Registered
+from packager.verify.comparison_report import report_comparison, spoken
 from packager.verify.difference import side_by_side
-from packager.verify.report import report_comparison, spoken
 
 
 def report_plan(plan: Plan, output: Output) -> None:

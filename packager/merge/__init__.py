@@ -1,1 +1,1 @@
-"""PEFT: an adapter merged into its base, one tensor at a time."""
+"""Adapters, merged into their base one tensor at a time."""

@@ -31,7 +31,7 @@ class MergeOnto:
     scratch: Path
 
     def __call__(self, base: Checkpoint) -> Merged:
-        """This model with the adapters merged in; no weight of it is read.
+        """The merged model; no weight of the base is read.
 
         Raises:
             InputRefusedError: what `packager.merge.adapters.merge` raises if one does not fit.

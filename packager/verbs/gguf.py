@@ -13,7 +13,7 @@ from packager.runtime.model_name import validate_name
 from packager.verbs.build import Built, build
 
 
-def build_gguf(request: Request, progress: Progress | None = None) -> Built:
+def gguf(request: Request, progress: Progress | None = None) -> Built:
     """Build the bundle that a request describes.
 
     Raises:
@@ -27,7 +27,7 @@ def build_gguf(request: Request, progress: Progress | None = None) -> Built:
 
 
 def plan(request: Request, progress: Progress | None = None) -> Plan:
-    """What `build_gguf` would make and what it would cost, for every quant of llama.cpp.
+    """What `gguf` would make and what it would cost, for every quant of llama.cpp.
 
     Raises:
         FtpackError: whatever is wrong with the input.

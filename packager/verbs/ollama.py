@@ -20,8 +20,8 @@ from packager.runtime.daemon import Daemon
 from packager.verbs.build import Built, build
 from packager.verbs.gguf import plan as plan_gguf
 from packager.verbs.register import Registered, model_names, register, require_store_space
+from packager.verify.comparison_report import report_comparison
 from packager.verify.renderers import compare_gguf, require_equal
-from packager.verify.report import report_comparison
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class PromptReport:
         return (*self.comparisons, *more)
 
 
-def compare_prompt(
+def prompt(
     request: Request,
     daemon: Daemon | None = None,
     progress: Progress | None = None,

@@ -16,8 +16,8 @@ from packager.prompt.ollama_version import OllamaVersion
 from packager.prompt.template_record import recorded_template
 from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration
 from packager.runtime.model_name import validate_name, with_suffix
+from packager.verify.comparison_report import report_comparison
 from packager.verify.renderers import compare_on_daemon, require_equal
-from packager.verify.report import report_comparison
 
 
 @dataclass(frozen=True)

@@ -297,10 +297,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "megatron": ("LoRA on Megatron's layers", {"megatron_config": {"a": 1}}, "megatron_config"),
     "corda": ("CorDA as saved", {"init_lora_weights": "corda"}, "covariances"),
     "loftq": ("LoftQ as saved", {"init_lora_weights": "loftq"}, "quantizes the base"),
-    "lora-ga": ("LoRA-GA as saved", {"init_lora_weights": "lora_ga"}, "moved the base's weights"),
+    "lora-ga": ("LoRA-GA as saved", {"init_lora_weights": "lora_ga"}, "'lora_ga'"),
     "fast-pissa": ("PiSSA by fast SVD, as saved", {"init_lora_weights": "pissa_niter_4"}, "random"),
     "classifier": ("Classifiers", {"task_type": "SEQ_CLS"}, "classifier"),
-    "new": ("Any method that ftpack does not know", {"peft_type": "NEW"}, "none of the methods"),
+    "new": ("Any method that ftpack does not know", {"peft_type": "NEW"}, "'NEW'"),
 }
 
 

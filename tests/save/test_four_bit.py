@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from packager.errors import OutputExistsError, ToolchainError
 from packager.model.checkpoint import FolderCheckpoint
-from packager.package.plan import Request
 from packager.progress import Silent
 from packager.save.four_bit import plan_four_bit, save_four_bit
 from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import Kind, make_adapter, merge_with_peft
+from tests.requests import request_for
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
@@ -52,7 +52,7 @@ def test_merged_4bit_is_what_transformers_saves_of_the_merged_model(
     merged = merge_with_peft(base, kind, lora, tmp_path / "peft")
     usual = quantized_by_transformers(merged, kind, tmp_path / "usual")
 
-    merge(Request(str(lora)), tmp_path / "found", Silent(), "merged_4bit")
+    merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
 
     found, wanted = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "found", usual)
@@ -89,7 +89,7 @@ def test_transformers_loads_merged_4bit_on_the_cpu_and_generates(
         merged, dtype="auto", quantization_config=config, device_map="cpu"
     )
 
-    merge(Request(str(lora)), tmp_path / "found", Silent(), "merged_4bit")
+    merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "found", device_map="cpu")
     ids = torch.tensor([[3, 5, 7]])
@@ -105,10 +105,10 @@ def test_what_is_no_longer_tied_is_quantized_as_transformers_quantizes_it(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     lora = make_adapter(tiny_base("tied"), "tied", METHODS["lora-head"], tmp_path / "lora")
-    merge(Request(str(lora)), tmp_path / "merged", Silent())
+    merge(request_for(lora), tmp_path / "merged", Silent())
     usual = quantized_by_transformers(tmp_path / "merged", "tied", tmp_path / "usual")
 
-    merge(Request(str(lora)), tmp_path / "found", Silent(), "merged_4bit")
+    merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
 
     found, wanted = (
         load_file(folder / "model.safetensors") for folder in (tmp_path / "found", usual)
@@ -152,7 +152,7 @@ def test_without_bitsandbytes_the_command_that_installs_it_is_named(
     )
 
     with pytest.raises(ToolchainError, match="bitsandbytes") as caught:
-        merge(Request(str(lora)), tmp_path / "found", Silent(), "merged_4bit")
+        merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
 
     assert "pip install" in caught.value.next_step
     assert not (tmp_path / "found").exists()
@@ -166,4 +166,4 @@ def test_a_model_is_not_overwritten_by_its_4bit_form(
     lora = make_adapter(base, "biased", METHODS["lora"], tmp_path / "lora")
 
     with pytest.raises(OutputExistsError):
-        merge(Request(str(lora), force=True), base, Silent(), "merged_4bit")
+        merge(request_for(lora, force=True), base, Silent(), form="merged_4bit")

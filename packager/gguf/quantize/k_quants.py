@@ -20,6 +20,7 @@ from packager.gguf.quantize.search import (
     SCALE,
     STATE,
     SUM_W,
+    Grid,
     search_scale,
     search_scale_and_minimum,
     search_scale_by_descent,
@@ -50,18 +51,15 @@ BLOCK = 256
 
 
 @compiled
-def _load_weighed(
-    flat: Floats, importance: Floats, start: int, count: int, size: int, factor: Scalar,
-    v: Floats, sigma2: Floats,
-) -> None:  # fmt: skip
-    """Load parts and their search weights; sigma2 is `factor` times a block's mean square."""
+def _mean_squares(
+    flat: Floats, start: int, count: int, size: int, factor: Scalar, sigma2: Floats
+) -> None:
+    """`factor` times the mean square of a part's block, for each part."""
     parts = BLOCK // size
-    load_importance(importance, start, count, size, v, W)
     for block in range(count // parts):
         total = sum_of_squares(flat, start + block * BLOCK, BLOCK)
         for k in range(block * parts, (block + 1) * parts):
             sigma2[k] = factor * total / np.float32(BLOCK)
-    weigh_by_importance(v, sigma2, size)
 
 
 @compiled
@@ -217,17 +215,15 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
         load(flat, start, count, size, v, X)
         if has_importance:
             factor = ONE if bits == 2 else np.float32(2)
-            _load_weighed(flat, importance, start, count, size, factor, v, sigma2)
-            search_scale_and_minimum(
-                v, quants, s, size, top, np.float32(-0.9), np.float32(0.05), 36, False
-            )
+            load_importance(importance, start, count, size, v, W)
+            _mean_squares(flat, start, count, size, factor, sigma2)
+            weigh_by_importance(v, sigma2, size)
+            grid = Grid(np.float32(-0.9), np.float32(0.05), 36, False)
         else:
             _weigh_by_size(v, size, bits != 2)
-            search_scale_and_minimum(
-                v, quants, s, size, top,
-                np.float32(-1) if bits == 4 else np.float32(-0.5), np.float32(0.1),
-                20 if bits == 4 else 15, bits == 2,
-            )  # fmt: skip
+            lowest = np.float32(-1) if bits == 4 else np.float32(-0.5)
+            grid = Grid(lowest, np.float32(0.1), 20 if bits == 4 else 15, bits == 2)
+        search_scale_and_minimum(v, quants, s, size, top, grid)
         for block in range(blocks):
             lane = block * parts
             for part in range(parts):
@@ -276,9 +272,7 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
 
 @compiled
 def _pack_scales(scales: Bytes, minima: Bytes, out: Bytes, at: int) -> None:
-    """Pack eight scales and eight minima of 6 bits into 12 bytes, and read them back
-    (`get_scale_min_k4`).
-    """
+    """Pack eight scales and minima of 6 bits into 12 bytes; read them back (`get_scale_min_k4`)."""
     for j in range(4):
         out[at + j] = scales[j]
         out[at + j + 4] = minima[j]
@@ -445,7 +439,9 @@ def q3_k(rows: Floats, importance: Floats, out: Bytes) -> None:
         start, count = first * BLOCK, blocks * 16
         load(flat, start, count, 16, v, X)
         if has_importance:
-            _load_weighed(flat, importance, start, count, 16, np.float32(2), v, sigma2)
+            load_importance(importance, start, count, 16, v, W)
+            _mean_squares(flat, start, count, 16, np.float32(2), sigma2)
+            weigh_by_importance(v, sigma2, 16)
             multiply(v, 16)
             search_scale(v, s, 16, 4)
         else:

@@ -5,6 +5,8 @@ Each docstring names the function of ggml-quants.c that is followed, operation f
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from packager.gguf.quantize.jit import compiled, inlined
@@ -69,17 +71,25 @@ def _survey(v: Floats, s: Floats, size: int) -> None:
             s[_SUM_X + k] += w * x
 
 
+class Grid(NamedTuple):
+    """The scales that a search tries.
+
+    Attributes:
+        first: `rmin`, which the first candidate adds to the largest quant.
+        step: `rdelta`, which each further candidate adds.
+        steps: `nstep`.
+        is_absolute: `use_mad`, whether the error is absolute and not squared.
+    """
+
+    first: Scalar
+    step: Scalar
+    steps: int
+    is_absolute: bool
+
+
 @compiled
 def search_scale_and_minimum(
-    v: Floats,
-    quants: Floats,
-    s: Floats,
-    size: int,
-    top: int,
-    first: Scalar,
-    step: Scalar,
-    steps: int,
-    is_absolute: bool,
+    v: Floats, quants: Floats, s: Floats, size: int, top: int, grid: Grid
 ) -> None:
     """`make_qkx2_quants` and `make_qkx3_quants`: x ~ SCALE * q + MINIMUM with q in 0..top.
 
@@ -89,10 +99,7 @@ def search_scale_and_minimum(
         s: the state of the lanes.
         size: the block's length.
         top: the largest quant.
-        first: `rmin`, which the first candidate adds to `top`.
-        step: `rdelta`, which each further candidate adds.
-        steps: `nstep`.
-        is_absolute: `use_mad`, whether the error is absolute and not squared.
+        grid: the scales to try.
     """
     limit = np.float32(top)
     _survey(v, s, size)
@@ -107,16 +114,16 @@ def search_scale_and_minimum(
         s[_NEW_SCALE + k] = s[SCALE + k]
         s[_NEW_MINIMUM + k] = minimum
     _add_up(v, quants, s, size, top)
-    _measure(v, quants, s, size, is_absolute)
+    _measure(v, quants, s, size, grid.is_absolute)
     for k in range(LANES):
         s[_BEST + k] = s[_ERROR + k]
-    for number in range(steps + 1):
-        factor = np.float32(first + step * np.float32(number)) + limit
+    for number in range(grid.steps + 1):
+        factor = np.float32(grid.first + grid.step * np.float32(number)) + limit
         for k in range(LANES):
             s[_TRIED + k] = factor / (s[HIGH + k] - s[MINIMUM + k])
         _add_up(v, quants, s, size, top)
         _fit(s)
-        _measure(v, quants, s, size, is_absolute)
+        _measure(v, quants, s, size, grid.is_absolute)
         _keep_better(s)
     for k in range(LANES):
         if s[IS_EMPTY + k] > ZERO:

@@ -12,6 +12,7 @@ from packager.gguf.quantize.search import (
     OFFSET,
     SCALE,
     STATE,
+    Grid,
     search_scale,
     search_scale_and_minimum,
 )  # fmt: skip
@@ -60,12 +61,8 @@ def q8_0(rows: Floats, importance: Floats, out: Bytes) -> None:
 
 
 @compiled
-def _weigh(
-    flat: Floats, importance: Floats, start: int, count: int, columns: int, v: Floats,
-    sigma2: Floats,
-) -> None:  # fmt: skip
-    """Search weights from importance; sigma2 is the mean square of a whole row."""
-    load_importance(importance, start, count, _SIZE, v, W)
+def _row_mean_squares(flat: Floats, start: int, count: int, columns: int, sigma2: Floats) -> None:
+    """The mean square of the whole row that a block belongs to, for each block."""
     row = -1
     mean = ZERO
     for k in range(count):
@@ -73,7 +70,6 @@ def _weigh(
             row = (start + k * _SIZE) // columns
             mean = sum_of_squares(flat, row * columns, columns) / np.float32(columns)
         sigma2[k] = mean
-    weigh_by_importance(v, sigma2, _SIZE)
 
 
 @compiled
@@ -95,11 +91,12 @@ def with_importance(
         count = min(LANES, total - first)
         start = first * _SIZE
         load(flat, start, count, _SIZE, v, X)
-        _weigh(flat, importance, start, count, columns, v, sigma2)
+        load_importance(importance, start, count, _SIZE, v, W)
+        _row_mean_squares(flat, start, count, columns, sigma2)
+        weigh_by_importance(v, sigma2, _SIZE)
         if has_minimum:
-            search_scale_and_minimum(
-                v, searched, s, _SIZE, top, np.float32(-0.9), np.float32(0.05), 36, False
-            )
+            grid = Grid(np.float32(-0.9), np.float32(0.05), 36, False)
+            search_scale_and_minimum(v, searched, s, _SIZE, top, grid)
         else:
             multiply(v, _SIZE)
             search_scale(v, s, _SIZE, half_range)

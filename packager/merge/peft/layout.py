@@ -226,7 +226,7 @@ def build_model(config: ModelConfig) -> Any:
         with torch.device("meta"):
             model: Any = model_class._from_config(described)
         model.tie_weights()
-    # Its model classes raise any error on a configuration that is not theirs.
+    # Its model classes can raise any error on a configuration that is not theirs.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UnsupportedError(

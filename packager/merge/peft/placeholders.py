@@ -123,7 +123,7 @@ def _emptying(
 
     def create_and_empty(*args: Any, **kwargs: Any) -> None:
         create(*args, **kwargs)
-        # By name: PEFT's tuners do not all pass the same arguments by position.
+        # Bound by name: PEFT passes `current_key` by position in one place, by name in the others.
         given = signature.bind(*args, **kwargs).arguments
         adapter = given["adapter_name"]
         layer = getattr(given["parent"], given["target_name"])
@@ -161,7 +161,10 @@ def _no_components(
 
 
 def _even_clusters(vectors: torch.Tensor, count: int, iterations: int) -> tuple[torch.Tensor, int]:
-    """AdaMSS's `clustering_Z`: as many clusters as it makes, of arbitrary rows."""
+    """AdaMSS's `clustering_Z`: each row's cluster, and the number of clusters, as PEFT gives them.
+
+    There are as many clusters as it makes, of arbitrary rows.
+    """
     import torch
 
     count = min(count, len(vectors))

@@ -101,7 +101,7 @@ def _inject(model: Any, adapter: Adapter) -> dict[str, Any]:
     config.init_lora_weights = True
     try:
         peft_model = PeftModel(model, config, ADAPTER_NAME)
-    # Matching patterns and names of any kind against the base raises any error.
+    # Matching patterns and names against the base can raise any error.
     except Exception as error:
         raise BaseMismatchError(
             f"The targets of {adapter.config.path} do not fit the base: {first_line(error)}",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from packager.model.dequantize.packed import PackedWeight, Quantization, QuantizedModel
-from packager.model.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -58,19 +57,18 @@ def _modules(model: QuantizedModel) -> list[str]:
     return [name.removesuffix(".qweight") for name in model.tensors if name.endswith(".qweight")]
 
 
-def _parts(
-    model: QuantizedModel, module: str, names: Sequence[str]
-) -> tuple[dict[str, str], list[TensorInfo]]:
-    """The names of a module's matrices by their role, and the facts about them in that order."""
+def _parts(model: QuantizedModel, module: str, names: Sequence[str]) -> dict[str, str]:
+    """The names of a module's matrices by their role, in that order; all of them are there."""
     parts = {name: f"{module}.{name}" for name in names}
     for full in parts.values():
         if full not in model.tensors or len(model.tensors[full].shape) != 2:
             raise model.damaged(f"{module}.weight", f"has no matrix {full!r}")
-    return parts, [model.tensors[full] for full in parts.values()]
+    return parts
 
 
 def _gptq(model: QuantizedModel, module: str, bits: int, borrow: int) -> PackedWeight:
-    parts, (packed, zeros, scales) = _parts(model, module, ("qweight", "qzeros", "scales"))
+    parts = _parts(model, module, ("qweight", "qzeros", "scales"))
+    packed, zeros, scales = (model.tensors[full] for full in parts.values())
     per_word = _WORD_BITS // bits
     in_features, out_features = packed.shape[0] * per_word, packed.shape[1]
     groups = scales.shape[0]
@@ -120,7 +118,8 @@ def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _awq(model: QuantizedModel, module: str) -> PackedWeight:
-    parts, (packed, zeros, scales) = _parts(model, module, ("qweight", "qzeros", "scales"))
+    parts = _parts(model, module, ("qweight", "qzeros", "scales"))
+    packed, zeros, scales = (model.tensors[full] for full in parts.values())
     in_features, words = packed.shape
     groups, out_features = scales.shape
     if out_features != 8 * words or zeros.shape != (groups, words) or in_features % max(1, groups):
