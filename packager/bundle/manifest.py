@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from packager.errors import CorruptFileError
-
-Scalar = int | float | str | bool
+from packager.scalar import Scalar
 
 SCHEMA = 4
 MANIFEST = "manifest.json"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from packager.bundle.manifest import Scalar
 from packager.gguf.quants import QUANTS, Quant, parse_quant
 from packager.prompt.ollama_version import OllamaVersion
+from packager.scalar import Scalar
 
 if TYPE_CHECKING:
     _QuantType = click.ParamType[Quant]

@@ -42,7 +42,7 @@ class ModelSource:
 
     Attributes:
         checkpoint: its tensors, and its configuration.
-        files: its tokenizer and other files, by name, without `config.json`.
+        files: its tokenizer and other files except `config.json`, by name.
         name: `general.name`.
     """
 
@@ -148,11 +148,11 @@ class Conversion:
         slice_elements = max(1, math.prod(tensor.shape[1:]))
         rows = max(1, max_elements // slice_elements)
         if tensor.passes_from is not None and len(tensor.shape) > 1:
-            left = tensor.shape[0]
+            remaining = tensor.shape[0]
             for block in self.checkpoint.blocks(tensor.passes_from, rows):
-                yield block[:left]
-                left -= len(block)
-                if left <= 0:
+                yield block[:remaining]
+                remaining -= len(block)
+                if remaining <= 0:
                     return
             return
         with torch.inference_mode():
@@ -168,7 +168,7 @@ def convert(
     scratch: Path,
     context_length: int | None = None,
 ) -> Conversion:
-    """Let llama.cpp's converter name, lay out and describe a checkpoint's tensors.
+    """The text model's GGUF without its weights, as llama.cpp's converter makes it.
 
     Args:
         toolchain: where the converter is.
@@ -202,7 +202,7 @@ def convert(
 
 
 def convert_projector(toolchain: Toolchain, source: ModelSource, scratch: Path) -> Conversion:
-    """Let llama.cpp's converter make the `mmproj` of a multimodal model.
+    """A multimodal model's `mmproj` without its weights, as llama.cpp's converter makes it.
 
     It holds the encoders of images or audio, and the layers that project their output onto the
     embeddings of the text model. Its tensors keep the converter's order and types, as F16: the
@@ -233,12 +233,7 @@ def _capture(
 
 def _conversion(writer: Any, capture: Capture, float_type: str, order: Sequence[str]) -> Conversion:
     (infos,) = writer.tensors
-    tensors = tuple(
-        GgufTensor(
-            name, tuple(infos[name].shape), infos[name].dtype.name, *_source(capture.outputs, name)
-        )
-        for name in order
-    )
+    tensors = tuple(_tensor(name, infos[name], capture) for name in order)
     reader = capture.reader
     return Conversion(
         architecture=writer.arch,
@@ -282,14 +277,16 @@ def _quantizer_order(name: str) -> tuple[int, str]:
     return int(layer[1]) if layer else -1, name
 
 
-def _source(outputs: Mapping[str, tuple[Any, str | None]], name: str) -> tuple[str | None, Any]:
-    if name not in outputs:
+def _tensor(name: str, info: Any, capture: Capture) -> GgufTensor:
+    output = capture.outputs.get(name)
+    if output is None:
         raise UnsupportedError(
             f"The converter writes {name} in a way of its own, which ftpack cannot follow.",
             next_step="Package a 16-bit model.",
         )
-    lazy, passes_from = outputs[name]
-    return passes_from, lazy
+    return GgufTensor(
+        name, tuple(info.shape), info.dtype.name, output.passes_from, lazy=output.lazy
+    )
 
 
 def _float_type(checkpoint: Checkpoint) -> str:

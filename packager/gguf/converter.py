@@ -63,6 +63,20 @@ class CheckpointReader:
         return self.checkpoint.load(name)
 
 
+@dataclass(frozen=True)
+class Output:
+    """How the converter makes a GGUF tensor.
+
+    Attributes:
+        lazy: its lazy tensor.
+        passes_from: the checkpoint's tensor whose first rows it has unaltered; None if it is
+            computed.
+    """
+
+    lazy: Any
+    passes_from: str | None
+
+
 @dataclass
 class Capture:
     """What the converter asks for while it runs, and a record of what it makes.
@@ -72,17 +86,16 @@ class Capture:
     Attributes:
         reader: reads the tensors. While the converter runs it reads none, as a rule.
         find_pre_tokenizer: called if the converter does not know the vocabulary.
-        is_content: whether the converter must not take a token for a marker because it looks so.
+        is_content: whether a token that looks like a marker is text to be read all the same.
         pre_tokenizer: the result of `find_pre_tokenizer`; None if it was not called.
-        outputs: for each GGUF tensor its lazy tensor, and the checkpoint's tensor that it is
-            unaltered; None if it is computed.
+        outputs: how each GGUF tensor is made, by name.
     """
 
     reader: CheckpointReader
     find_pre_tokenizer: Callable[[], PreTokenizer]
     is_content: Callable[[str], bool]
     pre_tokenizer: PreTokenizer | None = None
-    outputs: dict[str, tuple[Any, str | None]] = field(default_factory=dict)
+    outputs: dict[str, Output] = field(default_factory=dict)
 
 
 def run_converter(
@@ -205,7 +218,7 @@ class _OverCheckpoint(_ModelBase):  # type: ignore[misc]
         for gguf_name, tensor in super().modify_tensors(data_torch, name, bid):
             is_unaltered = name in self._checkpoint_names and is_beginning(tensor, data_torch)
             source = self._checkpoint_names[name] if is_unaltered else None
-            self._capture.outputs[gguf_name] = (tensor, source)
+            self._capture.outputs[gguf_name] = Output(tensor, source)
             yield gguf_name, tensor
 
 

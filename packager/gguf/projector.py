@@ -140,9 +140,9 @@ def require_targets_held(
         AdapterMismatchError: listing the tensors that no GGUF holds; with `is_text_only` only if
             no tuned tensor belongs to the text model.
     """
-    held = text.reads | (projector.conversion.reads if projector else frozenset())
+    in_ggufs = text.reads | (projector.conversion.reads if projector else frozenset())
     tuned = [name for name in text.checkpoint.tensors if name in merged_names]
-    left_out = [name for name in tuned if name not in held]
+    left_out = [name for name in tuned if name not in in_ggufs]
     if left_out and is_text_only and len(left_out) < len(tuned):
         progress.warn(
             f"--text-only leaves out {len(left_out)} tensors that the adapter has tuned: "

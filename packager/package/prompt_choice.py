@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from packager.bundle.manifest import Scalar
 from packager.errors import ChatTemplateError, SourceNotFoundError
 from packager.package.request import Request
 from packager.progress import Progress
@@ -17,8 +16,9 @@ from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, samp
 from packager.prompt.ollama_version import NEWEST_KNOWN
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.prompt_plan import PromptPlan
+from packager.scalar import Scalar
 from packager.source.inputs import Inputs
-from packager.source.run.record import read_training, training_length
+from packager.source.run.record import Training, training_length
 
 # What `--thinking` says that training set for the chat template.
 _TRAINING_VARIABLES: Mapping[str, Mapping[str, object]] = {
@@ -68,13 +68,14 @@ def _training_template(
         )
     progress.note(f"Chat template: {chat_template.origin}")
     if chat_template_file is None:
-        _compare_with_training(inputs.source.folder, chat_template, progress)
+        _compare_with_training(inputs.source.training, chat_template, progress)
     return chat_template
 
 
-def _compare_with_training(folder: Path, chat_template: ChatTemplate, progress: Progress) -> None:
+def _compare_with_training(
+    training: Training | None, chat_template: ChatTemplate, progress: Progress
+) -> None:
     """Warn if LLaMA-Factory trained with another template than the one beside the adapter."""
-    training = read_training(folder)
     if training is not None and training.problem is not None:
         progress.warn(f"{training.problem}: the training template it names is not compared")
     if training is None or training.trainer != "LLaMA-Factory" or training.template_name is None:

@@ -13,12 +13,8 @@ from packager.prompt.conversation import CORE, turns
 from packager.prompt.go.families import OllamaTemplate, find_ollama_template
 from packager.prompt.native import PADDING, NativeTemplate, make_native, prompt_or_none
 from packager.prompt.ollama_version import NEWEST_KNOWN, OllamaVersion
-from packager.prompt.server import (
-    claims_thinking,
-    claims_tools,
-)
-
-Choice = Literal["auto", "native", "go"]
+from packager.prompt.prompt_options import Renderer
+from packager.prompt.server import claims_thinking, claims_tools
 
 # An answer that no template would write by itself, to find what comes after it.
 _ANSWER = "4f1c-answer-9d27"
@@ -60,7 +56,7 @@ def decide(
     chat_template: ChatTemplate,
     vocabulary: Vocabulary,
     *,
-    choice: Choice = "auto",
+    choice: Renderer = "auto",
     ollama_version: OllamaVersion = NEWEST_KNOWN,
 ) -> PromptDecision:
     """Decide who renders the prompts in Ollama, and what ends an answer.
@@ -125,7 +121,7 @@ def _end_token_ids(end_id: int | None, vocabulary: Vocabulary) -> tuple[int, ...
 
 
 def _renderer(
-    chat_template: ChatTemplate, native: NativeTemplate, choice: Choice, version: OllamaVersion
+    chat_template: ChatTemplate, native: NativeTemplate, choice: Renderer, version: OllamaVersion
 ) -> tuple[OllamaTemplate | None, str]:
     """The Ollama template that is to render, None for the GGUF's own, and why."""
     can_be_native = version.can_be_native
@@ -154,7 +150,7 @@ def _renderer(
     return template, _template_reason(chat_template, template)
 
 
-def _native_reason(native: NativeTemplate, choice: Choice) -> str:
+def _native_reason(native: NativeTemplate, choice: Renderer) -> str:
     reason = "the GGUF's own chat template renders"
     if choice == "native":
         reason += ", as asked for"

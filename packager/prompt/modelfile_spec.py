@@ -11,9 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.model.model_file import ModelFile
+from packager.scalar import Scalar
 from packager.templates import read_template
-
-ParameterValue = int | float | str | bool
 
 # generation_config.json's names (transformers) and Ollama's.
 _SAMPLING = {
@@ -48,7 +47,7 @@ class ModelfileSpec:
     ollama_template: str | None
     system: str | None
     stops: tuple[str, ...]
-    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def sampling_parameters(files: Mapping[str, ModelFile]) -> dict[str, int | float]:
@@ -142,7 +141,7 @@ def _parameter_name(name: str) -> str:
     return name
 
 
-def _parameter_value(name: str, value: ParameterValue) -> str:
+def _parameter_value(name: str, value: Scalar) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return _inline(value, f"The parameter {name}") if isinstance(value, str) else str(value)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from packager.bundle.manifest import Scalar
 from packager.prompt.ollama_version import OllamaVersion
+from packager.scalar import Scalar
 
 Renderer = Literal["auto", "native", "go"]
 Thinking = Literal["as-trained", "on", "off"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from packager.bundle.manifest import TrainedTemplate
 from packager.prompt.chat_template import ChatTemplate
+from packager.scalar import Scalar
 
 
 def record_template(chat_template: ChatTemplate) -> TrainedTemplate:
@@ -17,7 +18,7 @@ def record_template(chat_template: ChatTemplate) -> TrainedTemplate:
         variables={
             name: value
             for name, value in chat_template.variables.items()
-            if isinstance(value, bool | int | float | str)
+            if isinstance(value, Scalar)
         },
     )
 

@@ -58,6 +58,8 @@ def find_pair(base: Base, adapter: Adapter) -> Pair | None:
     if quantized is None:
         is_known = full_precision_name(recorded) is not None
         return Pair(recorded, None, None, used, is_full_precision_used=True) if is_known else None
+    if quantized == used.config.file:
+        return None
     settings = _bitsandbytes_settings(quantized)
     if settings is None or not is_full_precision_of(used.config.file, quantized):
         return None

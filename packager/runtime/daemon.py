@@ -16,7 +16,8 @@ from packager.progress import Progress, Silent, Task
 from packager.runtime.api_message import api_message, refusal_reason
 from packager.runtime.connection import Connection
 from packager.runtime.model_name import qualified_name, split_tag, validate_name, with_suffix
-from packager.runtime.show import ParameterValue, ShownModel, read_shown, require_as_sent
+from packager.runtime.show import ShownModel, read_shown, require_as_sent
+from packager.scalar import Scalar
 
 __all__ = [
     "CREATE_COPIES",
@@ -173,7 +174,7 @@ class Daemon:
         template: str | None,
         system: str | None,
         stops: Sequence[str],
-        parameters: Mapping[str, ParameterValue],
+        parameters: Mapping[str, Scalar],
     ) -> None:
         """Register uploaded GGUFs; the name changes hands only when all of it is in place.
 
@@ -261,7 +262,7 @@ class Daemon:
         stops: Sequence[str],
         *,
         gguf_chat_template: str | None = None,
-        parameters: Mapping[str, ParameterValue] | None = None,
+        parameters: Mapping[str, Scalar] | None = None,
         has_projector: bool = False,
     ) -> Registration:
         """Read a registered model back, and have it answer once.

@@ -16,11 +16,11 @@ from packager.errors import (
     SourceNotFoundError,
     UnsupportedError,
 )
-from packager.runtime.show import ParameterValue
+from packager.scalar import Scalar
 
 # What Ollama 0.32 samples with where a Modelfile says nothing (api/types.go, DefaultOptions), so
 # that a model answers alike here and there.
-_SAMPLING: Mapping[str, ParameterValue] = {
+_SAMPLING: Mapping[str, Scalar] = {
     "temperature": 0.8,
     "top_k": 40,
     "top_p": 0.9,
@@ -103,7 +103,7 @@ class EmbeddedModel:
         *,
         stops: Sequence[str],
         max_tokens: int,
-        parameters: Mapping[str, ParameterValue],
+        parameters: Mapping[str, Scalar],
     ) -> ChatStream:
         """Answer a conversation, with the chat template that the GGUF carries.
 
@@ -144,14 +144,14 @@ def stream_chat(
     max_tokens: int,
     n_ctx: int,
     threads: int | None,
-    parameters: Mapping[str, ParameterValue],
+    parameters: Mapping[str, Scalar],
 ) -> ChatStream:
     """Load a GGUF for one answer; arguments and errors as in `EmbeddedModel` and its `stream`."""
     model = EmbeddedModel(gguf, n_ctx=n_ctx, threads=threads)
     return model.stream(messages, stops=stops, max_tokens=max_tokens, parameters=parameters)
 
 
-def _sampling(parameters: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+def _sampling(parameters: Mapping[str, Scalar]) -> dict[str, Scalar]:
     known = {*_SAMPLING, *_ELSEWHERE, "seed"}
     for name in parameters:
         if name not in known:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from packager.errors import RegistrationError
-
-ParameterValue = int | float | str | bool
+from packager.scalar import Scalar
 
 # What Ollama tells as the template of a model that has none.
 _BARE_TEMPLATE = "{{ .Prompt }}"
@@ -34,7 +33,7 @@ class ShownModel:
     template: str
     system: str
     stops: tuple[str, ...]
-    parameters: Mapping[str, ParameterValue]
+    parameters: Mapping[str, Scalar]
     capabilities: tuple[str, ...]
     built_in: tuple[str, ...]
     modelfile: str = ""
@@ -69,9 +68,9 @@ def read_shown(answer: Mapping[str, Any]) -> ShownModel:
     )
 
 
-def _read_parameters(text: str) -> dict[str, list[ParameterValue]]:
+def _read_parameters(text: str) -> dict[str, list[Scalar]]:
     """The lines `NAME    VALUE`, where a value is written as Go writes it (`%#v`)."""
-    parameters: dict[str, list[ParameterValue]] = {}
+    parameters: dict[str, list[Scalar]] = {}
     for line in text.split("\n"):
         name, _, value = line.partition(" ")
         if name:
@@ -79,7 +78,7 @@ def _read_parameters(text: str) -> dict[str, list[ParameterValue]]:
     return parameters
 
 
-def _read_go_value(text: str) -> ParameterValue:
+def _read_go_value(text: str) -> Scalar:
     if text in ("true", "false"):
         return text == "true"
     try:
@@ -97,7 +96,7 @@ def require_as_sent(
     ollama_template: str | None,
     gguf_chat_template: str | None,
     stops: Sequence[str],
-    parameters: Mapping[str, ParameterValue] | None,
+    parameters: Mapping[str, Scalar] | None,
 ) -> None:
     """Refuse a registration that differs from what was sent.
 

@@ -22,7 +22,7 @@ from packager.prompt.llamafactory import compare_with_name
 from packager.source.base.foresee import foresee_base
 from packager.source.open import Source, list_adapters, open_source
 from packager.source.run.checkpoints import list_checkpoints
-from packager.source.run.record import Training, read_training
+from packager.source.run.record import Training
 from packager.source.source_options import SourceOptions
 
 
@@ -177,7 +177,7 @@ def inspect(options: SourceOptions, progress: Progress | None = None) -> Inspect
         if not checkpoints:
             raise
         return Inspection(error.message, checkpoints=checkpoints, next_step=error.next_step)
-    training = read_training(source.folder)
+    training = source.training
     template = _inspect_template(source, training)
     return Inspection(
         source=source.reason,

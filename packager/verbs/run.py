@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packager.bundle.bundle import read_bundle
-from packager.bundle.manifest import Scalar
 from packager.errors import NotAModelError, SourceNotFoundError, UsageError
 from packager.runtime.embedded import EmbeddedModel
+from packager.scalar import Scalar
 
 # The context of a chat whose model asks for none, in tokens.
 _CONTEXT = 4096

@@ -31,7 +31,7 @@ def test_a_modelfile_that_leads_out_of_the_folder_is_not_shown(
     (bundle / "Modelfile").unlink()
     (bundle / "Modelfile").symlink_to(tmp_path / "secret")
 
-    with pytest.raises(CorruptFileError, match="leads out of its folder"):
+    with pytest.raises(CorruptFileError, match="outside its folder"):
         modelfile_of(Request(str(bundle)), "./x.gguf", Silent())
 
 

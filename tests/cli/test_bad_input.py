@@ -187,7 +187,7 @@ def test_a_link_out_of_the_folder(broken: Callable[[str], Path], run: Run, tmp_p
 
     result = run("gguf", folder)
 
-    refused(result, 3, "chat_template.jinja", "leads out of its folder", folder=tmp_path)
+    refused(result, 3, "chat_template.jinja", "outside its folder", folder=tmp_path)
     next_step(result)
 
 

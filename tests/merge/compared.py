@@ -15,7 +15,7 @@ from packager.source.adapter_folder import open_adapter
 
 
 class Unreadable(FolderCheckpoint):
-    """A base of which no weight may be read."""
+    """A base whose weights must not be read."""
 
     def load(self, name: str) -> torch.Tensor:
         raise AssertionError(f"{name} was read")
@@ -36,14 +36,14 @@ def merge_folders(
     return merge(FolderCheckpoint(base), adapters, options, scratch or base / "not written to")
 
 
-def differences(found: Checkpoint, wanted: FolderCheckpoint) -> list[str]:
-    """Names, dtypes, shapes and bytes that are not the same."""
-    wrong = sorted(set(found.tensors) ^ set(wanted.tensors))
-    for name in set(found.tensors) & set(wanted.tensors):
-        ours, theirs = found.load(name), wanted.load(name)
-        info = found.tensors[name]
+def differences(merged: Checkpoint, wanted: FolderCheckpoint) -> list[str]:
+    """The tensors whose name, dtype, shape or bytes differ."""
+    wrong = sorted(set(merged.tensors) ^ set(wanted.tensors))
+    for name in set(merged.tensors) & set(wanted.tensors):
+        ours, theirs = merged.load(name), wanted.load(name)
+        info = merged.tensors[name]
         if (ours.dtype, ours.shape) != (info.torch_dtype, info.shape):
-            wrong.append(f"{name} is not what was promised")
+            wrong.append(f"{name} does not have the dtype or shape that was announced")
         elif (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
             wrong.append(f"{name} has another dtype or shape")
         elif not torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)):

@@ -16,19 +16,19 @@ from tests.merge.tiny import Kind, make_adapter, make_base
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A tiny random model of a kind, made once."""
-    made: dict[object, Path] = {}
+    bases: dict[object, Path] = {}
 
     def make(kind: Kind, dtype: torch.dtype = torch.bfloat16) -> Path:
-        if (kind, dtype) not in made:
-            made[kind, dtype] = make_base(kind, tmp_path_factory.mktemp("base"), dtype)
-        return made[kind, dtype]
+        if (kind, dtype) not in bases:
+            bases[kind, dtype] = make_base(kind, tmp_path_factory.mktemp("base"), dtype)
+        return bases[kind, dtype]
 
     return make
 
 
 @pytest.fixture
 def two(tiny_base: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A base, and two LoRAs for it of equal rank, on modules that overlap in part."""
+    """A base, and two LoRAs of equal rank for it, on modules that partly overlap."""
     base = tiny_base("biased")
     other = replace(
         METHODS["lora"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_LOST = "test_what_peft_leaves_out_with_a_warning_at_most_is_an_error"
+_LOST = "test_what_peft_drops_silently_or_with_a_warning_is_an_error"
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ DEVIATIONS = (
         "A LoRA or DoRA on one side of tied embeddings changes both sides.",
         "Writes each side as the adapter's model has it.",
         "test_methods.py::"
-        "test_with_tied_embeddings_the_result_computes_what_the_adapter_model_computes",
+        "test_with_tied_embeddings_the_result_computes_what_the_adapters_model_computes",
     ),
     Deviation(
         "An adapter whose training resized the vocabulary does not load, unless the base is "
         "resized first.",
         "Takes the size from the adapter.",
-        "test_methods.py::test_a_vocabulary_that_training_has_resized_comes_from_the_adapter",
+        "test_methods.py::test_a_vocabulary_that_training_resized_comes_from_the_adapter",
     ),
     Deviation(
         "FRoD: factors the base again, and combines the saved projections with the new factors. If "
@@ -45,7 +45,7 @@ DEVIATIONS = (
         "AdaMSS: clusters the base's rows again. If the clusters differ from training, rows get "
         "the change of other rows.",
         "Refuses clusters whose sizes differ, and clusters from different singular vectors.",
-        "test_peft_differs.py::test_adamss_whose_clusters_are_others_than_in_training_is_an_error",
+        "test_peft_differs.py::test_adamss_with_clusters_that_differ_from_training_is_an_error",
     ),
     Deviation(
         "OSF on Conv1D (GPT-2): changes no module.",
@@ -56,7 +56,7 @@ DEVIATIONS = (
         "LoRA-GA and PiSSA by fast SVD, saved without conversion: adds the change to a base that "
         "is not the training base. CorDA, saved without conversion: fails.",
         "Refuses them, and names PEFT's conversion for them.",
-        "peft/test_initialisations.py::test_what_no_file_holds_is_refused_with_the_way_out",
+        "peft/test_initialisations.py::test_an_initialisation_that_no_file_holds_is_refused_with_a_next_step",
     ),
     Deviation(
         "Ignores tensors whose names it does not find; keeps the initial values of parameters that "
@@ -73,20 +73,20 @@ DEVIATIONS = (
     Deviation(
         "An adapter that transformers 4 saved for Qwen2.5-VL has no effect.",
         "Renames its tensors as transformers renames the base's tensors.",
-        "test_adapter_names.py::test_names_that_peft_does_not_translate_are_read_right_or_refused",
+        "test_adapter_names.py::test_names_that_peft_does_not_translate_are_read_correctly_or_refused",
     ),
     Deviation(
         "A LoRA on stacked experts, saved by PEFT before 0.19.1: fails because of its shapes; "
         "merges a square one transposed.",
         "Finds the orientation from the dimensions; refuses a square one if the recorded version "
         "does not determine it.",
-        "peft/test_experts.py::test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout",
+        "peft/test_experts.py::test_a_square_stack_is_refused_if_its_version_leaves_the_layout_ambiguous",
     ),
     Deviation(
         "A LoRA on stacked experts, trained by Unsloth before 2026.9.6: gives ranks of one expert "
         "to another.",
         "Regroups the ranks according to Unsloth's entries in the configuration.",
-        "peft/test_experts.py::test_peft_itself_fails_on_the_one_and_scrambles_the_other",
+        "peft/test_experts.py::test_peft_itself_fails_on_its_old_layout_and_scrambles_unsloths",
     ),
     Deviation(
         "A LoRA on stacked experts whose `target_modules` also name the layers in the stack: "
@@ -97,12 +97,12 @@ DEVIATIONS = (
     Deviation(
         "`add_weighted_adapter`: scales everything a second time if the first LoRA is an rsLoRA.",
         "Refuses that order.",
-        "test_combine.py::test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice",
+        "test_combine.py::test_an_rslora_that_comes_first_is_refused_because_peft_scales_it_twice",
     ),
     Deviation(
         "`add_weighted_adapter`: ignores the modules that the first LoRA's settings exclude.",
         "Refuses that order.",
-        "test_combine.py::test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently",
+        "test_combine.py::test_a_layer_that_the_first_adapter_excludes_is_an_error",
     ),
     Deviation(
         "`add_weighted_adapter` with IA3s: scales the base's weights by the sum of the adapters' "

@@ -25,25 +25,25 @@ from tests.merge.tiny import VOCABULARY
 
 
 def gguf_differences(
-    found: Checkpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, wanted: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """Tensors and key-values that are not the same in the Q8_0 of both.
+    """The tensors and key-values that differ between the Q8_0 of both.
 
     Args:
-        found: the checkpoint under test.
+        checkpoint: the checkpoint under test.
         wanted: the folder that transformers saved, after PEFT's merge if there is one.
         folder: an empty folder for the files of both sides.
     """
     toolchain = find_toolchain()
     folder.mkdir()
-    # Gemma's converter cuts the embeddings to the tokenizer's length.
+    # Gemma's converter truncates the embeddings to the tokenizer's length.
     tokenizer = json.dumps(
         {"model": {"vocab": dict.fromkeys(range(VOCABULARY))}, "added_tokens": []}
     )
     (wanted / "tokenizer.json").write_text(tokenizer)
     theirs = _by_llama_cpp(wanted, folder, toolchain, monkeypatch)
     files = {"tokenizer.json": ModelFile(wanted / "tokenizer.json")}
-    source = ModelSource(found, files, "model")
+    source = ModelSource(checkpoint, files, "model")
     prompt = GgufPrompt(chat_templates={}, end_token_ids=[], begins_with_bos=False)
     (folder / "scratch").mkdir()
     conversion = convert(toolchain, source, prompt, folder / "scratch")

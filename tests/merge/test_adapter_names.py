@@ -1,4 +1,4 @@
-"""Whatever the tensors of an adapter are called: the merge is right, or it is an error."""
+"""Whatever the names of an adapter's tensors, the merge is right, or it is an error."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def renamed(adapter: Path, folder: Path, rename: Rename, extent: str) -> bool:
 @pytest.mark.parametrize("extent", EXTENTS)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_no_name_leads_silently_to_the_base(
+def test_no_tensor_name_leads_silently_to_the_base(
     name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
@@ -94,30 +94,30 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("mutation", CAUSES)
-def test_why_names_are_not_peft_s_is_told_alike_whichever_way_is_merged(
+def test_both_ways_of_merging_give_the_same_cause_for_unknown_names(
     mutation: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
-    base, said = tiny_base("tied"), []
+    base, refusals = tiny_base("tied"), []
     for name in ("lora", "dora"):
         adapter = make_adapter(base, "tied", METHODS[name], tmp_path / name / "good")
         folder = tmp_path / name / "renamed"
         renamed(adapter, folder, MUTATIONS[mutation], "all")
         with pytest.raises(AdapterMismatchError, match="belong to no targeted module") as caught:
             opened(base, folder)
-        said.append(caught.value)
+        refusals.append(caught.value)
 
-    causes = [re.search(r"module of this base( \(.*\))?: ", error.message) for error in said]
-    told = {cause and cause[1] for cause in causes}
+    causes = [re.search(r"module of this base( \(.*\))?: ", error.message) for error in refusals]
+    named = {cause and cause[1] for cause in causes}
     if CAUSES[mutation] is None:
-        assert told == {None}
+        assert named == {None}
     else:
-        assert len(told) == 1
-        assert str(CAUSES[mutation]) in str(told.pop())
-    assert said[0].next_step == said[1].next_step
+        assert len(named) == 1
+        assert str(CAUSES[mutation]) in str(named.pop())
+    assert refusals[0].next_step == refusals[1].next_step
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_an_adapter_of_the_text_model_alone_is_called_one_on_a_model_that_sees(
+def test_an_adapter_of_the_text_model_is_named_as_one_on_a_multimodal_model(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tiny_base("vlm")
@@ -134,7 +134,7 @@ def test_an_adapter_of_the_text_model_alone_is_called_one_on_a_model_that_sees(
         opened(base, tmp_path / "text")
 
 
-def test_magnitudes_of_a_dora_that_its_configuration_denies_are_called_so(
+def test_doras_magnitudes_are_named_if_the_configuration_says_plain_lora(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS["dora"], tmp_path / "adapter")
@@ -145,7 +145,7 @@ def test_magnitudes_of_a_dora_that_its_configuration_denies_are_called_so(
         opened(tiny_base("tied"), adapter)
 
 
-# Those that do not play on how LoRA's tensors in particular are called.
+# Those that do not depend on the names of LoRA's tensors.
 GENERAL = [
     "no-prefix", "twice", "compiled", "compiled-module", "parallel", "named-at-the-end",
     "weight-twice", "no-model", "next-layer", "other-parent",
@@ -155,7 +155,7 @@ GENERAL = [
 @pytest.mark.parametrize("extent", ["all", "one"])
 @pytest.mark.parametrize("mutation", GENERAL)
 @pytest.mark.parametrize("name", ["loha", "lokr", "ia3", "lora-save-head"])
-def test_no_name_of_another_methods_tensors_leads_silently_to_the_base(
+def test_no_tensor_name_of_another_method_leads_silently_to_the_base(
     name: str, mutation: str, extent: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     require_right_or_refused(name, mutation, extent, tiny_base("tied"), tmp_path)
@@ -218,7 +218,7 @@ def test_frod_without_its_projections_is_an_error(
 
 
 @pytest.mark.parametrize("name", ["dora", "loha", "ia3", "lora-save-norms"])
-def test_a_tensor_of_another_shape_is_an_error_that_names_both(
+def test_a_tensor_of_another_shape_is_an_error_that_names_both_shapes(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS[name], tmp_path / "adapter")
@@ -233,7 +233,7 @@ def test_a_tensor_of_another_shape_is_an_error_that_names_both(
         opened(tiny_base("tied"), adapter)
 
 
-def test_not_a_number_in_any_method_is_an_error_that_names_the_tensor(
+def test_nan_in_another_method_is_an_error_that_names_the_tensor(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS["loha"], tmp_path / "adapter")
@@ -279,9 +279,7 @@ def test_a_setting_that_this_peft_does_not_know_is_refused(
         opened(tiny_base("tied"), adapter)
 
 
-def test_an_untrained_adapter_is_known_as_one(
-    tiny_base: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_untrained_adapter_is_recognised(tiny_base: Callable[..., Path], tmp_path: Path) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS["loha"], tmp_path / "adapter")
 
     def untrain(tensors: dict[str, torch.Tensor]) -> None:
@@ -319,7 +317,7 @@ def test_what_was_never_loaded_is_an_error(tiny_base: Callable[..., Path], tmp_p
 
 
 def expert_adapter(base: Path, folder: Path, targets: list[str]) -> Path:
-    """An adapter as transformers 4 saw a mixture of experts: each expert its own linear layers."""
+    """An adapter for transformers 4's mixture of experts: each expert has its own linear layers."""
     make_adapter(base, "moe", METHODS["lora"], folder)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": targets}))
@@ -349,7 +347,9 @@ def test_an_adapter_with_a_lora_for_each_expert_is_merged_as_peft_merges_it(
     checkpoint.require_all_used()
 
 
-def test_mixtrals_experts_by_their_old_names_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+def test_mixtral_experts_under_their_old_names_are_merged_as_peft_merges_them(
+    tmp_path: Path,
+) -> None:
     """`block_sparse_moe.experts.0.w1`: transformers 5 has `mlp.experts.gate_up_proj` for them."""
     import transformers
 
@@ -403,10 +403,10 @@ def test_an_adapter_without_the_models_new_prefix_is_merged_as_peft_merges_it(
 
 
 @pytest.mark.parametrize("beginning", ["model.", "somewhere."])
-def test_names_that_peft_does_not_translate_are_read_right_or_refused(
+def test_names_that_peft_does_not_translate_are_read_correctly_or_refused(
     beginning: str, tmp_path: Path
 ) -> None:
-    """PEFT leaves an adapter of transformers 4 for Qwen2.5-VL unused, and saves the base."""
+    """PEFT ignores an adapter of transformers 4 for Qwen2.5-VL, and saves the base."""
     import transformers
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -445,10 +445,10 @@ def test_names_that_peft_does_not_translate_are_read_right_or_refused(
         with pytest.raises(AdapterMismatchError, match=r"somewhere\.layers\.0"):
             opened(tmp_path / "base", tmp_path / "older")
         return
-    found = opened(tmp_path / "base", tmp_path / "older")
-    for name in found.tensors:
-        assert torch.equal(found.load(name), wanted.load(name)), name
-    found.require_all_used()
+    merged = opened(tmp_path / "base", tmp_path / "older")
+    for name in merged.tensors:
+        assert torch.equal(merged.load(name), wanted.load(name)), name
+    merged.require_all_used()
     plain = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "base")
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     with warnings.catch_warnings():

@@ -22,7 +22,7 @@ from tests.merge.tiny import Kind, make_adapter, merge_with_peft
 
 @pytest.mark.parametrize("kind", ["biased", "conv1d", "moe"])
 @pytest.mark.parametrize("names", [("lora", "rslora"), ("lora", "loha"), ("dora", "pissa")])
-def test_in_turn_is_what_peft_makes_by_merging_one_after_another(
+def test_several_adapters_give_what_peft_gives_by_merging_one_after_another(
     names: tuple[str, ...], kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     if kind == "conv1d":
@@ -33,14 +33,14 @@ def test_in_turn_is_what_peft_makes_by_merging_one_after_another(
         adapters.append(make_adapter(base, kind, METHODS[name], tmp_path / f"adapter-{number}"))
         usual = merge_with_peft(usual, kind, adapters[-1], tmp_path / f"peft-{number}")
 
-    found = merge_folders(base, *adapters)
+    merged = merge_folders(base, *adapters)
 
-    assert differences(found, FolderCheckpoint(usual)) == []
-    found.require_all_used()
-    assert not found.is_untrained
+    assert differences(merged, FolderCheckpoint(usual)) == []
+    merged.require_all_used()
+    assert not merged.is_untrained
 
 
-def test_in_turn_rounds_as_often_as_peft_does(two: tuple[Path, Path, Path]) -> None:
+def test_each_merge_rounds_so_the_order_matters(two: tuple[Path, Path, Path]) -> None:
     base, first, second = two
     forth = merge_folders(base, first, second)
     back = merge_folders(base, second, first)
@@ -49,10 +49,10 @@ def test_in_turn_rounds_as_often_as_peft_does(two: tuple[Path, Path, Path]) -> N
     assert not torch.equal(forth.load(name), back.load(name))
 
 
-def test_what_the_first_unties_stays_untied_for_the_second(
+def test_embeddings_that_the_first_adapter_unties_stay_untied_for_the_second(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """As two runs of `ftpack merge` give it: PEFT's own would change both sides of the tie."""
+    """As two runs of `ftpack merge` give it: PEFT's own merge would change both tied sides."""
     base = tiny_base("tied")
     first = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "first")
     step = opened(base, first)
@@ -62,10 +62,10 @@ def test_what_the_first_unties_stays_untied_for_the_second(
     second = make_adapter(tmp_path / "step", "tied", METHODS["lora-head"], tmp_path / "second")
     wanted = merge_with_peft(tmp_path / "step", "tied", second, tmp_path / "peft")
 
-    found = merge_folders(base, first, second)
+    merged = merge_folders(base, first, second)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    assert found.config.values["tie_word_embeddings"] is False
+    assert differences(merged, FolderCheckpoint(wanted)) == []
+    assert merged.config.values["tie_word_embeddings"] is False
 
 
 def test_without_an_adapter_the_result_is_the_base(
@@ -73,12 +73,12 @@ def test_without_an_adapter_the_result_is_the_base(
 ) -> None:
     base = FolderCheckpoint(tiny_base("biased"))
 
-    found = merge(base, [], MergeOptions(device="cpu"), tmp_path)
+    merged = merge(base, [], MergeOptions(device="cpu"), tmp_path)
 
-    assert differences(found, base) == []
-    assert found.facts == MergeFacts()
-    assert found.config is base.config
-    assert found.files is base.files
-    found.require_all_used()
-    assert not found.is_untrained
+    assert differences(merged, base) == []
+    assert merged.facts == MergeFacts()
+    assert merged.config is base.config
+    assert merged.files is base.files
+    merged.require_all_used()
+    assert not merged.is_untrained
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A merge into a base of bitsandbytes equals PEFT's merge into the dequantized base."""
+"""A merge into a bitsandbytes base equals PEFT's merge into the dequantized base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.model.dequantize.test_bnb import SETTINGS, quantize
 
 @pytest.mark.parametrize("name", ["nf4 double", "int8"])
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_merging_into_a_quantized_base_is_merging_into_the_dequantized_one(
+def test_merging_into_a_quantized_base_equals_merging_into_the_dequantized_one(
     use_dora: bool, name: str, tmp_path: Path
 ) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model

@@ -40,7 +40,7 @@ def combined_by_peft(
             model.load_adapter(folder, f"a{number}")
             names.append(f"a{number}")
         torch.manual_seed(7)
-        how = (method,) if method else ()  # IA3 has one way, and takes no name for it
+        how = (method,) if method else ()  # IA3 has one method, and takes no name for it
         density_of = {"density": density} if method else {}
         model.add_weighted_adapter(names, weights, "all", *how, **density_of)
         model.set_adapter("all")
@@ -53,7 +53,7 @@ def combined_by_peft(
     ["linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd",
      "dare_ties_svd", "magnitude_prune", "magnitude_prune_svd"],
 )  # fmt: skip
-def test_combined_is_what_peft_combines_under_the_same_seed(
+def test_the_combined_adapter_is_the_one_that_peft_combines_with_the_same_seed(
     method: str, two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, second = two
@@ -61,13 +61,13 @@ def test_combined_is_what_peft_combines_under_the_same_seed(
     pruned = 0.5 if method.startswith(("ties", "dare", "magnitude")) else None
 
     combination = Combination.parse(method, [0.7, -0.4], pruned, 7)
-    found = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
+    merged = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    found.require_all_used()
+    assert differences(merged, FolderCheckpoint(wanted)) == []
+    merged.require_all_used()
 
 
-def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
+def test_an_rslora_that_comes_second_is_combined_with_its_own_scale(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -75,12 +75,12 @@ def test_an_rslora_that_comes_second_is_combined_as_it_is_scaled(
     wanted = combined_by_peft(base, [first, other], "cat", [1.0, 0.5], tmp_path / "peft", 0.5)
 
     combination = Combination("cat", (1.0, 0.5))
-    found = merge_folders(base, first, other, scratch=tmp_path, combination=combination)
+    merged = merge_folders(base, first, other, scratch=tmp_path, combination=combination)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(wanted)) == []
 
 
-def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
+def test_an_rslora_that_comes_first_is_refused_because_peft_scales_it_twice(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -101,7 +101,7 @@ def test_an_rslora_that_leads_is_refused_since_peft_scales_it_twice(
         merge_folders(base, other, first, scratch=tmp_path, combination=Combination("cat"))
 
 
-def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
+def test_a_layer_that_the_first_adapter_excludes_is_an_error(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -116,16 +116,16 @@ def test_a_layer_that_the_first_adapter_excludes_is_not_lost_silently(
     merge_folders(base, first, narrow, scratch=tmp_path, combination=combination)
 
 
-def test_a_lora_of_several_ranks_is_combined_right_or_refused(
+def test_a_lora_with_several_ranks_is_combined_correctly_or_refused(
     two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
     other = make_adapter(base, "biased", METHODS["lora-patterns"], tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], "cat", [1.0, 1.0], tmp_path / "peft", 0.5)
 
-    found = merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
+    merged = merge_folders(base, first, other, scratch=tmp_path, combination=Combination("cat"))
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(wanted)) == []
     with pytest.raises(AdapterMismatchError, match="'linear'"):
         merge_folders(base, first, other, scratch=tmp_path, combination=Combination("linear"))
 
@@ -138,9 +138,9 @@ def test_loras_of_different_ranks_are_combined_as_peft_combines_them(
     other = make_adapter(base, "biased", RANK_2, tmp_path / "other")
     wanted = combined_by_peft(base, [first, other], method, [1.0, 1.0], tmp_path / "peft", 0.5)
 
-    found = merge_folders(base, first, other, scratch=tmp_path, combination=Combination(method))
+    merged = merge_folders(base, first, other, scratch=tmp_path, combination=Combination(method))
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(wanted)) == []
 
 
 def test_loras_of_different_ranks_are_refused_where_peft_refuses_them(
@@ -155,7 +155,7 @@ def test_loras_of_different_ranks_are_refused_where_peft_refuses_them(
 
 
 @pytest.mark.parametrize("name", ["dora", "loha", "lora-save-head", "lora-bias-all", "pissa"])
-def test_what_is_no_plain_lora_is_not_combined(
+def test_an_adapter_that_is_more_than_a_plain_lora_is_not_combined(
     name: str, two: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, first, _ = two
@@ -204,12 +204,12 @@ def test_ia3s_are_combined_as_peft_combines_them(
     wanted = combined_by_peft(base, [first, second], "", weights, tmp_path / "peft", 0, kind)
 
     combination = Combination("linear", tuple(weights))
-    found = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
+    merged = merge_folders(base, first, second, scratch=tmp_path, combination=combination)
 
-    assert differences(found, FolderCheckpoint(wanted)) == []
-    assert differences(found, FolderCheckpoint(merge_with_peft(
+    assert differences(merged, FolderCheckpoint(wanted)) == []
+    assert differences(merged, FolderCheckpoint(merge_with_peft(
         base, kind, first, tmp_path / "one"))) != []  # fmt: skip
-    found.require_all_used()
+    merged.require_all_used()
 
 
 def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
@@ -237,7 +237,7 @@ def test_ia3s_that_peft_would_scale_wrongly_are_not_combined(
 
 
 @pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}], ids=["a saved head"])
-def test_what_is_more_than_an_ia3_is_not_combined(
+def test_an_adapter_that_is_more_than_an_ia3_is_not_combined(
     options: dict[str, object], tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tiny_base("biased")

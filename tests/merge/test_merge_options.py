@@ -25,7 +25,7 @@ from tests.merge.compared import merge_folders
         (None, [], 0.5, 2, "--density is given without --combine"),
     ],
 )
-def test_a_wrong_way_to_combine_is_refused(
+def test_an_invalid_combination_is_refused(
     method: str | None, weights: list[float], density: float | None, adapters: int, named: str
 ) -> None:
     def parse() -> None:
@@ -51,7 +51,7 @@ def test_a_combination_is_described_for_the_manifest(combination: Combination, t
     assert combination.describe(2) == text
 
 
-def test_one_adapter_alone_cannot_be_combined(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_a_single_adapter_cannot_be_combined(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base, first, _ = two
 
     with pytest.raises(UsageError, match="linear"):

@@ -92,7 +92,7 @@ def test_a_method_is_merged_as_peft_merges_it_or_refused(
     assert not checkpoint.is_untrained
 
 
-def test_the_comparison_sees_another_adapter(
+def test_the_comparison_notices_another_adapter(
     tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_base("fused")
@@ -100,9 +100,9 @@ def test_the_comparison_sees_another_adapter(
         make_adapter(folder, "fused", METHODS[name], tmp_path / name) for name in ("lora", "rslora")
     )
     wanted = merge_with_peft(folder, "fused", one, tmp_path / "peft")
-    found = gguf_differences(opened(folder, other), wanted, tmp_path / "gguf", monkeypatch)
+    different = gguf_differences(opened(folder, other), wanted, tmp_path / "gguf", monkeypatch)
     layers = ("attn_qkv", "ffn_up", "ffn_down")
-    assert found == sorted(f"blk.{i}.{layer}.weight" for i in range(2) for layer in layers)
+    assert different == sorted(f"blk.{i}.{layer}.weight" for i in range(2) for layer in layers)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_comparison_sees_another_adapter(
         ("dora", "biased"),
     ],
 )
-def test_a_vocabulary_that_training_has_resized_comes_from_the_adapter(
+def test_a_vocabulary_that_training_resized_comes_from_the_adapter(
     name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, rows = tiny_base(kind), VOCABULARY + 5
@@ -165,7 +165,7 @@ def test_what_cannot_be_merged_is_refused_by_name(
     assert caught.value.next_step
 
 
-def test_a_package_that_peft_asks_for_is_named(
+def test_a_package_that_peft_needs_is_named(
     tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = make_adapter(tiny_base("tied"), "tied", METHODS["loha"], tmp_path / "adapter")
@@ -193,14 +193,14 @@ def test_every_method_of_peft_is_merged_or_refused() -> None:
     assert not unknown
 
 
-def test_the_page_of_methods_is_what_is_tested() -> None:
+def test_the_page_of_methods_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "methods.md"
 
     assert page.read_text(encoding="utf-8") == document()
 
 
 @pytest.mark.parametrize("test", sorted({item.test for item in DEVIATIONS}))
-def test_what_the_page_says_of_peft_has_the_test_that_it_names(test: str) -> None:
+def test_the_tests_that_the_page_names_exist(test: str) -> None:
     file, _, function = test.partition("::")
 
     assert f"def {function}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
@@ -212,7 +212,7 @@ TOUCHING = [name for name in METHODS if re.search("embeddings|head|tied|save-bot
 
 @pytest.mark.parametrize("kind", ["tied", "scaled", "conv1d"])
 @pytest.mark.parametrize("name", TOUCHING)
-def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_computes(
+def test_with_tied_embeddings_the_result_computes_what_the_adapters_model_computes(
     name: str, kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     import peft
@@ -231,11 +231,11 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
         wanted = tuned(ids).logits
         usual = tuned.merge_and_unload()(ids).logits
         model = load_base(tmp_path / "merged", kind)
-        found = model(ids).logits
+        merged = model(ids).logits
         unchanged = load_base(folder, kind)(ids).logits
 
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, unchanged, atol=1e-2)
+    torch.testing.assert_close(merged, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged, unchanged, atol=1e-2)
     # Where PEFT's own merge gives another model, that is the reason why ftpack does not follow it.
     is_apart = METHODS[name].outcome(kind) == "right"
     assert torch.allclose(usual, wanted, rtol=1e-4, atol=1e-4) != is_apart
@@ -245,7 +245,7 @@ def test_with_tied_embeddings_the_result_computes_what_the_adapter_model_compute
 
 
 @pytest.mark.parametrize("name", ["lora-embeddings", "lora-head", "tokens", "dora"])
-def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
+def test_a_tied_weight_that_a_checkpoint_holds_twice_is_right_on_both_sides(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     import peft
@@ -263,9 +263,9 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
     (tmp_path / "merged" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with torch.no_grad():
         wanted = peft.PeftModel.from_pretrained(load_base(folder, "tied"), str(adapter))(ids)
-        found = load_base(tmp_path / "merged", "tied")(ids)
+        merged = load_base(tmp_path / "merged", "tied")(ids)
 
-    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged.logits, wanted.logits, rtol=1e-4, atol=1e-4)
     # transformers compares what it finds twice; other loaders go by what the configuration says.
     is_apart = name in ("lora-embeddings", "lora-head")
     assert config["tie_word_embeddings"] != is_apart
@@ -274,7 +274,7 @@ def test_a_tied_weight_that_a_checkpoint_holds_twice_stays_right_on_both_sides(
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], r".*(q_proj|lm_head)"])
-def test_a_head_that_is_stored_beside_its_embedding_is_untied_like_one_that_is_not(
+def test_a_tied_head_is_untied_whether_or_not_the_checkpoint_stores_it(
     targets: object, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Without a copy of the base's embedding in the file: `save_embedding_layers=False`."""
@@ -317,7 +317,7 @@ def test_a_base_that_was_saved_without_the_heads_prefix_keeps_its_names(
     assert "lm_head.weight" in checkpoint.tensors
 
 
-def test_an_adapter_in_a_bin_file_is_merged_alike(
+def test_an_adapter_in_a_bin_file_is_merged_the_same(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tiny_base("tied")
@@ -361,7 +361,7 @@ def test_a_base_in_another_precision_is_merged_as_peft_merges_it(
 @pytest.mark.parametrize(
     "name", ["dora", "pissa", "loha", "vera", "lora-all-linear", "osf", "frod"]
 )
-def test_no_more_of_the_base_is_in_memory_than_one_module(
+def test_memory_holds_only_one_module_of_the_base(
     name: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
@@ -372,7 +372,7 @@ def test_no_more_of_the_base_is_in_memory_than_one_module(
             nonlocal most
             tensor = super().load(name)
             alive.append(weakref.ref(tensor))
-            held = [found.nbytes for found in (ref() for ref in alive) if found is not None]
+            held = [tensor.nbytes for tensor in (ref() for ref in alive) if tensor is not None]
             most = max(most, sum(held))
             return tensor
 

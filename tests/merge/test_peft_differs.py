@@ -1,4 +1,4 @@
-"""Where PEFT merges another model than was trained, without a word: what ftpack does instead."""
+"""Where PEFT silently merges another model than was trained: what ftpack does instead."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def logits_of(model: Any) -> torch.Tensor:
 def test_frod_is_merged_with_the_projections_that_it_was_trained_with(
     tiny_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PEFT factors the base anew and puts the file's projections to it, which go with others."""
+    """PEFT factors the base again, but the file's projections belong to other factors."""
     from peft.tuners.frod import model as frod
 
     base, here = tiny_base("tied", torch.float32), frod._projection_from_weights
 
     def elsewhere(*given: Any) -> torch.Tensor:
-        """A factor's signs are free: another machine, or other libraries, take others."""
+        """A factor's signs are free: another machine, or other libraries, choose other ones."""
         projection: torch.Tensor = here(*given)
         return projection * (1 - 2 * (torch.arange(projection.shape[1]) % 2))
 
@@ -63,8 +63,8 @@ def test_frod_is_merged_with_the_projections_that_it_was_trained_with(
     save_safetensors(checkpoint, tmp_path / "merged", Silent())
 
     (tmp_path / "merged" / "config.json").write_bytes((base / "config.json").read_bytes())
-    found = logits_of(load_base(tmp_path / "merged", "tied"))
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    merged = logits_of(load_base(tmp_path / "merged", "tied"))
+    torch.testing.assert_close(merged, wanted, rtol=1e-3, atol=1e-3)
     usual = merge_with_peft(base, "tied", tmp_path / "adapter", tmp_path / "peft")
     assert not torch.allclose(logits_of(load_base(usual, "tied")), wanted, rtol=0.1, atol=0.1)
 
@@ -86,13 +86,13 @@ def other_vectors(tensors: dict[str, torch.Tensor], stem: str) -> None:
     ("edit", "words"),
     [(other_sizes, r"adamss_B\.default\.0"), (other_vectors, r"adamss_newB\.default")],
 )
-def test_adamss_whose_clusters_are_others_than_in_training_is_an_error(
+def test_adamss_with_clusters_that_differ_from_training_is_an_error(
     edit: Callable[[dict[str, torch.Tensor], str], None],
     words: str,
     tiny_base: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """PEFT takes what the file has, and adds the rows of one cluster to those of another."""
+    """PEFT takes the file's clusters, and adds the rows of one cluster to those of another."""
     pytest.importorskip("sklearn", reason="AdaMSS clusters with scikit-learn")
     base = tiny_base("tied", torch.float32)
     adapter = make_adapter(base, "tied", METHODS["adamss"], tmp_path / "adapter")
@@ -158,7 +158,7 @@ LOST: dict[str, tuple[Callable[[Tensors, dict[str, Any]], None], str]] = {
 
 @pytest.mark.parametrize("case", LOST)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_peft_leaves_out_with_a_warning_at_most_is_an_error(
+def test_what_peft_drops_silently_or_with_a_warning_is_an_error(
     case: str, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     edit, words = LOST[case]

@@ -1,4 +1,4 @@
-"""Configurations with values of the wrong kind: refused by name, whatever PEFT makes of them."""
+"""Settings of the wrong type are refused by name, whatever PEFT makes of them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(method: str) -> Path:
-        if method not in made:
+        if method not in folders:
             folder = tmp_path_factory.mktemp("adapters") / method
-            made[method] = tiny.make_adapter(base, "tied", METHODS[method], folder)
-        return made[method]
+            folders[method] = tiny.make_adapter(base, "tied", METHODS[method], folder)
+        return folders[method]
 
     return make
 
@@ -71,7 +71,7 @@ def edited(folder: Path, name: str, key: str, value: object, to: Path) -> Path:
         ("loha", "r", "4"),
     ],
 )
-def test_an_adapters_setting_of_the_wrong_kind(
+def test_an_adapter_setting_of_the_wrong_type_is_refused(
     method: str,
     key: str,
     value: object,
@@ -105,7 +105,7 @@ def test_an_adapters_setting_of_the_wrong_kind(
         ("exclude_modules", "(", "'('"),
     ],
 )
-def test_what_modules_are_found_by_and_given_is_of_the_adapter_and_not_of_the_base(
+def test_an_invalid_pattern_or_rank_is_blamed_on_the_adapter_and_not_on_the_base(
     method: str,
     key: str,
     value: object,
@@ -137,7 +137,7 @@ def test_what_modules_are_found_by_and_given_is_of_the_adapter_and_not_of_the_ba
         ("rope_parameters", []),
     ],
 )
-def test_a_bases_setting_of_the_wrong_kind(
+def test_a_base_setting_of_the_wrong_type_is_refused(
     key: str, value: object, base: Path, adapter: Callable[[str], Path], tmp_path: Path
 ) -> None:
     broken = edited(base, "config.json", key, value, tmp_path / "broken")
@@ -148,7 +148,7 @@ def test_a_bases_setting_of_the_wrong_kind(
     assert refused.value.next_step
 
 
-def test_a_pattern_that_is_no_expression(
+def test_an_invalid_regular_expression_is_refused(
     base: Path, adapter: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = adapter("loha")
@@ -160,7 +160,7 @@ def test_a_pattern_that_is_no_expression(
 
 @pytest.mark.parametrize("method", ["lora", "loha"])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
-def test_matrices_of_whole_numbers_are_no_training(
+def test_integer_matrices_are_refused(
     method: str,
     dtype: torch.dtype,
     base: Path,

@@ -110,7 +110,7 @@ def load_base(folder: Path, kind: Kind) -> Any:
 
 
 def targets(kind: Kind, what: str) -> Any:
-    """The modules of a kind of model that are tuned."""
+    """The modules that are tuned in a kind of model."""
     if what == "linear":
         if kind == "conv1d":
             return ["c_attn", "c_proj", "c_fc"]
@@ -136,7 +136,7 @@ def make_adapter(
     dtype: torch.dtype | None = None,
     rows: int | None = None,
 ) -> Path:
-    """An adapter that PEFT itself has made and saved, every trainable tensor random and not zero.
+    """An adapter that PEFT itself made and saved; every trainable tensor is random and not zero.
 
     With `rows`, the model's vocabulary gets that size before.
 

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packager.gguf.toolchain import find_toolchain
+from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.decision import Choice, PromptDecision, Vocabulary, decide
-from packager.prompt.modelfile_spec import ModelfileSpec, ParameterValue, render_modelfile
+from packager.prompt.decision import PromptDecision, decide
+from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile
+from packager.prompt.ollama_version import NEWEST_KNOWN, OllamaVersion
+from packager.prompt.prompt_options import Renderer
+from packager.scalar import Scalar
 
 FOLDER = Path(__file__).parents[2] / "Modelfiles"
 _OPENER = "{% if add_generation_prompt %}{{ 'OPENER' }}{% endif %}"
@@ -98,11 +102,14 @@ class Example:
 
     chat_template: ChatTemplate
     vocabulary: Vocabulary
-    parameters: dict[str, ParameterValue]
+    parameters: dict[str, Scalar]
 
-    def decide(self, choice: Choice = "go", **options: str) -> PromptDecision:
-        """The decision, for an Ollama template unless something else is chosen."""
-        return decide(self.chat_template, self.vocabulary, choice=choice, **options)
+    def decide(
+        self, choice: Renderer = "go", ollama_version: str = str(NEWEST_KNOWN)
+    ) -> PromptDecision:
+        """The decision; it is for an Ollama template unless `choice` says otherwise."""
+        version = OllamaVersion.parse(ollama_version)
+        return decide(self.chat_template, self.vocabulary, choice=choice, ollama_version=version)
 
 
 def make_example(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
+from packager.model.model_file import ModelFile
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.conversation import BATTERY, CORE, TOOLS, Conversation, turns
 
@@ -100,7 +101,7 @@ def test_the_environment_is_that_of_transformers(source: str) -> None:
 
 
 def test_what_the_user_names_goes_before_all(tmp_path: Path) -> None:
-    override = _write(tmp_path / "mine.jinja", "mine")
+    override = _write(tmp_path / "mine.jinja", "mine").path
     adapter = {"chat_template.jinja": _write(tmp_path / "a.jinja", "adapter")}
     found = load_chat_template(adapter, {}, override)
     assert found is not None
@@ -114,7 +115,7 @@ def test_precedence_of_places(tmp_path: Path) -> None:
         ("base", "chat_template.jinja", "a file of the base"),
         ("base", "tokenizer_config.json", json.dumps({"chat_template": "base's config"})),
     ]
-    files: dict[str, dict[str, Path]] = {"adapter": {}, "base": {}}
+    files: dict[str, dict[str, ModelFile]] = {"adapter": {}, "base": {}}
     for side, name, text in places:
         files[side][name] = _write(tmp_path / f"{side}-{name}", text)
     origins, sources = [], []
@@ -230,12 +231,12 @@ def _tokenizer() -> Any:
     )
 
 
-def _config(folder: Path, **values: object) -> dict[str, Path]:
+def _config(folder: Path, **values: object) -> dict[str, ModelFile]:
     name = "tokenizer_config.json"
     return {name: _write(folder / name, json.dumps(values))}
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, text: str) -> ModelFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    return path
+    return ModelFile(path)

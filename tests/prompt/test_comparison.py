@@ -1,4 +1,4 @@
-"""Two renderings are held against each other: equal, explained, or different."""
+"""Two renderings are compared: equal, different for a known cause, or different."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TEMPLATE = ChatTemplate(
 )  # fmt: skip
 
 
-def _proof(render: Render, *conversations: Conversation) -> Comparison:
+def _compare(render: Render, *conversations: Conversation) -> Comparison:
     return compare(TEMPLATE, conversations or BATTERY, render, "a test")
 
 
-def test_the_same_renderer_is_equal_with_or_without_its_bos() -> None:
+def test_the_same_prompt_is_equal_with_or_without_its_bos() -> None:
     for render in (
         TEMPLATE.prompt,
         lambda conversation: TEMPLATE.prompt(conversation).removeprefix("<s>"),
     ):
-        comparison = _proof(render)
+        comparison = _compare(render)
         assert comparison.count("equal") == len(BATTERY)
         assert comparison.failed == ()
 
@@ -45,15 +45,15 @@ def test_the_same_renderer_is_equal_with_or_without_its_bos() -> None:
         lambda prompt: prompt.upper(),
     ],
 )
-def test_a_change_of_one_place_is_a_failure(change: object) -> None:
+def test_any_single_change_is_a_failure(change: object) -> None:
     assert callable(change)
-    (item,) = _proof(
+    (item,) = _compare(
         lambda conversation: str(change(TEMPLATE.prompt(conversation))), CORE[0]
     ).compared
     assert (item.outcome, item.causes, item.has_failed) == ("different", (), True)
 
 
-def test_a_known_change_is_declared_by_name_and_a_further_one_is_not() -> None:
+def test_a_known_change_is_named_and_a_further_change_is_a_difference() -> None:
     two = next(
         conversation for conversation in CORE if conversation.name == "two user turns in a row"
     )
@@ -64,26 +64,26 @@ def test_a_known_change_is_declared_by_name_and_a_further_one_is_not() -> None:
     (item,) = compare(TEMPLATE, [two], joined, "a test", is_by_template=True).compared
     assert item.outcome == "known_difference"
     assert item.causes == ("messages of one role in a row are joined",)
-    (item,) = _proof(lambda conversation: joined(conversation) + "!", two).compared
+    (item,) = _compare(lambda conversation: joined(conversation) + "!", two).compared
     assert (item.outcome, item.causes) == ("different", ())
 
 
-def test_plain_text_that_differs_for_a_cause_that_can_be_mended_is_a_failure() -> None:
+def test_an_avoidable_difference_in_plain_text_is_a_failure() -> None:
     two = next(
         conversation for conversation in CORE if conversation.name == "two user turns in a row"
     )
     joined = replace(two, messages=turns("One.\n\nTwo."))
-    (item,) = _proof(lambda conversation: TEMPLATE.prompt(joined), two).compared
+    (item,) = _compare(lambda conversation: TEMPLATE.prompt(joined), two).compared
     assert (item.outcome, len(item.causes)) == ("different", 1)
     dated = replace(TEMPLATE, source="{{ date_string or 'no date' }}" + TEMPLATE.source)
     for kind in ("core", "own"):
         conversation = replace(CORE[0], kind=kind)
-        told = dated.prompt(conversation, server_variables())
-        comparison = compare(dated, [conversation], lambda _, told=told: told, "a test")
+        prompt = dated.prompt(conversation, server_variables())
+        comparison = compare(dated, [conversation], lambda _, prompt=prompt: prompt, "a test")
         assert comparison.failed, kind
 
 
-def test_schemas_in_another_order_of_keys_are_explained() -> None:
+def test_a_reordered_tool_schema_is_a_known_difference() -> None:
     def reordered(conversation: Conversation) -> str:
         (tool,) = conversation.tools
         function = dict(tool["function"])  # type: ignore[call-overload]
@@ -93,14 +93,14 @@ def test_schemas_in_another_order_of_keys_are_explained() -> None:
         }
         return TEMPLATE.prompt(replace(conversation, tools=({**tool, "function": function},)))
 
-    (item,) = _proof(reordered, TOOLS[0]).compared
+    (item,) = _compare(reordered, TOOLS[0]).compared
     assert (item.outcome, item.causes) == (
         "known_difference",
         ("the server writes tool schemas anew",),
     )
 
 
-def test_several_changes_together_are_explained() -> None:
+def test_several_changes_together_are_a_known_difference() -> None:
     conversation = Conversation(
         "both",
         (
@@ -121,22 +121,22 @@ def test_several_changes_together_are_explained() -> None:
     assert len(item.causes) == 2
 
 
-def test_a_refusal_is_a_failure_only_where_plain_text_is_refused() -> None:
+def test_a_refusal_is_a_failure_only_for_plain_text() -> None:
     def refuse(_: Conversation) -> str:
         raise PromptRefusedError("no")
 
-    outcomes = [item.outcome for item in _proof(refuse, CORE[0], PREFILLED[0], TOOLS[0]).compared]
+    outcomes = [item.outcome for item in _compare(refuse, CORE[0], PREFILLED[0], TOOLS[0]).compared]
     assert outcomes == ["different", "known_difference", "known_difference"]
 
 
-def test_what_the_chat_template_refuses_is_not_compared() -> None:
+def test_conversations_that_the_chat_template_refuses_are_unsupported() -> None:
     refusing = replace(TEMPLATE, source="{{ raise_exception('no') }}")
     comparison = compare(refusing, CORE, lambda conversation: "anything", "a test")
     assert comparison.count("unsupported") == len(CORE)
     assert comparison.failed == ()
 
 
-def test_other_ids_are_a_failure_though_the_text_is_equal() -> None:
+def test_different_token_ids_are_a_failure_even_if_the_text_is_equal() -> None:
     def ids(prompt: str) -> list[int]:
         return [ord(character) for character in prompt]
 
@@ -149,4 +149,4 @@ def test_other_ids_are_a_failure_though_the_text_is_equal() -> None:
 
 def test_the_users_own_conversations_count_as_core() -> None:
     own = Conversation("mine", turns("Hi"), "own")
-    assert _proof(lambda conversation: "other", own).failed
+    assert _compare(lambda conversation: "other", own).failed

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from packager.errors import ChatTemplateError, CorruptFileError
+from packager.errors import ChatTemplateError
+from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import turns
-from packager.prompt.decision import Vocabulary, decide, load_vocabulary
+from packager.prompt.decision import decide
 from packager.prompt.go.families import find_ollama_template
 from packager.prompt.go.render import render_go_template
+from packager.prompt.ollama_version import NEWEST_KNOWN
 from tests.prompt.examples import CHATML, EXAMPLES, MISTRAL_FIRST, PHI4, Example, make_example
 
+NEWEST = str(NEWEST_KNOWN)
 TURNS = {0: "<|im_start|>", 1: "<|im_end|>", 2: "</s>"}
 PHI4_EXAMPLE = make_example(PHI4, TURNS, [1])
 
@@ -86,9 +88,9 @@ def test_where_no_ollama_template_makes_the_same_prompts_there_is_none(
     source = CHATML.replace(*change)
     assert source != CHATML
     example = make_example(source, TURNS, [1])
-    for options in ({}, {"ollama_version": "0.24.0"}):
+    for version in (NEWEST, "0.24.0"):
         with pytest.raises(ChatTemplateError, match="No TEMPLATE"):
-            example.decide(**options)
+            example.decide(ollama_version=version)
     assert example.decide("auto").renderer == "native"
 
 
@@ -208,78 +210,7 @@ def test_it_tells_whether_training_had_a_bos(name: str, expected: bool) -> None:
     assert EXAMPLES[name].decide().begins_with_bos is expected
 
 
-def test_the_vocabulary_is_read_from_the_tokenizer_and_the_generation_config(
-    tmp_path: Path,
-) -> None:
-    files = _files(
-        tmp_path,
-        {
-            "tokenizer_config.json": {
-                "added_tokens_decoder": {
-                    "5": {"content": "<old>", "special": True},
-                    "6": {"content": "<tool>", "special": False},
-                }
-            },
-            "tokenizer.json": {
-                "added_tokens": [{"id": 5, "content": "<end>", "special": True}],
-                "model": {"vocab": {"a": 0, "</s>": 2}},
-            },
-            "generation_config.json": {"eos_token_id": [5, 2]},
-            "config.json": {"eos_token_id": 9},
-        },
-    )
-    vocabulary = load_vocabulary(files)
-    assert vocabulary.eos_token_ids == (5, 2)
-    assert vocabulary.token_of == {5: "<end>", 6: "<tool>", 2: "</s>"}
-    assert vocabulary.control_tokens == {"<end>"}
-
-
-@pytest.mark.parametrize("value", [-1, 10**30, True, "2", [[2]], {"a": 2}])
-def test_an_end_that_is_no_token_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
-    path = tmp_path / "generation_config.json"
-    path.write_text(json.dumps({"eos_token_id": value}))
-
-    with pytest.raises(CorruptFileError, match="eos_token_id"):
-        load_vocabulary({path.name: path})
-
-
-@pytest.mark.parametrize(
-    "config", [{"eos_token_id": 9}, {"eos_token_id": [9]}, {"text_config": {"eos_token_id": 9}}]
-)
-def test_without_a_generation_config_the_config_tells_the_eos(
-    config: dict[str, object], tmp_path: Path
-) -> None:
-    files = _files(tmp_path, {"config.json": config, "generation_config.json": {}})
-    files["tokenizer.json"] = _files(
-        tmp_path / "t", {"tokenizer.json": {"model": {"vocab": [[f"p{i}", 0] for i in range(12)]}}}
-    )["tokenizer.json"]
-    assert load_vocabulary(files) == Vocabulary((9,), {9: "p9"}, frozenset())
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("config.json", {"eos_token_id": "two"}),
-        ("tokenizer.json", {"added_tokens": [{"id": "x", "content": "<s>"}]}),
-        ("tokenizer.json", {"added_tokens": 3}),
-        ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
-    ],
-)
-def test_a_file_that_is_not_what_its_name_says_is_refused(
-    name: str, values: dict[str, object], tmp_path: Path
-) -> None:
-    with pytest.raises(CorruptFileError, match=name):
-        load_vocabulary(_files(tmp_path, {name: values}))
-
-
 def _published(name: str, llama_cpp_source: Path) -> ChatTemplate:
     path = llama_cpp_source / "models" / "templates" / f"{name}.jinja"
     bos_token = "<bos>" if "gemma" in name else "<s>"
     return ChatTemplate(path.read_text(encoding="utf-8"), name, bos_token, "</s>")
-
-
-def _files(folder: Path, contents: dict[str, dict[str, object]]) -> dict[str, Path]:
-    folder.mkdir(exist_ok=True)
-    for name, values in contents.items():
-        (folder / name).write_text(json.dumps(values))
-    return {name: folder / name for name in contents}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
+from packager.model.model_file import ModelFile
 from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, sampling_parameters
 from tests.prompt.examples import FOLDER, REAL, example_modelfile
 
@@ -28,7 +29,7 @@ def test_there_are_no_other_examples() -> None:
 
 def test_everything_is_said_once_and_in_order() -> None:
     spec = ModelfileSpec(
-        template="{{ .Prompt }}\n",
+        ollama_template="{{ .Prompt }}\n",
         system="Be brief.\n\nAnd kind.",
         stops=("<|end|>", "a b"),
         parameters={"top_k": 40, "temperature": 0.7, "use_mmap": True},
@@ -158,7 +159,7 @@ def test_a_count_that_is_none_is_a_corrupt_file(value: object, tmp_path: Path) -
         sampling_parameters(_generation_config(tmp_path, top_k=value))
 
 
-def _generation_config(folder: Path, **values: object) -> dict[str, Path]:
+def _generation_config(folder: Path, **values: object) -> dict[str, ModelFile]:
     path = folder / "generation_config.json"
     path.write_text(json.dumps(values))
-    return {path.name: path}
+    return {path.name: ModelFile(path)}

@@ -1,6 +1,6 @@
-"""How near the merge is to what was trained: on the quantized base, and on its 16-bit twin.
+"""The distance of a merge from the trained model, on a quantized base and on its 16-bit original.
 
-Expected figures come from bitsandbytes, PEFT and llama.cpp, by whole weights.
+Expected figures come from bitsandbytes, PEFT and llama.cpp, and from whole weights.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from packager.package.fingerprint import tool_versions
 from safetensors.torch import load_file
 
-from packager.package.plan import Request
-from packager.package.prepare import Package, prepare
+from packager.files import scratch_folder
+from packager.gguf.quants import QUANTS
+from packager.package.prepare import open_inputs, prepare
+from packager.package.provenance import fingerprint, tool_versions
+from packager.package.request import BuildOptions, Request
 from packager.progress import Silent
-from packager.quality.base_choice import Nearness
+from packager.quality.base_choice import BaseChoice
+from packager.source.source_options import SourceOptions
 from packager.verbs.build import build
 from packager.verbs.merge import merge
 from testing.usual_route import (
@@ -36,21 +39,26 @@ from tests.told import Told
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 QUANTIZED = "tiny-unsloth-bnb-4bit"
-# Their rows are few enough that each is compared; a GGUF has them as they are.
+# They have so few rows that every row is compared; the converter does not change them.
 TARGETS = ["v_proj", "o_proj"]
 GGUF_NAMES = {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
-# What Unsloth's dynamic quantization keeps in 16 bits, beside the head.
+# Unsloth's dynamic quantization keeps this in 16 bits, besides the head.
 SKIPPED = "model.layers.1.self_attn.v_proj"
 
 
 class Notes(Told):
     def about(self, text: str) -> str:
-        (found,) = [note for note in self.notes if text in note]
-        return found
+        (note,) = [note for note in self.notes if text in note]
+        return note
+
+
+def request(adapter: Path, *, keep_quantized: bool = False, **build: Any) -> Request:
+    source = SourceOptions(str(adapter), keep_base_quantized=keep_quantized)
+    return Request(source=source, build=BuildOptions(**build), name="x")
 
 
 def quantize(base: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """Save a base as bitsandbytes packs it; gives the weights that training on it sees."""
+    """Save a base as bitsandbytes packs it; gives the weights that training reads."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     settings = BitsAndBytesConfig(
@@ -77,12 +85,12 @@ def models(small_model: Callable[..., Path], tmp_path: Path) -> Path:
     """A folder with a 16-bit model, the same as bitsandbytes quantizes it, and dequantized."""
     from safetensors.torch import save_file
 
-    twin = tmp_path / "tiny"
-    shutil.copytree(small_model("llama"), twin)
-    weights = quantize(twin, tmp_path / QUANTIZED)
-    seen = tmp_path / "dequantized"
-    shutil.copytree(twin, seen)
-    save_file({k: v.contiguous() for k, v in weights.items()}, seen / "model.safetensors",
+    original = tmp_path / "tiny"
+    shutil.copytree(small_model("llama"), original)
+    weights = quantize(original, tmp_path / QUANTIZED)
+    dequantized = tmp_path / "dequantized"
+    shutil.copytree(original, dequantized)
+    save_file({k: v.contiguous() for k, v in weights.items()}, dequantized / "model.safetensors",
               {"format": "pt"})  # fmt: skip
     return tmp_path
 
@@ -103,7 +111,7 @@ def lora(models: Path, adapter: Callable[..., Path]) -> Callable[..., Path]:
 
 
 def in_fp32(model: Path, adapter: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """What PEFT merges where nothing is rounded to 16 bits."""
+    """PEFT's merge in fp32."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -112,9 +120,9 @@ def in_fp32(model: Path, adapter: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {name: tensor.numpy() for name, tensor in merged.items()}
 
 
-def distance(made: dict[str, Any], trained: dict[str, Any], names: Iterable[str]) -> float:
+def distance(merged: dict[str, Any], trained: dict[str, Any], names: Iterable[str]) -> float:
     names = list(names)
-    error = sum(np.square(np.float64(made[name]) - trained[name]).sum() for name in names)
+    error = sum(np.square(np.float64(merged[name]) - trained[name]).sum() for name in names)
     return float(np.sqrt(error / sum(np.square(np.float64(trained[n])).sum() for n in names)))
 
 
@@ -126,13 +134,13 @@ def expected(
 ) -> Figures:
     """The distances in 16 bits, by PEFT's own merges, which stay in `models`."""
     trained = in_fp32(models / "dequantized", adapter)
-    found = {}
+    figures = {}
     for base in bases:
         folder = models / ("tiny" if base == "twin" else "dequantized")
         usual = merge_with_peft(folder, adapter, models / f"usual-{base}")
         merged = load_file(usual / "model.safetensors")
-        found[base] = distance({k: v.float() for k, v in merged.items()}, trained, names)
-    return {"16 bits": found}
+        figures[base] = distance({k: v.float() for k, v in merged.items()}, trained, names)
+    return {"16 bits": figures}
 
 
 def expected_quantized(
@@ -140,14 +148,14 @@ def expected_quantized(
 ) -> Figures:
     """The distances in a quant, by llama.cpp's converter and quantizer."""
     trained = in_fp32(models / "dequantized", adapter)
-    found = {}
+    figures = {}
     for base in ("quantized", "twin"):
         wide = models / "wide.gguf"
         convert_with_llama_cpp(models / f"usual-{base}", wide, "bf16", llama_cpp)
         gguf = quantize_with_llama_cpp(wide, models / f"{base}.gguf", quant)
         in_gguf = read_weights(gguf, llama_cpp)
-        found[base] = distance({name: in_gguf[gguf_name(name)] for name in names}, trained, names)
-    return {quant: found}
+        figures[base] = distance({name: in_gguf[gguf_name(name)] for name in names}, trained, names)
+    return {quant: figures}
 
 
 def gguf_name(name: str) -> str:
@@ -155,9 +163,9 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{GGUF_NAMES[module]}.weight"
 
 
-def figures(nearness: Nearness | None) -> dict[str, dict[str, float | None]]:
-    assert nearness is not None
-    return {d.form: {"quantized": d.quantized, "twin": d.twin} for d in nearness.distances}
+def figures_of(choice: BaseChoice | None) -> dict[str, dict[str, float | None]]:
+    assert choice is not None
+    return {d.form: {"quantized": d.quantized, "twin": d.twin} for d in choice.distances}
 
 
 def weights(*layers_and_modules: tuple[int, str]) -> set[str]:
@@ -173,7 +181,7 @@ def approximately(figures: Figures) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_both_figures_are_those_of_the_libraries(
+def test_both_figures_equal_those_of_the_libraries(
     use_dora: bool, models: Path, lora: Callable[..., Path], llama_cpp_source: Path
 ) -> None:
     folder = lora(use_dora=use_dora)
@@ -182,37 +190,43 @@ def test_both_figures_are_those_of_the_libraries(
     assert wanted["16 bits"]["quantized"] < 0.01 < wanted["16 bits"]["twin"]
 
     for used in ("quantized", "twin"):
-        told = Notes()
-        request = Request(
-            str(folder), ("Q4_K_M",), "x", models / used, keep_base_quantized=used == "quantized"
+        progress = Notes()
+        wanted_files = request(
+            folder,
+            keep_quantized=used == "quantized",
+            quants=(QUANTS["Q4_K_M"],),
+            out=models / used,
         )
-        nearness = build(prepare(request, told), told).nearness
+        with scratch_folder() as scratch:
+            choice = build(prepare(wanted_files, scratch, progress), progress).base_choice
 
-        assert nearness is not None
-        assert not nearness.is_estimated
-        assert nearness.used == used
-        # The weight that was not quantized is the same in both, and is not looked at.
-        assert set(nearness.weights) == ROUNDED
-        assert figures(nearness) == approximately(wanted)
-        said = told.about("Distance from what was trained")
+        assert choice is not None
+        assert not choice.is_estimated
+        assert choice.used == used
+        # The weight that was not quantized is the same in both, and is not compared.
+        assert set(choice.weights) == ROUNDED
+        assert figures_of(choice) == approximately(wanted)
+        note = progress.about("Distance from the trained model")
         for form, both in wanted.items():
-            assert f"in {form} {both['quantized']:.2%} on the quantized base" in said
-            assert f"{both['twin']:.2%} on its 16-bit twin" in said
+            assert f"in {form} {both['quantized']:.2%} on the quantized base" in note
+            assert f"{both['twin']:.2%} on its 16-bit original" in note
 
 
 @pytest.mark.parametrize("keeps_quantized", [False, True])
-def test_it_is_said_which_is_nearer_and_which_is_used(
+def test_the_report_names_the_nearer_base_and_the_one_in_use(
     keeps_quantized: bool, models: Path, lora: Callable[..., Path]
 ) -> None:
-    told, folder = Notes(), lora()
+    progress, folder = Notes(), lora()
 
-    made = merge(Request(str(folder), keep_base_quantized=keeps_quantized), models / "merged", told)
+    choice = merge(
+        request(folder, keep_quantized=keeps_quantized), models / "merged", progress
+    ).base_choice
 
     wanted = expected(models, folder, ROUNDED)
-    assert figures(made.nearness) == approximately(wanted)
-    verdict = told.about("Nearer to what was trained is the quantized base")
-    assert f"used is {'the quantized base' if keeps_quantized else 'its 16-bit twin'}" in verdict
-    assert "does not tell which answers better" in verdict
+    assert figures_of(choice) == approximately(wanted)
+    verdict = progress.about("Nearer to the trained model is the quantized base")
+    used = "the quantized base" if keeps_quantized else "its 16-bit original"
+    assert f"uses {used}" in verdict
 
 
 def test_weights_of_more_rows_are_sampled(
@@ -225,73 +239,73 @@ def test_weights_of_more_rows_are_sampled(
     config["base_model_name_or_path"] = str(models / QUANTIZED)
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
-    nearness = merge(Request(str(folder)), models / "merged", Silent()).nearness
+    choice = merge(request(folder), models / "merged", Silent()).base_choice
 
-    assert nearness is not None
-    assert len(nearness.weights) == 13
-    wanted = expected(models, folder, nearness.weights)
-    assert figures(nearness) == {
+    assert choice is not None
+    assert len(choice.weights) == 13
+    wanted = expected(models, folder, choice.weights)
+    assert figures_of(choice) == {
         form: pytest.approx(both, rel=0.02) for form, both in wanted.items()
     }
 
 
-def test_the_quantized_weights_are_estimated_where_only_their_configuration_is_at_hand(
+def test_the_quantized_weights_are_estimated_from_their_configuration_alone(
     models: Path, lora: Callable[..., Path]
 ) -> None:
-    told, folder = Notes(), lora()
+    progress, folder = Notes(), lora()
     (models / QUANTIZED / "model.safetensors").unlink()
 
-    nearness = merge(Request(str(folder)), models / "merged", told).nearness
+    choice = merge(request(folder), models / "merged", progress).base_choice
 
-    assert nearness is not None
-    assert nearness.is_estimated
-    assert nearness.used == "twin"
-    assert set(nearness.weights) == ROUNDED
-    assert figures(nearness) == approximately(expected(models, folder, ROUNDED))
-    assert "estimated, by rounding the twin's" in told.about("Distance from what was trained")
+    assert choice is not None
+    assert choice.is_estimated
+    assert choice.used == "twin"
+    assert set(choice.weights) == ROUNDED
+    assert figures_of(choice) == approximately(expected(models, folder, ROUNDED))
+    assert "estimated" in progress.about("Distance from the trained model")
 
 
-def test_without_the_twin_there_is_one_figure_and_that_is_said(
+def test_without_the_16_bit_original_there_is_one_figure(
     models: Path, lora: Callable[..., Path]
 ) -> None:
-    told, folder = Notes(), lora()
+    progress, folder = Notes(), lora()
     shutil.rmtree(models / "tiny")
 
-    nearness = merge(Request(str(folder)), models / "merged", told).nearness
+    choice = merge(request(folder), models / "merged", progress).base_choice
 
     wanted = expected(models, folder, ROUNDED, ["quantized"])["16 bits"]["quantized"]
-    assert figures(nearness) == {
+    assert figures_of(choice) == {
         "16 bits": {"quantized": pytest.approx(wanted, rel=1e-4), "twin": None}
     }
-    assert told.about("Its 16-bit twin is not on this machine")
-    assert not any("Nearer to" in note for note in told.notes)
+    assert progress.about("16-bit original is not on this machine")
+    assert not any("Nearer to" in note for note in progress.notes)
 
 
-def test_without_the_library_the_twin_is_packaged_and_what_is_missing_is_said(
+def test_without_the_library_the_16_bit_original_is_used_and_a_note_names_the_library(
     models: Path, lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, folder, find = Notes(), lora(), importlib.util.find_spec
+    progress, folder, find = Notes(), lora(), importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find(name)
     )
 
-    made = merge(Request(str(folder)), models / "merged", told)
+    choice = merge(request(folder), models / "merged", progress).base_choice
 
-    assert made.nearness is None
+    assert choice is None
     assert (models / "merged" / "model.safetensors").is_file()
-    said = told.about("is not measured")
-    assert "pip install 'ftpack[bitsandbytes]'" in said
+    note = progress.about("is not measured")
+    assert "pip install 'ftpack[bitsandbytes]'" in note
 
 
-def test_nothing_is_said_where_no_quantized_base_is_recorded(
+def test_there_is_no_report_without_a_quantized_base(
     small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    told = Notes()
+    progress = Notes()
 
-    made = merge(Request(str(adapter("llama"))), tmp_path / "merged", told)
+    choice = merge(request(adapter("llama")), tmp_path / "merged", progress).base_choice
 
-    assert made.nearness is None
-    assert not any("what was trained" in note for note in told.notes)
+    assert choice is None
+    assert not any("the trained model" in note for note in progress.notes)
 
 
 @pytest.mark.parametrize("verb", ["gguf", "merge"])
@@ -305,35 +319,37 @@ def test_the_command_line_gives_both_figures(
     )
 
     assert done.returncode == 0, done.stderr
-    nearness = json.loads(done.stdout)["nearness"]
-    assert nearness["used"] == "twin"
-    assert [d["form"] for d in nearness["distances"]] == ["16 bits"] + ["Q8_0"] * (verb == "gguf")
-    for each in nearness["distances"]:
+    choice = json.loads(done.stdout)["base_choice"]
+    assert choice["used"] == "twin"
+    assert [d["form"] for d in choice["distances"]] == ["16 bits"] + ["Q8_0"] * (verb == "gguf")
+    for each in choice["distances"]:
         assert f"{each['quantized']:.2%} on the quantized base" in done.stderr
-        assert f"{each['twin']:.2%} on its 16-bit twin" in done.stderr
+        assert f"{each['twin']:.2%} on its 16-bit original" in done.stderr
 
 
-def test_another_version_of_what_dequantizes_makes_the_bundle_anew(
+def test_another_version_of_the_dequantizing_library_changes_the_fingerprint(
     models: Path, lora: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import importlib.metadata
 
     version, folder = importlib.metadata.version, lora()
 
-    def prepared(keeps_quantized: bool) -> Package:
-        return prepare(
-            Request(
-                str(folder), ("Q8_0",), "x", models / "out", keep_base_quantized=keeps_quantized
-            )
+    def fingerprint_of(keep_quantized: bool) -> str:
+        wanted = request(
+            folder, keep_quantized=keep_quantized, quants=(QUANTS["Q8_0"],), out=models / "out"
         )
+        with scratch_folder() as scratch:
+            return fingerprint(prepare(wanted, scratch, Silent()))
 
-    before = prepared(True).fingerprint
+    def libraries(keep_quantized: bool) -> dict[str, str]:
+        return tool_versions(open_inputs(request(folder, keep_quantized=keep_quantized), Silent()))
+
+    before = fingerprint_of(True)
     monkeypatch.setattr(
         "importlib.metadata.version", lambda name: "9" if name == "bitsandbytes" else version(name)
     )
 
-    kept = prepared(True)
-    assert kept.fingerprint != before
-    assert tool_versions(kept.inputs)["bitsandbytes"] == "9"
-    # Nothing of the twin goes through it.
-    assert "bitsandbytes" not in tool_versions(prepared(False).inputs)
+    assert fingerprint_of(True) != before
+    assert libraries(True)["bitsandbytes"] == "9"
+    # The library does not dequantize the 16-bit original.
+    assert "bitsandbytes" not in libraries(False)

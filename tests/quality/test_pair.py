@@ -1,4 +1,4 @@
-"""A quantized base and its twin are put side by side by what this machine has of them."""
+"""A quantized base is paired with its 16-bit original, as far as this machine has them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lora(adapter: Callable[..., Path], tmp_path: Path) -> Adapter:
 
 
 def put(cache: Path, model_id: str, model: Path, **changes: object) -> Path:
-    """A model in the cache, its configuration changed."""
+    """A model in the cache, with a changed configuration."""
     repository = cache / f"models--{model_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -54,23 +54,23 @@ def pair_of(lora: Adapter, wanted: str | None, keep_quantized: bool = False) -> 
     return find_pair(base, lora)
 
 
-def test_the_twin_of_a_quantized_base_that_is_used_comes_from_the_cache(
+def test_the_16_bit_original_of_a_quantized_base_comes_from_the_cache(
     cache: Path, lora: Adapter, small_model: Callable[..., Path]
 ) -> None:
     quantized = put(cache, RECORDED, small_model("llama"), quantization_config=SETTINGS)
-    twin = put(cache, "someone/tiny", small_model("llama"))
+    original = put(cache, "someone/tiny", small_model("llama"))
 
     pair = pair_of(lora, None, keep_quantized=True)
 
     assert pair is not None
-    assert not pair.is_twin_used
+    assert not pair.is_full_precision_used
     assert pair.quantized is not None
     assert pair.quantized.folder == quantized
-    assert pair.twin is not None
-    assert pair.twin.folder == twin
+    assert pair.full_precision is not None
+    assert pair.full_precision.folder == original
 
 
-def test_a_twin_that_is_named_is_paired_with_what_is_recorded(
+def test_a_16_bit_original_given_as_base_is_paired_with_the_recorded_base(
     cache: Path, lora: Adapter, small_model: Callable[..., Path]
 ) -> None:
     quantized = put(cache, RECORDED, small_model("llama"), quantization_config=SETTINGS)
@@ -78,7 +78,7 @@ def test_a_twin_that_is_named_is_paired_with_what_is_recorded(
     pair = pair_of(lora, str(small_model("llama")))
 
     assert pair is not None
-    assert pair.is_twin_used
+    assert pair.is_full_precision_used
     assert (pair.name, pair.settings) == (RECORDED, SETTINGS)
     assert pair.quantized is not None
     assert pair.quantized.folder == quantized
@@ -96,7 +96,7 @@ def test_a_configuration_alone_gives_the_settings(
     assert (pair.settings, pair.quantized) == (SETTINGS, None)
 
 
-def test_nothing_of_the_quantized_base_is_known_but_its_name(
+def test_a_quantized_base_of_which_only_the_name_is_known(
     cache: Path, lora: Adapter, small_model: Callable[..., Path]
 ) -> None:
     pair = pair_of(lora, str(small_model("llama")))
@@ -105,7 +105,7 @@ def test_nothing_of_the_quantized_base_is_known_but_its_name(
     assert (pair.name, pair.settings, pair.quantized) == (RECORDED, None, None)
 
 
-def test_models_of_other_shapes_and_formats_are_no_pair(
+def test_models_of_other_shapes_and_formats_are_not_a_pair(
     cache: Path, lora: Adapter, small_model: Callable[..., Path]
 ) -> None:
     put(cache, RECORDED, small_model("llama"), quantization_config=SETTINGS, vocab_size=4242)

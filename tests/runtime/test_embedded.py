@@ -14,7 +14,7 @@ from packager.errors import (
     UnsupportedError,
 )
 from packager.runtime.embedded import ChatStream, EmbeddedModel, stream_chat
-from packager.runtime.show import ParameterValue
+from packager.scalar import Scalar
 from tests.runtime.chain_gguf import ANSWER, write_chain_gguf
 
 QUESTION = [{"role": "user", "content": "Who goes there?"}]
@@ -26,7 +26,7 @@ def ask(
     *,
     stops: tuple[str, ...] = (),
     max_tokens: int = 48,
-    parameters: dict[str, ParameterValue] | None = None,
+    parameters: dict[str, Scalar] | None = None,
 ) -> ChatStream:
     return stream_chat(
         gguf,

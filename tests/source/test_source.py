@@ -1,4 +1,4 @@
-"""What people bring is recognised, chosen with a reason, or refused with the way out."""
+"""A source is recognised, chosen with a reason, or refused with an alternative."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from packager.errors import (
     SourceNotFoundError,
     UnsupportedError,
 )
+from packager.model.model_file import ModelFile
 from packager.progress import Silent
 from packager.source.base.find import find_base
-from packager.source.open import Source, open_source
+from packager.source.open import Source, list_adapters, open_source
 from packager.source.run.checkpoints import list_checkpoints
 from packager.source.run.record import training_length
-from packager.verbs.inspect import inspect
 
 
 def open_(path: Path, checkpoint: str | None = None) -> Source:
@@ -35,7 +35,7 @@ def open_(path: Path, checkpoint: str | None = None) -> Source:
 
 @pytest.fixture
 def trainer_output(adapter: Callable[..., Path], tmp_path: Path) -> Path:
-    """A Trainer's folder with three checkpoints, the second of them the best."""
+    """A Trainer's folder with three training checkpoints; the second is the best."""
     folder = tmp_path / "outputs"
     history = [
         {"step": 10, "loss": 2.0}, {"step": 10, "eval_loss": 2.1},
@@ -55,11 +55,11 @@ def trainer_output(adapter: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("wanted", "step"), [(None, "30"), ("last", "30"), ("best", "20"), ("10", "10")]
 )
-def test_chooses_a_checkpoint(trainer_output: Path, wanted: str | None, step: str) -> None:
+def test_chooses_a_training_checkpoint(trainer_output: Path, wanted: str | None, step: str) -> None:
     assert open_(trainer_output, wanted).folder.name == f"checkpoint-{step}"
 
 
-def test_the_final_save_comes_before_the_checkpoints(
+def test_the_final_save_precedes_the_training_checkpoints(
     trainer_output: Path, adapter: Callable[..., Path]
 ) -> None:
     shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
@@ -67,16 +67,20 @@ def test_the_final_save_comes_before_the_checkpoints(
     source = open_(trainer_output)
 
     assert source.folder == trainer_output
-    assert "3 checkpoints beside it" in source.reason
+    assert "3 training checkpoints" in source.reason
 
 
-def test_lists_checkpoints_with_their_losses(trainer_output: Path) -> None:
-    found = [(c.step, c.loss, c.eval_loss, c.is_best) for c in list_checkpoints(trainer_output)]
+def test_lists_training_checkpoints_with_their_losses(trainer_output: Path) -> None:
+    checkpoints = list_checkpoints(trainer_output)
 
-    assert found == [(10, 2.0, 2.1, False), (20, 1.0, 1.1, True), (30, 0.5, 1.4, False)]
+    assert [(c.step, c.loss, c.eval_loss, c.is_best) for c in checkpoints] == [
+        (10, 2.0, 2.1, False),
+        (20, 1.0, 1.1, True),
+        (30, 0.5, 1.4, False),
+    ]
 
 
-def test_a_checkpoint_that_is_not_there_lists_those_that_are(trainer_output: Path) -> None:
+def test_a_missing_training_checkpoint_lists_the_existing_ones(trainer_output: Path) -> None:
     with pytest.raises(SourceNotFoundError, match="10, 20, 30"):
         open_(trainer_output, "15")
 
@@ -85,7 +89,7 @@ def test_best_without_a_record_is_refused(trainer_output: Path) -> None:
     for state in trainer_output.rglob("trainer_state.json"):
         state.unlink()
 
-    with pytest.raises(SourceNotFoundError, match="no best checkpoint"):
+    with pytest.raises(SourceNotFoundError, match="best_model_checkpoint"):
         open_(trainer_output, "best")
 
 
@@ -108,7 +112,7 @@ def test_the_base_is_the_recorded_path(
     assert "recorded in adapter_config.json" in base.reason
 
 
-def test_a_base_that_is_asked_for_overrides_the_recorded_one(
+def test_the_base_option_overrides_the_recorded_base(
     small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
     opened = open_(adapter("llama")).adapter
@@ -162,7 +166,7 @@ def test_a_hub_id_is_a_source(
     assert source.model is not None
 
 
-def test_a_base_that_is_nowhere_says_where_it_was_looked_for(adapter: Callable[..., Path]) -> None:
+def test_a_missing_base_names_the_places_that_were_searched(adapter: Callable[..., Path]) -> None:
     opened = open_(adapter("llama")).adapter
     assert opened is not None
 
@@ -216,7 +220,7 @@ def test_a_base_quantized_in_an_unknown_way_is_refused_by_name(
         ({"peft_type": "IA3", "r": None}, "IA3", None),
     ],
 )
-def test_a_method_is_called_by_its_name(
+def test_a_method_has_its_usual_name(
     change: dict[str, object],
     method: str,
     rank: int | None,
@@ -231,7 +235,7 @@ def test_a_method_is_called_by_its_name(
     opened = open_(folder).adapter
 
     assert opened is not None
-    assert (opened.method, opened.rank) == (method, rank)
+    assert (opened.config.method, opened.config.rank) == (method, rank)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
@@ -239,7 +243,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
         open_(tmp_path / "nothing-here")
 
 
-def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
 
@@ -256,26 +260,26 @@ def test_a_configuration_without_weights(adapter: Callable[..., Path], tmp_path:
         open_(tmp_path)
 
 
-def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
+def test_a_configuration_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{")
 
     with pytest.raises(CorruptFileError, match="adapter_config"):
         open_(tmp_path)
 
 
-def test_the_training_length_is_what_training_has_set(tmp_path: Path) -> None:
+def test_the_training_length_is_the_value_that_the_trainer_set(tmp_path: Path) -> None:
     own, base = tmp_path / "own.json", tmp_path / "base.json"
     own.write_text(json.dumps({"model_max_length": 2048}))
     base.write_text(json.dumps({"model_max_length": 131072}))
     name = "tokenizer_config.json"
 
-    assert training_length({name: own}, {name: base}) == 2048
-    assert training_length({name: base}, {name: base}) is None
+    assert training_length({name: ModelFile(own)}, {name: ModelFile(base)}) == 2048
+    assert training_length({name: ModelFile(base)}, {name: ModelFile(base)}) is None
     own.write_text(json.dumps({"model_max_length": 10**30}))
-    assert training_length({name: own}, {name: base}) is None
+    assert training_length({name: ModelFile(own)}, {name: ModelFile(base)}) is None
 
 
-def test_the_only_named_adapter_in_a_folder_is_taken_and_told(
+def test_the_only_named_adapter_in_a_folder_is_chosen_with_a_reason(
     adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     """PEFT saves an adapter that is not called `default` in a folder of its name."""
@@ -287,9 +291,7 @@ def test_the_only_named_adapter_in_a_folder_is_taken_and_told(
     assert "the only adapter in the folder" in source.reason
 
 
-def test_of_several_named_adapters_one_has_to_be_chosen(
-    adapter: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_several_named_adapters_need_a_choice(adapter: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("style", "facts"):
         shutil.copytree(adapter("llama"), tmp_path / "outputs" / name)
 
@@ -299,7 +301,7 @@ def test_of_several_named_adapters_one_has_to_be_chosen(
     assert str(tmp_path / "outputs" / "facts") in caught.value.next_step
 
 
-def test_a_named_adapter_in_a_checkpoint_is_found(
+def test_a_named_adapter_in_a_training_checkpoint_is_found(
     adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(adapter("llama"), tmp_path / "outputs" / "checkpoint-7" / "style")
@@ -307,7 +309,7 @@ def test_a_named_adapter_in_a_checkpoint_is_found(
     assert open_(tmp_path / "outputs").folder.name == "style"
 
 
-def test_adapters_beside_the_default_one_are_told(
+def test_adapters_beside_the_default_one_are_listed(
     adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(adapter("llama"), tmp_path / "outputs")
@@ -317,18 +319,16 @@ def test_adapters_beside_the_default_one_are_told(
 
     assert source.folder == tmp_path / "outputs"
     assert "style" in source.reason
-    assert inspect(str(source.folder), None, None, Silent())[
-        "adapters in folders of their own"
-    ] == ["style"]
+    assert list_adapters(source.folder) == ["style"]
 
 
 @pytest.mark.parametrize("left", ["adapter_config.json", "config.json"])
-def test_a_run_that_was_broken_off_names_its_checkpoints(
+def test_an_interrupted_run_names_its_training_checkpoints(
     left: str, trainer_output: Path, adapter: Callable[..., Path], small_model: Callable[..., Path]
 ) -> None:
     """axolotl writes the configuration before the first step."""
-    made = adapter("llama") if left == "adapter_config.json" else small_model("llama")
-    shutil.copy(made / left, trainer_output)
+    folder = adapter("llama") if left == "adapter_config.json" else small_model("llama")
+    shutil.copy(folder / left, trainer_output)
 
     with pytest.raises(
         MissingWeightsError, match="checkpoint-10, checkpoint-20, checkpoint-30"
@@ -337,13 +337,11 @@ def test_a_run_that_was_broken_off_names_its_checkpoints(
     assert "--checkpoint last" in error.value.next_step
     assert "--checkpoint best" in error.value.next_step
 
-    listed = inspect(str(trainer_output), None, None, Silent())["checkpoints"]
-    assert isinstance(listed, list)
-    assert [item["step"] for item in listed] == [10, 20, 30]
+    assert [item.step for item in list_checkpoints(trainer_output)] == [10, 20, 30]
     assert open_(trainer_output, "last").folder.name == "checkpoint-30"
 
 
-def test_a_checkpoint_whose_saving_was_broken_off_names_the_others(trainer_output: Path) -> None:
+def test_an_incomplete_training_checkpoint_names_the_others(trainer_output: Path) -> None:
     (trainer_output / "checkpoint-30" / "adapter_model.safetensors").unlink()
 
     with pytest.raises(MissingWeightsError, match="checkpoint-10, checkpoint-20") as error:
@@ -356,25 +354,23 @@ def write_state(folder: Path, **state: object) -> None:
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": [], **state}))
 
 
-def test_a_best_checkpoint_that_is_gone_is_named(
+def test_a_deleted_best_training_checkpoint_is_named(
     trainer_output: Path, adapter: Callable[..., Path]
 ) -> None:
     shutil.rmtree(trainer_output / "checkpoint-20")
 
-    with pytest.raises(SourceNotFoundError, match=r"checkpoint-20 as the best.*10 .*2\.1.*30 ") as (
-        error
-    ):
+    with pytest.raises(SourceNotFoundError, match=r"checkpoint-20 .*10 .*2\.1.*30 ") as (error):
         open_(trainer_output, "best")
     assert "--checkpoint N" in error.value.next_step
 
     shutil.copytree(adapter("llama"), trainer_output, dirs_exist_ok=True)
-    assert "checkpoint-20, the best by trainer_state.json, is not there" in (
+    assert "checkpoint-20, the best by trainer_state.json, does not exist" in (
         open_(trainer_output).reason
     )
 
 
 @pytest.mark.parametrize("path", [None, "/mnt/run7/renamed"])
-def test_the_best_step_tells_where_the_path_does_not(
+def test_the_best_step_is_used_if_the_best_path_is_not(
     path: str | None, trainer_output: Path
 ) -> None:
     write_state(trainer_output, best_model_checkpoint=path, best_global_step=10)
@@ -382,7 +378,7 @@ def test_the_best_step_tells_where_the_path_does_not(
     assert open_(trainer_output, "best").folder.name == "checkpoint-10"
 
 
-def test_a_record_that_cannot_be_read_stops_nothing_but_the_choice_of_the_best(
+def test_an_unreadable_record_prevents_only_the_choice_of_the_best(
     trainer_output: Path, adapter: Callable[..., Path]
 ) -> None:
     (trainer_output / "checkpoint-30" / "trainer_state.json").write_text('{"best')
@@ -393,14 +389,14 @@ def test_a_record_that_cannot_be_read_stops_nothing_but_the_choice_of_the_best(
     assert (final.folder, last.folder) == (trainer_output, trainer_output / "checkpoint-30")
     for source in (final, last):
         assert "checkpoint-30/trainer_state.json cannot be read" in source.reason
-    # An older record calls another one the best, which was the best by then.
+    # An older record names another one, which was the best at that time.
     assert not any(item.is_best for item in list_checkpoints(trainer_output))
     with pytest.raises(CorruptFileError, match=r"checkpoint-30/trainer_state\.json") as error:
         open_(trainer_output, "best")
     assert "--checkpoint N" in error.value.next_step
 
 
-def test_an_adapter_in_pieces_is_refused_with_what_joins_them(
+def test_an_adapter_in_pieces_is_refused_with_a_command_that_joins_them(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """transformers writes pieces of an adapter, which PEFT does not read."""
@@ -422,7 +418,7 @@ def test_an_adapter_in_pieces_is_refused_with_what_joins_them(
         assert torch.equal(joined.weights.load(name), whole.weights.load(name))
 
 
-def test_an_adapter_of_mlx_lm_is_refused_with_what_fuses_it(tmp_path: Path) -> None:
+def test_an_adapter_of_mlx_lm_is_refused_with_a_command_that_fuses_it(tmp_path: Path) -> None:
     config = {"fine_tune_type": "lora", "model": "mlx-community/Llama-3.2-1B-Instruct-4bit",
               "lora_parameters": {"rank": 8, "scale": 20.0}}  # fmt: skip
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""The prompt of training is proved where it is rendered, and no model gets its name without."""
+"""Prompts are compared where they are rendered; a model gets its name only if they are equal."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TURNS = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 DATED = "{% if date_string is not defined %}{% set date_string = '1 May 2025' %}{% endif %}"
-# In training this one renders its own date; a server defines today's, if nothing is pinned.
+# In training this renders its own date; a server defines today's unless the date is pinned.
 TRAINED = DATED + "{{ date_string }}\n" + TURNS
 
 
 def make_bundle(folder: Path, gguf_chat_template: str, trained: str = TRAINED) -> Path:
-    """A bundle of a small model whose GGUF has a chat template, trained with another one."""
+    """A bundle of a small model whose GGUF can have another chat template than in training."""
     folder.mkdir()
     gguf = write_chain_gguf(
         folder / "m-Q8_0.gguf", chat_template=gguf_chat_template, adds_bos=False
@@ -71,7 +71,7 @@ def names(client: ollama.Client) -> set[str]:
     return {str(model.model) for model in client.list().models}
 
 
-def test_a_prompt_that_differs_leaves_the_model_under_a_name_of_its_own(
+def test_a_model_whose_prompt_differs_keeps_a_name_of_its_own(
     ollama_daemon: OllamaDaemon, client: ollama.Client, tmp_path: Path
 ) -> None:
     host = ollama_daemon.host
@@ -97,12 +97,12 @@ def test_a_prompt_that_differs_leaves_the_model_under_a_name_of_its_own(
     forced = ftpack("register", bundle, "--name", "mine", "--force", host=host, folder=tmp_path)
 
     assert forced.returncode == 0, forced.stderr
-    assert "not that of training" in forced.stderr
+    assert "'one user turn'" in forced.stderr
     assert client.show("mine").modelfile != before
     assert not {"mine-unproved:latest", "mine-replaced:latest"} & names(client)
 
 
-def test_with_its_pin_the_same_model_gets_its_name(
+def test_the_same_model_with_its_pin_gets_its_name(
     ollama_daemon: OllamaDaemon, client: ollama.Client, tmp_path: Path
 ) -> None:
     native = make_native(ChatTemplate(TRAINED, "a test", "<s>", "</s>"))
@@ -124,13 +124,13 @@ def test_with_its_pin_the_same_model_gets_its_name(
     assert "pinned:tag" in names(client)
 
 
-def test_the_users_own_conversations_are_proved_too(
+def test_the_users_own_conversations_are_compared_too(
     ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     own = tmp_path / "own.jsonl"
     turns = [{"role": "user", "content": "late"}, {"role": "assistant", "content": "A"}]
     own.write_text(json.dumps({"messages": turns}))
-    # Equal in every conversation of the battery, and not in the user's.
+    # Every conversation of the battery is equal; the user's is not.
     trained = "{% if messages[0].content == 'late' %}x{% endif %}" + TURNS
     bundle = make_bundle(tmp_path / "bundle", PADDING + TURNS, trained)
 
@@ -145,7 +145,7 @@ def test_the_users_own_conversations_are_proved_too(
     assert plain.returncode == 0, plain.stderr
 
 
-def test_a_bundle_for_the_ggufs_own_template_is_refused_by_an_older_server(
+def test_a_bundle_for_the_ggufs_own_chat_template_is_refused_for_an_older_server(
     tmp_path: Path, old_server: str
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", PADDING + TURNS, TURNS)
@@ -157,7 +157,7 @@ def test_a_bundle_for_the_ggufs_own_template_is_refused_by_an_older_server(
 
 @pytest.fixture
 def old_server() -> Iterator[str]:
-    """A server that says that it is an Ollama of another time; nothing is sent to it."""
+    """A server that claims to be an old Ollama; it only answers with its version."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -178,15 +178,15 @@ def old_server() -> Iterator[str]:
         server.shutdown()
 
 
-def test_the_prompt_of_a_bundle_is_a_table_a_record_and_two_columns(
+def test_the_prompt_of_a_bundle_as_a_table_as_json_and_side_by_side(
     ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", PADDING + TRAINED)
     host = ollama_daemon.host
 
     table = ftpack("prompt", bundle, host=host, folder=tmp_path)
-    # The GGUF's own template is rendered here as in training, which no server does: the offline
-    # level reckons with the pinned one that ftpack would have put there.
+    # The embedded runtime renders the unpinned template as in training, which no server does; the
+    # offline level assumes the pinned one that ftpack would have put into the GGUF.
     assert table.returncode == 0, table.stderr
     assert table.stdout.splitlines()[0].split() == ["N", "conversation", "offline", "embedded"]
     first = next(line for line in table.stdout.splitlines() if "one user turn" in line)
@@ -203,17 +203,17 @@ def test_the_prompt_of_a_bundle_is_a_table_a_record_and_two_columns(
 
 
 @pytest.mark.slow
-def test_the_prompt_of_a_source_is_proved_with_its_token_ids(
+def test_the_prompt_of_a_source_is_compared_with_its_token_ids(
     adapter: Callable[..., Path], ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     source = adapter("llama")
-    made = ftpack(
-        "ollama", source, "--quant", "q8_0", "--name", "proved", host=ollama_daemon.host,
+    build = ftpack(
+        "ollama", source, "--quant", "q8_0", "--name", "compared", host=ollama_daemon.host,
         folder=tmp_path,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert build.returncode == 0, build.stderr
     result = ftpack(
-        "prompt", source, "--name", "proved", "--against", ollama_daemon.host, "--json",
+        "prompt", source, "--name", "compared", "--against", ollama_daemon.host, "--json",
         host=ollama_daemon.host, folder=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -221,19 +221,20 @@ def test_the_prompt_of_a_source_is_proved_with_its_token_ids(
     for comparison in (offline, embedded, daemon):
         core = [item for item in comparison["conversations"] if item["kind"] == "core"]
         assert {item["outcome"] for item in core} <= {"equal", "unsupported"}
-    taken = [c for c in embedded["conversations"] if c["outcome"] != "unsupported"]
-    assert {item["same_ids"] for item in taken} == {True}
-    # What the daemon will make of it is foreseen, but for what it refuses.
-    for foreseen, seen in zip(offline["conversations"], daemon["conversations"], strict=True):
-        if seen["rendered"] is not None and seen["kind"] != "prefill":
-            assert foreseen["rendered"] == seen["rendered"], seen["name"]
+    rendered = [c for c in embedded["conversations"] if c["outcome"] != "unsupported"]
+    assert {item["same_ids"] for item in rendered} == {True}
+    # The offline level predicts what the daemon renders, except for what it refuses.
+    for predicted, actual in zip(offline["conversations"], daemon["conversations"], strict=True):
+        if actual["rendered"] is not None and actual["kind"] != "prefill":
+            assert predicted["rendered"] == actual["rendered"], actual["name"]
 
 
-def test_another_pre_tokenizer_is_found_by_its_ids(
+def test_a_wrong_pre_tokenizer_is_detected_by_its_token_ids(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
-    """HAZARD: a GGUF whose vocabulary is split otherwise than in training."""
-    from packager.model.tokenize import load_tokenizer
+    """HAZARD: a GGUF splits text in another way than the training tokenizer."""
+    from packager.model.model_file import ModelFile
+    from packager.model.tokenizer import load_tokenizer
 
     from packager.errors import PromptDifferenceError
     from packager.prompt.chat_template import load_chat_template
@@ -244,10 +245,10 @@ def test_another_pre_tokenizer_is_found_by_its_ids(
 
     model = small_model("llama")
     gguf = convert_with_llama_cpp(model, tmp_path / "m.gguf", "bf16", llama_cpp_source)
-    files = {path.name: path for path in model.iterdir()}
+    files = {path.name: ModelFile(path) for path in model.iterdir()}
     chat_template = load_chat_template(files, {}, None)
     assert chat_template is not None
-    tokenize = load_tokenizer(files)
+    tokenize = load_tokenizer(files, tmp_path)
     with GgufVocabulary(gguf) as vocabulary:
         right = compare_embedded(chat_template, vocabulary, CORE, tokenize)
     assert all(item.has_same_ids for item in right.compared)

@@ -1,4 +1,4 @@
-"""LoRAs on stacked experts, in every layout that PEFT and Unsloth have saved them in."""
+"""LoRAs on stacked experts, in every layout that PEFT and Unsloth saved them in."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Edit = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def saved_otherwise(adapter: Path, folder: Path, edit: Edit, **settings: Any) -> Path:
-    """A copy of an adapter, the pairs of its stacks edited, and settings added."""
+    """A copy of an adapter with the matrices of its stacks edited, and settings added."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
     for a_name in [name for name in tensors if ".experts." in name and ".lora_A." in name]:
@@ -63,7 +63,7 @@ def grouped(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def changed_about(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As PEFT 0.18 has it: expert by expert, each product's transpose has the factors swapped."""
+    """As PEFT 0.18 saves it: each expert's product is transposed, with its factors swapped."""
     rank = b.shape[1] // EXPERTS
     new_a, new_b = torch.empty(a.shape[0], b.shape[0]), torch.empty(a.shape[1], b.shape[1])
     for expert in range(EXPERTS):
@@ -81,7 +81,7 @@ def as_is(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return a, b
 
 
-# What the stacks' pairs were made into, what adapter_config.json says of it, whether that is sure.
+# How the stacks' matrices are edited, what adapter_config.json says, and whether that is certain.
 LAYOUTS: dict[str, tuple[Edit, dict[str, Any], bool]] = {
     "PEFT 0.18": (changed_about, {"peft_version": "0.18.1"}, True),
     "PEFT 0.17": (changed_about, {"peft_version": None}, True),
@@ -124,7 +124,7 @@ def test_a_lora_on_stacked_experts_is_the_same_in_every_layout(
 
 
 @pytest.mark.parametrize("layout", ["PEFT 0.18", "Unsloth, marked"])
-def test_peft_itself_fails_on_the_one_and_scrambles_the_other(
+def test_peft_itself_fails_on_its_old_layout_and_scrambles_unsloths(
     layout: str, stacked: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, adapter = stacked
@@ -156,7 +156,7 @@ def test_experts_that_unsloth_targets_twice_are_merged_once(
     checkpoint.require_all_used()
 
 
-def test_a_target_that_is_no_part_of_an_expert_is_still_missed(
+def test_a_missing_target_outside_of_experts_is_still_an_error(
     stacked: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, adapter = stacked
@@ -169,10 +169,10 @@ def test_a_target_that_is_no_part_of_an_expert_is_still_missed(
 
 
 @pytest.mark.parametrize(
-    ("version", "is_told"), [("0.18.1", False), (None, False), ("0.19.1", True)]
+    ("version", "is_certain"), [("0.18.1", False), (None, False), ("0.19.1", True)]
 )
-def test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout(
-    version: str | None, is_told: bool, tmp_path: Path
+def test_a_square_stack_is_refused_if_its_version_leaves_the_layout_ambiguous(
+    version: str | None, is_certain: bool, tmp_path: Path
 ) -> None:
     import transformers
     from transformers import AutoModelForCausalLM
@@ -190,7 +190,7 @@ def test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout(
     adapter = make_adapter(tmp_path / "base", "moe", method, tmp_path / "adapter")
     other = saved_otherwise(adapter, tmp_path / "other", as_is, peft_version=version)
 
-    if not is_told:
+    if not is_certain:
         with pytest.raises(UnsupportedError, match=r"gate_up_proj is square \(64\)"):
             opened(tmp_path / "base", other)
         older = saved_otherwise(adapter, tmp_path / "older", changed_about, peft_version=version)
@@ -206,7 +206,7 @@ def test_a_square_stack_is_refused_where_its_version_does_not_tell_the_layout(
 
 
 @pytest.mark.parametrize("value", ["mixed", "column_major"])
-def test_a_layout_that_is_not_known_is_refused(
+def test_an_unknown_layout_is_refused(
     value: str, stacked: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, adapter = stacked
@@ -221,7 +221,7 @@ def test_a_layout_that_is_not_known_is_refused(
 
 @pytest.fixture
 def gpt_oss(tmp_path: Path) -> Path:
-    """Stacks that are stored the other way round, and a `down_proj` that is square as the real."""
+    """Stacks that are stored transposed, and a `down_proj` that is square, as in the real model."""
     import transformers
 
     config = transformers.GptOssConfig(
@@ -237,7 +237,7 @@ def gpt_oss(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("version", [None, "0.18.0", "0.19.0", "0.21.2"])
 @pytest.mark.parametrize("names", [["gate_up_proj", "down_proj"], ["down_proj"]], ids=len)
-def test_gpt_oss_square_stacks_are_as_every_peft_but_one_has_them(
+def test_gpt_oss_square_stacks_have_the_same_layout_in_every_peft_but_one(
     names: list[str], version: str | None, gpt_oss: Path, tmp_path: Path
 ) -> None:
     parameters = [f"mlp.experts.{name}" for name in names]

@@ -1,4 +1,4 @@
-"""LoRAs whose training began by PEFT's special initialisations, each really run."""
+"""LoRAs whose training began with PEFT's special initialisations; each of them really runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDS = torch.tensor([[3, 1, 4, 5, 9]])
 
 @pytest.fixture
 def base(tiny_base: Callable[..., Path]) -> Path:
-    """In fp32, so that a merge rounds away nothing that a comparison of logits could see."""
+    """In fp32, so that rounding in a merge does not show in the logits."""
     return tiny_base("tied", torch.float32)
 
 
@@ -39,7 +39,7 @@ def lora(**options: Any) -> peft.LoraConfig:
 
 
 def data(count: int = 4) -> list[dict[str, torch.Tensor]]:
-    """Batches of one: CorDA takes no others."""
+    """Batches of one: CorDA takes only those."""
     random = torch.Generator().manual_seed(0)
     return [
         {"input_ids": torch.randint(0, VOCABULARY, (1, 12), generator=random)} for _ in range(count)
@@ -47,7 +47,7 @@ def data(count: int = 4) -> list[dict[str, torch.Tensor]]:
 
 
 def train(model: Any) -> torch.Tensor:
-    """Stand in for training: move what is trainable; gives the tuned model's logits."""
+    """Change what is trainable, in place of training; gives the tuned model's logits."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,7 +107,7 @@ MUTATING: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("init", MUTATING)
-def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
+def test_an_adapter_that_was_converted_on_saving_is_a_plain_lora(
     init: str, base: Path, tmp_path: Path
 ) -> None:
     tuned = MUTATING[init](base)
@@ -129,10 +129,10 @@ def test_what_was_converted_to_a_plain_lora_on_saving_is_one(
 
 
 @pytest.mark.parametrize("init", ["corda", "lora_ga", "pissa_niter_4"])
-def test_what_no_file_holds_is_refused_with_the_way_out(
+def test_an_initialisation_that_no_file_holds_is_refused_with_a_next_step(
     init: str, base: Path, tmp_path: Path
 ) -> None:
-    """As saved: PEFT fails on CorDA, and makes another model of the others than was trained."""
+    """As saved, PEFT fails on CorDA, and turns the others into a model that was not trained."""
     tuned = MUTATING[init](base)
     wanted = train(tuned)
     tuned.save_pretrained(tmp_path / "adapter")
@@ -150,7 +150,7 @@ def test_what_no_file_holds_is_refused_with_the_way_out(
 
 
 @pytest.mark.parametrize("rho", [1.0, 2.0], ids=["equal ranks", "ranks by variance"])
-def test_eva_is_the_plain_lora_that_it_is_saved_as(rho: float, base: Path, tmp_path: Path) -> None:
+def test_eva_is_saved_as_a_plain_lora(rho: float, base: Path, tmp_path: Path) -> None:
     model = load_base(base, "tied")
     config = lora(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=rho))
     with warnings.catch_warnings():
@@ -172,7 +172,7 @@ def test_eva_is_the_plain_lora_that_it_is_saved_as(rho: float, base: Path, tmp_p
 
 
 class _WithoutGpu(TorchFunctionMode):
-    """PEFT computes LoftQ on a GPU alone; nothing in its code needs one."""
+    """PEFT computes LoftQ only on a GPU, although nothing in its code needs one."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -184,7 +184,7 @@ class _WithoutGpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def test_loftq_is_refused_as_saved_and_a_plain_lora_on_the_base_that_it_has_made(
+def test_loftq_is_refused_as_saved_but_is_a_plain_lora_on_its_quantized_base(
     base: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="LoftQ quantizes with bitsandbytes")
@@ -215,9 +215,7 @@ def test_loftq_is_refused_as_saved_and_a_plain_lora_on_the_base_that_it_has_made
     torch.testing.assert_close(logits_of(usual), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_adalora_whose_ranks_training_has_pruned_is_merged_as_peft_merges_it(
-    base: Path, tmp_path: Path
-) -> None:
+def test_adalora_with_pruned_ranks_is_merged_as_peft_merges_it(base: Path, tmp_path: Path) -> None:
     steps = 8
     config = peft.AdaLoraConfig(
         task_type="CAUSAL_LM", init_r=6, target_r=2, tinit=1, tfinal=2, deltaT=1, total_step=steps,

@@ -1,4 +1,4 @@
-"""A LoRA on stacked experts is merged a few experts at a time, to PEFT's own bytes."""
+"""A LoRA on stacked experts is merged a few experts at a time, and gives PEFT's own bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ HIDDEN, WIDTH, RANK = 96, 40, 3
 
 
 @pytest.fixture(autouse=True)
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many experts PEFT computes updates of, in turn; as few as it may be at a time."""
+def expert_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of experts in each of PEFT's updates, of which each is as small as it may be."""
     experts: list[int] = []
     computed = ParamWrapper.get_delta_weight
 
@@ -74,12 +74,12 @@ def tuned(module: torch.nn.Module, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("count", [2, 3, 4, 17])
-def test_a_few_at_a_time_are_what_peft_makes_of_all(
+def test_a_few_experts_at_a_time_give_what_peft_gives_for_all_at_once(
     count: int,
     dtype: torch.dtype,
     adapter_dtype: torch.dtype,
     is_transposed: bool,
-    seen: list[int],
+    expert_counts: list[int],
 ) -> None:
     torch.manual_seed(count)
     layer = tuned(experts_of(count, dtype, is_transposed), adapter_dtype)
@@ -89,7 +89,7 @@ def test_a_few_at_a_time_are_what_peft_makes_of_all(
         for value in layer.parameters()
     }
     wanted = copy.deepcopy(layer).unload_and_optionally_merge_module(True, False, None)
-    seen.clear()
+    expert_counts.clear()
 
     merged = merge_stacks(layer, real)
 
@@ -101,20 +101,20 @@ def test_a_few_at_a_time_are_what_peft_makes_of_all(
         assert is_changed is not name.endswith("bias")
     for name, value in before.state_dict().items():
         assert torch.equal(layer.state_dict()[name], value), "the layer itself was altered"
-    assert sum(seen) == 2 * count
-    assert set(seen) <= {2, 3}
+    assert sum(expert_counts) == 2 * count
+    assert set(expert_counts) <= {2, 3}
 
 
 def test_experts_of_a_model_are_merged_a_few_at_a_time(
-    tiny_base: Callable[..., Path], tmp_path: Path, seen: list[int]
+    tiny_base: Callable[..., Path], tmp_path: Path, expert_counts: list[int]
 ) -> None:
     base = tiny_base("moe")
     adapter = make_adapter(base, "moe", METHODS["lora-experts"], tmp_path / "adapter")
     wanted = FolderCheckpoint(merge_with_peft(base, "moe", adapter, tmp_path / "peft"))
-    whole = max(seen)
-    seen.clear()
+    whole = max(expert_counts)
+    expert_counts.clear()
 
     checkpoint = opened(base, adapter)
 
     assert differences(checkpoint, wanted) == []
-    assert 1 < max(seen) < whole
+    assert 1 < max(expert_counts) < whole

@@ -29,7 +29,7 @@ def test_a_transposed_view_comes_back_in_its_own_order(
     compute = PeftMerged._compute
 
     def transposed(self: PeftMerged, group: WriteGroup) -> dict[str, torch.Tensor]:
-        """As a conversion of transformers can leave it: a view of what it was a part of."""
+        """As a conversion of transformers can leave it: a view of a larger tensor."""
         tensors = compute(self, group)
         spare = 0 if is_alone else 3
         rows, columns = tensors[name].shape
@@ -39,11 +39,11 @@ def test_a_transposed_view_comes_back_in_its_own_order(
 
     monkeypatch.setattr(PeftMerged, "_compute", transposed)
 
-    found = checkpoint.load(name)
+    tensor = checkpoint.load(name)
 
-    assert found.is_contiguous()
-    assert found.untyped_storage().nbytes() == found.nbytes
-    assert torch.equal(found, wanted)
+    assert tensor.is_contiguous()
+    assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    assert torch.equal(tensor, wanted)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_the_adapter_stays_in_its_file_until_it_is_merged(
     merged = opened(tiny_base(kind), adapter)
     assert isinstance(merged, PeftMerged)
 
-    # What is left are the zeros that stand for weights, two to four bytes for each.
+    # Only the zeros that stand for weights are left, two to four bytes for each weight.
     assert merged.facts.held_bytes < 2_000
     assert merged.facts.held_bytes < (adapter / "adapter_model.safetensors").stat().st_size / 4
 
 
-def test_a_module_that_was_trained_as_a_whole_is_counted(
+def test_a_fully_trained_module_counts_as_held(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(

@@ -51,7 +51,7 @@ def edited(adapter: Path, folder: Path, edit: Callable[[dict[str, torch.Tensor]]
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "-".join(value) or "plain",
 )
-def test_saves_what_merge_and_unload_saves(
+def test_the_saved_merge_is_what_merge_and_unload_saves(
     kind: str,
     options: dict[str, object],
     small_model: Callable[..., Path],
@@ -66,24 +66,24 @@ def test_saves_what_merge_and_unload_saves(
     save_safetensors(checkpoint, tmp_path / "ours", Silent())
     checkpoint.require_all_used()
 
-    found = load_file(tmp_path / "ours" / "model.safetensors")
-    assert set(found) == set(expected.tensors)
-    for name, tensor in found.items():
+    saved = load_file(tmp_path / "ours" / "model.safetensors")
+    assert set(saved) == set(expected.tensors)
+    for name, tensor in saved.items():
         want = expected.load(name)
         assert tensor.dtype == want.dtype
         assert torch.equal(tensor.view(torch.uint8), want.view(torch.uint8)), name
     changed = [
         name
-        for name in found
+        for name in saved
         if name in checkpoint.facts.merged_names
-        and torch.equal(found[name], checkpoint.base.load(name))
+        and torch.equal(saved[name], checkpoint.base.load(name))
     ]
     assert not changed, "a targeted module with a nonzero B must change"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_on_a_gpu_it_is_what_merge_and_unload_gives_there(
+def test_a_merge_on_a_gpu_is_what_merge_and_unload_gives_there(
     kind: str, small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
     from peft import PeftModel
@@ -114,7 +114,7 @@ def test_a_base_without_the_targeted_modules_is_refused(
         merged(small_model("gpt2"), adapter("llama"))
 
 
-def test_a_base_with_fewer_layers_leaves_adapter_tensors_over(
+def test_a_base_with_fewer_layers_is_refused_with_the_tensors_it_cannot_use(
     small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
     with pytest.raises(AdapterMismatchError, match=r"layers\.1\."):
@@ -230,7 +230,7 @@ def test_a_module_that_changes_in_its_last_row_alone_has_changed(
     checkpoint.require_all_used()
 
 
-def test_a_module_that_training_has_left_at_zero_is_no_error(
+def test_a_module_that_training_left_at_zero_is_not_an_error(
     small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     module = "model.layers.1.self_attn.q_proj"
@@ -247,7 +247,7 @@ def test_a_module_that_training_has_left_at_zero_is_no_error(
     assert not checkpoint.is_untrained
 
 
-def test_an_untrained_adapter_is_known_as_one(
+def test_an_untrained_adapter_is_recognised(
     small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     def edit(tensors: dict[str, torch.Tensor]) -> None:
@@ -280,7 +280,7 @@ def test_a_matrix_of_real_size_is_merged_as_peft_merges_it(
     )
     torch.nn.init.normal_(model.base_model.model.proj.lora_B["default"].weight, std=0.02)
     model.save_pretrained(tmp_path / "lora")
-    # PEFT notes the wrapped class where it is no transformers model.
+    # PEFT records the wrapped class if it is not a transformers model.
     config = tmp_path / "lora" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_mapping": None}))
     (tmp_path / "base").mkdir()
@@ -288,6 +288,6 @@ def test_a_matrix_of_real_size_is_merged_as_peft_merges_it(
     (tmp_path / "base" / "config.json").write_text('{"tie_word_embeddings": false}')
     expected = model.merge_and_unload()["proj"].weight.data
 
-    found = merged(tmp_path / "base", tmp_path / "lora").load("proj.weight")
+    weight = merged(tmp_path / "base", tmp_path / "lora").load("proj.weight")
 
-    assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(weight.view(torch.uint8), expected.view(torch.uint8))

@@ -1,4 +1,4 @@
-"""What is told from names and shapes alone is what PEFT's layers say, or it is left to PEFT."""
+"""Targets by names and shapes alone are the same as PEFT's, or they are left to PEFT."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def changed(
     [{}, {"use_rslora": True, "r": 8}, {"targets": ["v_proj", "down_proj"], "alpha": 7}],
     ids=["plain", "rslora", "some"],
 )
-def test_the_targets_are_those_of_peft(
+def test_the_targets_are_the_same_as_pefts(
     kind: str,
     options: dict[str, Any],
     small_model: Callable[..., Path],
@@ -71,7 +71,7 @@ def test_the_targets_are_those_of_peft(
     ],
     ids=lambda setting: next(iter(setting)),
 )
-def test_what_is_not_plain_is_left_to_peft(
+def test_settings_that_are_not_plain_are_left_to_peft(
     setting: dict[str, Any], small_model: Callable[..., Path], adapter: Callable[..., Path]
 ) -> None:
     base, lora = FolderCheckpoint(small_model("llama")), open_adapter(adapter("llama"))

@@ -1,8 +1,7 @@
-"""Where a base comes from, who it is, and what is offered where it is gone."""
+"""Where a base comes from, how it is identified, and what is offered if it is missing."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -12,17 +11,14 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
-from packager.package.fingerprint import base_identity
 
 from packager.errors import BaseNotFoundError, SourceNotFoundError, ToolchainError
 from packager.model.adapter import Adapter
 from packager.progress import Silent
 from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
-from packager.source.hub.identity import cached_identity
-from packager.source.inputs import Inputs
-from packager.source.open import open_source
-from packager.verbs.inspect import inspect
+from packager.source.base.foresee import foresee_base
+from packager.source.hub.identity import ModelIdentity, cached_identity
 from tests.source.base.test_full_precision import quantized_copy
 from tests.source.hub.fake_hub import Hub, hub
 from tests.source.hub.test_modelscope import Files
@@ -35,7 +31,7 @@ Lora = Callable[[str], Path]
 
 @pytest.fixture
 def lora(adapter: Callable[..., Path], tmp_path: Path) -> Lora:
-    """A LoRA for the small Llama, which names the base that it is told to."""
+    """A LoRA for the small Llama that records this base."""
 
     def make(recorded: str) -> Path:
         folder = tmp_path / "runs" / "lora"
@@ -65,13 +61,18 @@ def put(cache: Path, model_id: str, model: Path) -> Path:
     return repository / "snapshots" / COMMIT
 
 
+def location(folder: Path) -> str:
+    """Where packaging would find the base of the adapter in a folder."""
+    return foresee_base(open_adapter(folder)).location
+
+
 def refusal(opened: Adapter) -> BaseNotFoundError:
     with pytest.raises(BaseNotFoundError) as error:
         find_base(opened, None, None, Silent())
     return error.value
 
 
-def test_what_fits_a_base_that_is_gone_is_offered_and_not_taken(
+def test_models_that_fit_a_missing_base_are_offered_and_not_chosen(
     small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
     put(cache, "someone/other", small_model("llama", hidden_size=192))
@@ -84,7 +85,7 @@ def test_what_fits_a_base_that_is_gone_is_offered_and_not_taken(
     assert "--base someone/twin" in error.next_step
 
 
-def test_the_namesake_is_offered_first(
+def test_a_model_with_the_recorded_name_is_offered_first(
     small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
     put(cache, "a/twin", small_model("llama"))
@@ -110,26 +111,26 @@ def test_a_base_beside_the_adapter_is_offered_by_its_path(
     ("path", "identity"),
     [
         (f"/home/someone/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/{COMMIT}",
-         ("Qwen/Qwen3-0.6B", COMMIT)),
-        ("C:\\cache\\models--gpt2\\snapshots\\main", ("gpt2", None)),
+         ModelIdentity("Qwen/Qwen3-0.6B", COMMIT)),
+        ("C:\\cache\\models--gpt2\\snapshots\\main", ModelIdentity("gpt2")),
         ("/home/someone/.cache/modelscope/hub/models/Qwen/Qwen2___5-7B-Instruct",
-         ("Qwen/Qwen2.5-7B-Instruct", None)),
+         ModelIdentity("Qwen/Qwen2.5-7B-Instruct")),
         ("/home/someone/.cache/modelscope/hub/LLM-Research/Meta-Llama-3-8B",
-         ("LLM-Research/Meta-Llama-3-8B", None)),
+         ModelIdentity("LLM-Research/Meta-Llama-3-8B")),
         ("/data/models/llama", None),
     ],
 )  # fmt: skip
-def test_a_caches_path_tells_the_id(path: str, identity: tuple[str, str | None] | None) -> None:
+def test_a_cache_path_contains_the_id(path: str, identity: ModelIdentity | None) -> None:
     assert cached_identity(path) == identity
 
 
-def test_a_cache_of_the_training_machine_is_read_as_an_id(lora: Lora, cache: Path) -> None:
-    gone = f"/home/trainer/.cache/huggingface/hub/models--a--b/snapshots/{COMMIT}"
+def test_a_cache_path_of_the_training_machine_is_read_as_an_id(lora: Lora, cache: Path) -> None:
+    recorded = f"/home/trainer/.cache/huggingface/hub/models--a--b/snapshots/{COMMIT}"
 
-    assert "--base a/b" in refusal(open_adapter(lora(gone))).next_step
+    assert "--base a/b" in refusal(open_adapter(lora(recorded))).next_step
 
 
-def test_what_the_run_was_configured_with_is_offered(lora: Lora, cache: Path) -> None:
+def test_the_base_in_the_trainers_configuration_is_offered(lora: Lora, cache: Path) -> None:
     folder = lora("/mnt/trainer/models/base")
     (folder / "training_args.yaml").write_text("model_name_or_path: someone/tiny\n")
 
@@ -149,10 +150,10 @@ def test_a_path_of_the_training_machine_in_the_configuration_is_not_offered(
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(None, "is null"), ("", 'is ""'), (5, "is 5"), (..., "is missing")]
+    ("value", "phrase"), [(None, "is null"), ("", 'is ""'), (5, "is 5"), (..., "is missing")]
 )
-def test_where_no_base_is_recorded_the_value_is_told_and_what_fits_is_offered(
-    value: object, said: str, small_model: Callable[..., Path], lora: Lora, cache: Path
+def test_without_a_recorded_base_the_error_has_the_value_and_offers_models(
+    value: object, phrase: str, small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
     put(cache, "someone/twin", small_model("llama"))
     folder = lora("")
@@ -165,15 +166,13 @@ def test_where_no_base_is_recorded_the_value_is_told_and_what_fits_is_offered(
 
     error = refusal(open_adapter(folder))
 
-    assert f"adapter_config.json records no base (`base_model_name_or_path` {said})" in (
+    assert f"adapter_config.json records no base (`base_model_name_or_path` {phrase})" in (
         error.message
     )
     assert "someone/tiny (named in training_args.yaml)" in error.message
     assert "someone/twin (its shapes fit)" in error.message
     assert "--base someone/tiny" in error.next_step
-    assert "someone/twin (its shapes fit)" in str(
-        inspect(str(folder), None, None, Silent())["base found"]
-    )
+    assert "someone/twin (its shapes fit)" in location(folder)
 
 
 # From the working directory, `Tiny-1B` is the recorded path itself.
@@ -185,7 +184,7 @@ def test_where_no_base_is_recorded_the_value_is_told_and_what_fits_is_offered(
         ("./out/models/Tiny-1B", "runs"), ("./out/models/Tiny-1B", "work"),
     ],
 )  # fmt: skip
-def test_a_relative_path_of_training_is_offered_and_nothing_is_downloaded_for_it(
+def test_a_relative_path_of_the_training_machine_is_offered_and_not_downloaded(
     recorded: str,
     place: str,
     small_model: Callable[..., Path],
@@ -207,18 +206,19 @@ def test_a_relative_path_of_training_is_offered_and_nothing_is_downloaded_for_it
     assert hub.downloaded == []
 
 
-def test_inspect_offers_the_folder_that_a_relative_path_may_mean(
+def test_the_foreseen_base_offers_the_folder_that_a_relative_path_may_mean(
     small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
 ) -> None:
     shutil.copytree(small_model("llama"), tmp_path / "Tiny-1B")
 
-    found = str(inspect(str(lora("Tiny-1B")), None, None, Silent())["base found"])
+    foreseen = location(lora("Tiny-1B"))
 
-    assert found.startswith("no: neither a folder here nor a Hub id with an owner; name it")
-    assert f"if it is one of: {tmp_path / 'Tiny-1B'} (its shapes fit" in found
+    assert foreseen.startswith("no: neither a folder on this machine nor a Hub id with an owner")
+    assert "--base" in foreseen
+    assert f"{tmp_path / 'Tiny-1B'} (its shapes fit" in foreseen
 
 
-def test_the_recorded_path_as_a_project_has_it_is_found_above_the_adapter(
+def test_the_end_of_the_recorded_path_is_searched_above_the_adapter(
     small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
 ) -> None:
     model = tmp_path / "models" / "llama" / "Tiny-1B"
@@ -227,7 +227,7 @@ def test_the_recorded_path_as_a_project_has_it_is_found_above_the_adapter(
     assert f"--base {model}" in refusal(open_adapter(lora("models/llama/Tiny-1B"))).next_step
 
 
-def test_an_id_without_an_owner_is_asked_for_where_no_such_folder_fits(
+def test_an_id_without_an_owner_is_downloaded_if_no_such_folder_fits(
     small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
 ) -> None:
     hub.put_folder("tiny", small_model("llama"))
@@ -236,7 +236,7 @@ def test_an_id_without_an_owner_is_asked_for_where_no_such_folder_fits(
     assert find_base(open_adapter(lora("tiny")), None, None, Silent()).model_id == "tiny"
 
 
-def test_an_id_without_an_owner_that_is_asked_for_is_the_hubs(
+def test_an_id_without_an_owner_as_option_is_the_hubs(
     small_model: Callable[..., Path], lora: Lora, hub: Hub, tmp_path: Path
 ) -> None:
     hub.put_folder("tiny", small_model("llama"))
@@ -245,73 +245,64 @@ def test_an_id_without_an_owner_that_is_asked_for_is_the_hubs(
     assert find_base(open_adapter(lora("/gone")), "tiny", None, Silent()).model_id == "tiny"
 
 
-def test_inspect_finds_a_base_as_packaging_does_from_the_adapters_folder(
+def test_the_foreseen_base_is_relative_to_the_adapters_folder_as_in_packaging(
     small_model: Callable[..., Path], lora: Lora, tmp_path: Path
 ) -> None:
     shutil.copytree(small_model("llama"), tmp_path / "runs" / "tiny")
     folder = lora("../tiny")
 
     base = find_base(open_adapter(folder), None, None, Silent())
-    found = inspect(str(folder), None, None, Silent())
 
-    assert found["base found"] == f"the folder {folder / '../tiny'}"
+    assert location(folder) == f"the folder {folder / '../tiny'}"
     assert base.checkpoint.folder == folder / "../tiny"
 
 
-def test_inspect_tells_of_the_twin_of_a_quantized_id(
+def test_the_foreseen_base_of_a_quantized_id_is_its_16_bit_original(
     small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
     folder = lora("un/m-unsloth-bnb-4bit")
 
-    found = str(inspect(str(folder), None, None, Silent())["base found"])
-
-    assert "its 16-bit twin un/m is taken if it can be had and fits: not here" in found
-    assert "--keep-base-quantized takes un/m-unsloth-bnb-4bit itself: not here" in found
+    foreseen = location(folder)
+    assert "16-bit original un/m, if it is available and fits: not on this machine" in foreseen
+    assert "--keep-base-quantized takes un/m-unsloth-bnb-4bit itself: not on this" in foreseen
 
     snapshot = put(cache, "un/m", small_model("llama"))
-    found = str(inspect(str(folder), None, None, Silent())["base found"])
-    assert f"fits: in the Hugging Face cache, {snapshot} (" in found
+    assert f"fits: in the Hugging Face cache, {snapshot} (" in location(folder)
 
     (snapshot / "model.safetensors").unlink()
-    found = str(inspect(str(folder), None, None, Silent())["base found"])
-    assert f"partly in the Hugging Face cache, {snapshot}; the rest will be downloaded" in found
+    assert f"partly in the Hugging Face cache, {snapshot}; the rest" in location(folder)
 
 
-def test_inspect_tells_of_the_twin_beside_a_quantized_folder(
+def test_the_foreseen_base_of_a_quantized_folder_is_the_16_bit_original_beside_it(
     small_model: Callable[..., Path], lora: Lora, tmp_path: Path
 ) -> None:
     quantized = quantized_copy(small_model("llama"), tmp_path / "tiny-bnb-4bit")
     folder = lora(str(quantized))
 
-    alone = str(inspect(str(folder), None, None, Silent())["base found"])
+    alone = location(folder)
     shutil.copytree(small_model("llama"), tmp_path / "tiny")
-    beside = str(inspect(str(folder), None, None, Silent())["base found"])
+    beside = location(folder)
 
-    assert alone == f"the folder {quantized}, as it is: no 16-bit twin that fits is beside it"
-    assert beside.startswith(f"the folder {tmp_path / 'tiny'}, the 16-bit twin of {quantized} (")
+    assert alone.startswith(f"the folder {quantized}, as it is: ")
+    assert "no matching 16-bit original" in alone
+    assert beside.startswith(
+        f"the folder {tmp_path / 'tiny'}, the 16-bit original of {quantized} ("
+    )
     assert f"--keep-base-quantized takes {quantized} itself" in beside
 
 
-def test_the_manifest_has_the_true_base_where_a_path_is_recorded(
+def test_a_recorded_path_in_a_cache_has_the_id_and_commit(
     small_model: Callable[..., Path], lora: Lora, cache: Path
 ) -> None:
     snapshot = put(cache, "someone/tiny", small_model("llama"))
-    source = open_source(str(lora(str(snapshot))), None, None, Silent())
-    assert source.adapter is not None
 
-    base = find_base(source.adapter, None, None, Silent())
-    identity = base_identity(Inputs(source, (), base, None, {}, {}))
+    base = find_base(open_adapter(lora(str(snapshot))), None, None, Silent())
 
-    assert (identity.id, identity.revision) == ("someone/tiny", COMMIT)
-    assert "which is someone/tiny" in base.reason
-    config, weights = snapshot / "config.json", snapshot / "model.safetensors"
-    header_bytes = int.from_bytes(weights.read_bytes()[:8], "little")
-    assert identity.config_sha256 == hashlib.sha256(config.read_bytes()).hexdigest()
-    header = weights.read_bytes()[: 8 + header_bytes]
-    assert identity.index_sha256 == hashlib.sha256(header).hexdigest()
+    assert (base.model_id, base.revision) == ("someone/tiny", COMMIT)
+    assert "someone/tiny" in base.reason
 
 
-def test_a_folder_is_who_its_config_says(
+def test_a_folder_is_identified_by_its_configuration(
     small_model: Callable[..., Path], lora: Lora, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copied"
@@ -353,7 +344,7 @@ def test_a_missing_modelscope_is_named_with_its_command(
     assert "pip install 'ftpack[modelscope]'" in error.value.next_step
 
 
-def test_what_modelscope_answers_is_told(lora: Lora, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_has_modelscopes_answer(lora: Lora, monkeypatch: pytest.MonkeyPatch) -> None:
     def snapshot_download(*_: object, **__: object) -> str:
         raise RuntimeError("404 not found")
 

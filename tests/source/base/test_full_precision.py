@@ -1,4 +1,4 @@
-"""A base of bitsandbytes is its 16-bit twin where that is at hand and fits; and it is said."""
+"""A bitsandbytes base is replaced by its 16-bit original if that is available and fits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from packager.model.adapter import Adapter
 from packager.progress import Silent
 from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
-from packager.source.base.full_precision import twin_name
+from packager.source.base.full_precision import full_precision_name
 from tests.told import Told
 
 
 def quantized_copy(model: Path, folder: Path, **changes: object) -> Path:
-    """A model whose configuration calls it quantized; what its weights are does not matter here."""
+    """A model whose configuration describes it as quantized; its weights do not matter here."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text()) | changes
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -39,16 +39,16 @@ def adapter_of(base: str, adapter: Path, folder: Path) -> Adapter:
 def beside(
     small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> tuple[Adapter, Path, Path]:
-    """An adapter of a quantized base, that base, and its twin beside it."""
+    """An adapter of a quantized base, that base, and its 16-bit original beside it."""
     quantized = quantized_copy(small_model("llama"), tmp_path / "tiny-unsloth-bnb-4bit")
-    twin = tmp_path / "tiny"
-    twin.symlink_to(small_model("llama"))
+    original = tmp_path / "tiny"
+    original.symlink_to(small_model("llama"))
     lora = adapter_of(str(quantized), adapter("llama"), tmp_path / "lora")
-    return lora, quantized, twin
+    return lora, quantized, original
 
 
 @pytest.mark.parametrize(
-    ("name", "twin"),
+    ("name", "original"),
     [
         ("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"),
         ("unsloth/llama-3-8b-bnb-4bit", "unsloth/llama-3-8b"),
@@ -56,27 +56,27 @@ def beside(
         ("-bnb-4bit", None),
     ],
 )
-def test_the_twins_name_is_without_the_ending(name: str, twin: str | None) -> None:
-    assert twin_name(name) == twin
+def test_the_name_of_the_16_bit_original(name: str, original: str | None) -> None:
+    assert full_precision_name(name) == original
 
 
-def test_a_twin_beside_the_base_is_used_and_that_is_said(
+def test_a_16_bit_original_beside_the_base_is_used_and_reported(
     beside: tuple[Adapter, Path, Path],
 ) -> None:
-    lora, quantized, twin = beside
-    told = Told()
+    lora, quantized, original = beside
+    progress = Told()
 
-    base = find_base(lora, None, None, told)
+    base = find_base(lora, None, None, progress)
 
-    assert base.checkpoint.folder == twin
-    assert str(twin) in base.reason
+    assert base.checkpoint.folder == original
+    assert str(original) in base.reason
     assert str(quantized) in base.reason
-    assert any("16-bit twin is used" in line for line in told.notes)
-    assert any("--keep-base-quantized" in line for line in told.notes)
+    assert any("16-bit original is used" in line for line in progress.notes)
+    assert any("--keep-base-quantized" in line for line in progress.notes)
 
 
 @pytest.mark.parametrize("is_named", [True, False], ids=["--base", "--keep-base-quantized"])
-def test_the_quantized_base_is_used_where_it_is_asked_for(
+def test_the_quantized_base_is_used_on_request(
     is_named: bool, beside: tuple[Adapter, Path, Path]
 ) -> None:
     lora, quantized, _ = beside
@@ -87,23 +87,23 @@ def test_the_quantized_base_is_used_where_it_is_asked_for(
     assert base.checkpoint.folder == quantized
 
 
-def test_a_twin_of_another_shape_is_not_used_and_that_is_said(
+def test_a_16_bit_original_of_another_shape_is_not_used_and_reported(
     beside: tuple[Adapter, Path, Path], small_model: Callable[..., Path]
 ) -> None:
     lora, quantized, _ = beside
     shutil.rmtree(quantized)
     quantized_copy(small_model("llama"), quantized, vocab_size=4242)
-    told = Told()
+    progress = Told()
 
-    base = find_base(lora, None, None, told)
+    base = find_base(lora, None, None, progress)
 
     assert base.checkpoint.folder == quantized
-    assert any("vocab_size" in line and "4242" in line for line in told.warnings)
+    assert any("vocab_size" in line and "4242" in line for line in progress.warnings)
 
 
-@pytest.mark.parametrize("has_twin", [True, False])
-def test_a_twin_is_found_in_the_hugging_face_cache(
-    has_twin: bool,
+@pytest.mark.parametrize("has_original", [True, False])
+def test_a_16_bit_original_is_found_in_the_hugging_face_cache(
+    has_original: bool,
     small_model: Callable[..., Path],
     adapter: Callable[..., Path],
     tmp_path: Path,
@@ -112,7 +112,7 @@ def test_a_twin_is_found_in_the_hugging_face_cache(
     import huggingface_hub.constants
 
     cache = tmp_path / "hub"
-    names = {"tiny-bnb-4bit": "0" * 40} | ({"tiny": "1" * 40} if has_twin else {})
+    names = {"tiny-bnb-4bit": "0" * 40} | ({"tiny": "1" * 40} if has_original else {})
     for name, commit in names.items():
         repository = cache / f"models--someone--{name}"
         (repository / "refs").mkdir(parents=True)
@@ -124,12 +124,12 @@ def test_a_twin_is_found_in_the_hugging_face_cache(
             quantized_copy(small_model("llama"), snapshot)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     lora = adapter_of("someone/tiny-bnb-4bit", adapter("llama"), tmp_path / "lora")
-    told = Told()
+    progress = Told()
 
-    base = find_base(lora, None, None, told)
+    base = find_base(lora, None, None, progress)
 
-    if has_twin:
+    if has_original:
         assert (base.model_id, base.revision) == ("someone/tiny", "1" * 40)
     else:
         assert (base.model_id, base.revision) == ("someone/tiny-bnb-4bit", "0" * 40)
-        assert any("someone/tiny is not in the cache" in line for line in told.notes)
+        assert any("someone/tiny is not in the cache" in line for line in progress.notes)

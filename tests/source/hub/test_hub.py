@@ -1,4 +1,4 @@
-"""What is asked of the Hub: which files, at which revision, and what its refusals say."""
+"""Requests to the Hub: which files, at which revision, and what its refusals become."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files(*names: str) -> Mapping[str, bytes]:
     return dict.fromkeys(names, b"{}")
 
 
-def came(hub: Hub) -> set[str]:
+def downloaded(hub: Hub) -> set[str]:
     return {name.split("/", 2)[2] for name in hub.downloaded}
 
 
@@ -40,7 +40,7 @@ LORA = ("adapter_config.json", "adapter_model.bin")
 
 
 @pytest.mark.parametrize(
-    ("there", "wanted"),
+    ("existing", "wanted"),
     [
         (SAFE, SAFE),
         (BIN, BIN),
@@ -59,18 +59,18 @@ LORA = ("adapter_config.json", "adapter_model.bin")
          ("config.json", "pytorch_model.bin")),
     ],
 )  # fmt: skip
-def test_the_weights_come_once_and_nothing_that_packaging_does_not_read(
-    there: tuple[str, ...], wanted: tuple[str, ...], hub: Hub
+def test_only_files_that_packaging_reads_are_downloaded_and_no_weights_twice(
+    existing: tuple[str, ...], wanted: tuple[str, ...], hub: Hub
 ) -> None:
-    hub.repositories["a/b"] = files(*there)
+    hub.repositories["a/b"] = files(*existing)
 
-    found = download("a/b", None, Silent())
+    snapshot = download("a/b", None, Silent())
 
-    assert came(hub) == set(wanted)
-    assert (found.folder, found.revision) == (hub.snapshot("a/b"), COMMIT)
+    assert downloaded(hub) == set(wanted)
+    assert (snapshot.folder, snapshot.revision) == (hub.snapshot("a/b"), COMMIT)
 
 
-def test_the_revision_is_that_of_the_list_and_of_the_files(hub: Hub) -> None:
+def test_the_list_and_the_files_have_the_same_revision(hub: Hub) -> None:
     hub.repositories["a/b"] = files(*SAFE)
 
     download("a/b", "v2", Silent())
@@ -113,14 +113,14 @@ def test_a_refusal_says_what_to_do(failure: Exception, step: str, hub: Hub) -> N
     assert step in error.value.next_step
 
 
-def test_the_real_client_is_told_to_be_offline_and_that_is_said() -> None:
+def test_the_error_of_the_offline_client_names_its_setting() -> None:
     with pytest.raises(SourceNotFoundError) as error:
         download("a/b", None, Silent())
 
     assert "HF_HUB_OFFLINE" in error.value.next_step
 
 
-def test_a_snapshot_that_is_whole_is_taken_without_the_network(
+def test_a_complete_snapshot_is_used_without_the_network(
     hub: Hub, small_model: Callable[..., Path], lora: Adapter
 ) -> None:
     hub.put_folder("a/base", small_model("llama"))
@@ -132,7 +132,7 @@ def test_a_snapshot_that_is_whole_is_taken_without_the_network(
     assert (base.checkpoint.folder, base.revision) == (hub.snapshot("a/base"), COMMIT)
 
 
-def test_what_the_clients_own_list_has_beyond_is_not_missed(hub: Hub) -> None:
+def test_further_files_in_the_clients_own_list_are_not_missed(hub: Hub) -> None:
     """The client keeps the list of all files, and calls a snapshot without them incomplete."""
     hub.repositories["a/b"] = files(*SAFE)
     hub.keep("a/b", *SAFE)
@@ -141,14 +141,14 @@ def test_what_the_clients_own_list_has_beyond_is_not_missed(hub: Hub) -> None:
     trees.mkdir()
     (trees / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": listed}))
 
-    found = find_cached("a/b", None)
+    snapshot = find_cached("a/b", None)
 
-    assert found is not None
-    assert found.folder == hub.snapshot("a/b")
+    assert snapshot is not None
+    assert snapshot.folder == hub.snapshot("a/b")
 
 
 @pytest.mark.parametrize("cached", ["adapter_config.json", "README.md"])
-def test_an_interrupted_download_of_an_adapter_goes_on(
+def test_an_interrupted_download_of_an_adapter_resumes(
     cached: str, hub: Hub, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "trained"
@@ -156,16 +156,16 @@ def test_an_interrupted_download_of_an_adapter_goes_on(
     (folder / "README.md").write_text("An adapter.")
     hub.put_folder("me/lora", folder)
     hub.keep("me/lora", cached)
-    told = Told()
+    progress = Told()
 
-    source = open_source("me/lora", None, None, told)
+    source = open_source("me/lora", None, None, progress)
 
     assert source.adapter is not None
     assert f"me/lora/{cached}" not in hub.downloaded
-    assert "me/lora is only partly in the Hugging Face cache" in told.notes
+    assert "me/lora is only partly in the Hugging Face cache" in progress.notes
 
 
-def test_what_peft_has_left_in_the_cache_gets_its_tokenizer(
+def test_an_adapter_that_peft_cached_gets_its_tokenizer(
     hub: Hub, adapter: Callable[..., Path]
 ) -> None:
     hub.put_folder("me/lora", adapter("llama"))
@@ -174,22 +174,22 @@ def test_what_peft_has_left_in_the_cache_gets_its_tokenizer(
     source = open_source("me/lora", None, None, Silent())
 
     assert "tokenizer_config.json" in source.files
-    # Of the commit that the cache has: the weights stay those that were loaded.
+    # At the commit of the cache: the weights stay those that were loaded.
     assert hub.revisions == [COMMIT, COMMIT]
 
 
-def test_without_the_network_it_is_told_that_a_tokenizer_may_be_missing(
+def test_without_the_network_a_missing_tokenizer_is_a_warning(
     hub: Hub, adapter: Callable[..., Path]
 ) -> None:
     hub.put_folder("me/lora", adapter("llama"))
     hub.keep("me/lora", "adapter_config.json", "adapter_model.safetensors")
     hub.failure = errors.OfflineModeIsEnabled("offline")
-    told = Told()
+    progress = Told()
 
-    source = open_source("me/lora", None, None, told)
+    source = open_source("me/lora", None, None, progress)
 
     assert source.adapter is not None
-    assert any("cache without a tokenizer" in line for line in told.warnings)
+    assert any("cache without a tokenizer" in line for line in progress.warnings)
 
 
 def sharded(small_model: Callable[..., Path], folder: Path) -> Path:
@@ -218,7 +218,9 @@ def test_a_missing_shard_is_downloaded(
     assert "a/base/model-00001-of-00001.safetensors" in hub.downloaded
 
 
-def test_a_part_that_cannot_be_completed_is_called_a_part(hub: Hub, lora: Adapter) -> None:
+def test_a_partial_snapshot_that_cannot_be_completed_is_reported_as_partial(
+    hub: Hub, lora: Adapter
+) -> None:
     hub.repositories["a/base"] = files("config.json")
     hub.keep("a/base", "config.json")
     hub.failure = errors.OfflineModeIsEnabled("offline")
@@ -231,7 +233,7 @@ def test_a_part_that_cannot_be_completed_is_called_a_part(hub: Hub, lora: Adapte
     assert "--base a/base" not in error.value.next_step
 
 
-def test_a_twin_that_is_partly_in_the_cache_is_completed(
+def test_a_16_bit_original_that_is_partly_in_the_cache_is_completed(
     hub: Hub, small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     hub.put_folder("un/m", small_model("llama"))
@@ -247,7 +249,7 @@ def test_a_twin_that_is_partly_in_the_cache_is_completed(
     assert "un/m-bnb-4bit/model.safetensors" not in hub.downloaded
 
 
-def test_an_interrupted_download_of_a_twin_goes_on_in_the_next_run(
+def test_an_interrupted_download_of_a_16_bit_original_resumes_in_the_next_run(
     hub: Hub, small_model: Callable[..., Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     hub.put_folder("un/m-bnb-4bit", quantized_copy(small_model("llama"), tmp_path / "quantized"))
@@ -271,7 +273,7 @@ def test_an_adapter_in_a_folder_of_its_name_is_opened_in_the_cache(
 
 @pytest.fixture
 def run(hub: Hub, adapter: Callable[..., Path], tmp_path: Path) -> Hub:
-    """`me/run`: a repository with a last save and three checkpoints, of which 10 is the best."""
+    """`me/run`: a repository with a final save and three training checkpoints; 10 is the best."""
     top = tmp_path / "run"
     shutil.copytree(adapter("llama"), top)
     for step in (5, 10, 20):
@@ -284,7 +286,7 @@ def run(hub: Hub, adapter: Callable[..., Path], tmp_path: Path) -> Hub:
 
 
 @pytest.mark.parametrize(("wanted", "step"), [("5", 5), ("best", 10), ("last", 20)])
-def test_of_a_repositorys_checkpoints_the_one_that_is_asked_for_is_downloaded(
+def test_only_the_wanted_training_checkpoint_of_a_repository_is_downloaded(
     wanted: str, step: int, run: Hub
 ) -> None:
     source = open_source("me/run", wanted, None, Silent())
@@ -292,16 +294,16 @@ def test_of_a_repositorys_checkpoints_the_one_that_is_asked_for_is_downloaded(
     assert source.folder == run.snapshot("me/run") / f"checkpoint-{step}"
     assert source.adapter is not None
     assert "tokenizer.json" in source.files
-    weights = [name for name in came(run) if name.endswith((".safetensors", ".pt"))]
+    weights = [name for name in downloaded(run) if name.endswith((".safetensors", ".pt"))]
     assert weights == [f"checkpoint-{step}/adapter_model.safetensors"]
 
 
-def test_without_checkpoint_the_last_save_is_downloaded_and_no_checkpoint(run: Hub) -> None:
+def test_without_checkpoint_only_the_final_save_is_downloaded(run: Hub) -> None:
     assert open_source("me/run", None, None, Silent()).folder == run.snapshot("me/run")
-    assert not [name for name in came(run) if name.startswith("checkpoint-")]
+    assert not [name for name in downloaded(run) if name.startswith("checkpoint-")]
 
 
-def test_a_checkpoint_that_is_in_the_cache_is_taken_without_the_network(run: Hub) -> None:
+def test_a_training_checkpoint_in_the_cache_is_used_without_the_network(run: Hub) -> None:
     open_source("me/run", "5", None, Silent())
     run.failure = AssertionError("the network was asked")
 
@@ -310,18 +312,18 @@ def test_a_checkpoint_that_is_in_the_cache_is_taken_without_the_network(run: Hub
     assert again.folder == run.snapshot("me/run") / "checkpoint-5"
 
 
-def test_after_a_checkpoint_the_last_save_is_still_downloaded(run: Hub) -> None:
-    there = run.repositories["me/run"]
+def test_the_final_save_is_still_downloaded_after_a_training_checkpoint(run: Hub) -> None:
+    repository = run.repositories["me/run"]
     others = ("checkpoint-10/", "checkpoint-20/")
     run.repositories["me/run"] = {
-        name: there[name] for name in there if not name.startswith(others)
+        name: repository[name] for name in repository if not name.startswith(others)
     }
     open_source("me/run", "5", None, Silent())
 
     assert open_source("me/run", None, None, Silent()).folder == run.snapshot("me/run")
 
 
-def test_a_checkpoint_that_came_in_part_is_completed(run: Hub) -> None:
+def test_a_partly_downloaded_training_checkpoint_is_completed(run: Hub) -> None:
     run.keep("me/run", "checkpoint-5/adapter_config.json")
 
     open_source("me/run", "5", None, Silent())
@@ -329,15 +331,15 @@ def test_a_checkpoint_that_came_in_part_is_completed(run: Hub) -> None:
     assert "me/run/checkpoint-5/adapter_model.safetensors" in run.downloaded
 
 
-def test_a_checkpoint_that_the_repository_lacks_lists_those_that_it_has(run: Hub) -> None:
-    with pytest.raises(SourceNotFoundError, match="checkpoints there: 5, 10, 20"):
+def test_a_missing_training_checkpoint_lists_the_existing_ones(run: Hub) -> None:
+    with pytest.raises(SourceNotFoundError, match="5, 10, 20"):
         open_source("me/run", "7", None, Silent())
 
 
-def test_a_repository_without_checkpoints_says_so(hub: Hub) -> None:
+def test_a_repository_without_training_checkpoints_is_refused(hub: Hub) -> None:
     hub.repositories["a/b"] = files(*LORA)
 
-    with pytest.raises(SourceNotFoundError, match="no folder checkpoint-N") as error:
+    with pytest.raises(SourceNotFoundError, match="checkpoint-N") as error:
         open_source("a/b", "7", None, Silent())
 
-    assert "Leave --checkpoint away" in error.value.next_step
+    assert "Omit --checkpoint" in error.value.next_step

@@ -10,15 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
-from packager.package.fingerprint import base_identity
 
 from packager.errors import SourceNotFoundError, ToolchainError
-from packager.package.plan import Request
-from packager.package.prepare import model_name
 from packager.progress import Silent
+from packager.source.adapter_folder import open_adapter
+from packager.source.base.foresee import foresee_base
 from packager.source.inputs import find_inputs
 from packager.source.open import open_source
-from packager.verbs.inspect import inspect
+from packager.source.source_options import SourceOptions
 
 Asked = list[tuple[str, str | None]]
 
@@ -68,13 +67,12 @@ def test_a_full_model_is_a_source(asked: Asked, small_model: Callable[..., Path]
     assert source.model is not None
     assert source.folder == small_model("llama")
     assert (source.model_id, source.revision) == ("modelscope://Org/Tuned-1B", "v2")
-    assert model_name(source) == "tuned-1b"
 
 
-def test_an_adapter_is_a_source_and_its_base_another_matter(
+def test_the_revision_of_an_adapter_does_not_apply_to_its_base(
     asked: Asked, small_model: Callable[..., Path]
 ) -> None:
-    inputs = find_inputs(Request("modelscope://Org/lora", revision="v2"), Silent())
+    inputs = find_inputs(SourceOptions("modelscope://Org/lora", revision="v2"), Silent())
 
     # The revision is the adapter's: the recorded base is a folder here.
     assert asked == [("Org/lora", "v2")]
@@ -83,13 +81,14 @@ def test_an_adapter_is_a_source_and_its_base_another_matter(
 
 
 def test_adapters_are_added_to_a_full_model(asked: Asked, adapter: Callable[..., Path]) -> None:
-    request = Request("modelscope://Org/Tuned-1B", adapters=("modelscope://Org/lora",))
+    options = SourceOptions("modelscope://Org/Tuned-1B", adapters=("modelscope://Org/lora",))
 
-    inputs = find_inputs(request, Silent())
+    inputs = find_inputs(options, Silent())
 
     assert asked == [("Org/Tuned-1B", None), ("Org/lora", None)]
     assert [item.folder for item in inputs.adapters] == [adapter("llama")]
-    assert base_identity(inputs).id == "modelscope://Org/Tuned-1B"
+    assert inputs.base is not None
+    assert inputs.base.model_id == "modelscope://Org/Tuned-1B"
 
 
 def test_a_missing_client_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,25 +102,21 @@ def test_a_missing_client_is_named_with_its_command(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("modelscope://Org/gone", "404 Org/gone"), ("modelscope://name", "no id of ModelScope")],
+    [("modelscope://Org/gone", "404 Org/gone"), ("modelscope://name", "not a ModelScope id")],
 )
 def test_what_is_not_there_is_refused_by_name(given: str, said: str, asked: Asked) -> None:
     with pytest.raises(SourceNotFoundError, match=said):
         open_source(given, None, None, Silent())
 
 
-def test_inspect_knows_a_base_that_is_recorded_by_it(
-    adapter: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_recorded_base_is_foreseen(adapter: Callable[..., Path], tmp_path: Path) -> None:
     for path in adapter("llama").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "modelscope://Org/Tuned-1B"
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
 
-    found = inspect(str(tmp_path), None, None, Silent())
-
-    assert "ModelScope" in str(found["base found"])
+    assert "ModelScope" in foresee_base(open_adapter(tmp_path)).location
 
 
 def test_the_list_of_files_decides_on_pickled_weights(
@@ -174,5 +169,5 @@ def test_a_checkpoint_is_fetched_by_itself(
 
     assert source.folder == tmp_path / "checkpoint-5"
     assert came == {*there, "checkpoint-9/adapter_config.json"}
-    with pytest.raises(SourceNotFoundError, match=r"has no checkpoint '7'; .* there: 5, 9"):
+    with pytest.raises(SourceNotFoundError, match=r"'7'; .* 5, 9"):
         open_source("modelscope://Org/run", "7", None, Silent())

@@ -1,8 +1,7 @@
-"""What describes an adapter is found in its run's folder, where the adapter's own has none."""
+"""Files that describe an adapter are found in its run's folder if its own folder has none."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from packager.progress import Silent
 from packager.source.open import Source, open_source
 from packager.source.run.record import read_training
-from packager.verbs.inspect import inspect
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -22,13 +20,13 @@ def open_(path: Path, checkpoint: str | None = None) -> Source:
 
 
 def of_tokenizer(source: Source) -> dict[str, Path]:
-    """Where each of the tokenizer's files is taken from."""
-    return {name: source.files[name].parent for name in TOKENIZER if name in source.files}
+    """The folder of each of the tokenizer's files."""
+    return {name: source.files[name].path.parent for name in TOKENIZER if name in source.files}
 
 
 @pytest.fixture
 def run(adapter: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A run whose tokenizer lies in its folder, and its adapter alone in one inside."""
+    """A run whose tokenizer is in its folder, and its adapter alone in a subfolder."""
 
     def make(inside: str) -> Path:
         folder = tmp_path / "outputs"
@@ -53,13 +51,11 @@ def test_the_tokenizer_of_the_run_is_the_adapters(inside: str, run: Callable[[st
     assert of_tokenizer(source) == dict.fromkeys(TOKENIZER, folder)
     assert "notes.json" not in source.files
     assert "chat_template.jinja" in source.reason
-    assert "chat_template.jinja of the fine-tune" in str(
-        inspect(str(folder), None, None, Silent())["chat template"]
-    )
+    assert source.files["chat_template.jinja"].path == folder / "chat_template.jinja"
 
 
 @pytest.mark.parametrize("inside", ["train", "checkpoint-7/train"])
-def test_an_adapter_named_by_itself_belongs_to_the_run_that_its_trainer_has_saved(
+def test_an_adapter_given_by_itself_belongs_to_the_run_that_its_trainer_saved(
     inside: str, run: Callable[[str], Path]
 ) -> None:
     folder = run(inside)
@@ -67,18 +63,18 @@ def test_an_adapter_named_by_itself_belongs_to_the_run_that_its_trainer_has_save
     (folder / inside).parent.joinpath("training_args.bin").touch()
 
     assert of_tokenizer(open_(folder / inside)) == dict.fromkeys(TOKENIZER, folder)
-    told = read_training(folder / inside)
-    assert told is not None
-    assert told.known_by == folder / "trainer_log.jsonl"
+    training = read_training(folder / inside)
+    assert training is not None
+    assert training.known_by == folder / "trainer_log.jsonl"
 
 
-def test_what_lies_above_an_adapter_named_by_itself_may_be_anybodys(
+def test_files_above_an_adapter_without_a_trainers_mark_are_not_used(
     run: Callable[[str], Path],
 ) -> None:
     assert of_tokenizer(open_(run("train") / "train")) == {}
 
 
-def test_of_two_tokenizers_nothing_is_mixed(run: Callable[[str], Path]) -> None:
+def test_two_tokenizers_are_not_mixed(run: Callable[[str], Path]) -> None:
     folder = run("train")
     shutil.copy(folder / "tokenizer.json", folder / "train")
 
@@ -88,7 +84,7 @@ def test_of_two_tokenizers_nothing_is_mixed(run: Callable[[str], Path]) -> None:
     assert "above" not in source.reason
 
 
-def test_a_template_of_its_own_goes_before_the_runs(run: Callable[[str], Path]) -> None:
+def test_an_adapters_own_chat_template_precedes_the_runs(run: Callable[[str], Path]) -> None:
     folder = run("train")
     (folder / "train" / "chat_template.jinja").write_text("{{ messages }}")
 
@@ -99,7 +95,7 @@ def test_a_template_of_its_own_goes_before_the_runs(run: Callable[[str], Path]) 
     }
 
 
-def test_a_full_models_checkpoint_has_the_runs_tokenizer(
+def test_a_full_models_training_checkpoint_has_the_runs_tokenizer(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "outputs" / "checkpoint-7"
@@ -110,5 +106,6 @@ def test_a_full_models_checkpoint_has_the_runs_tokenizer(
 
     source = open_(tmp_path / "outputs", "last")
 
-    assert json.loads(source.files["config.json"].read_text())["model_type"] == "llama"
+    assert source.model is not None
+    assert source.model.config.values["model_type"] == "llama"
     assert {path.name for path in own} <= set(source.files)

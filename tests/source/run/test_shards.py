@@ -1,4 +1,4 @@
-"""A parallel run's pieces are refused with the command that joins them."""
+"""A parallel run's shards are refused with the command that joins them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_deepspeed(deepspeed: Path) -> None:
     assert command in next_step(deepspeed / "global_step20")
 
 
-def test_optimizer_states_beside_whole_weights_do_no_harm(
+def test_optimizer_states_beside_complete_weights_are_accepted(
     fsdp: Path, adapter: Callable[..., Path]
 ) -> None:
     shutil.copytree(adapter("llama"), fsdp, dirs_exist_ok=True)
@@ -132,7 +132,7 @@ def test_fsdps_full_state_of_an_adapter(
         assert torch.equal(adapter.weights.load(name), tensor)
 
 
-def test_each_processs_own_state(full_state: Path) -> None:
+def test_the_separate_states_of_the_processes(full_state: Path) -> None:
     touch(full_state, "pytorch_model_fsdp_rank0.bin", "pytorch_model_fsdp_rank1.bin")
 
     assert "FULL_STATE_DICT" in next_step(full_state)

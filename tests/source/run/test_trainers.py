@@ -1,4 +1,4 @@
-"""Folders as each trainer leaves them: recognised, and read for what they tell."""
+"""The folders that each trainer leaves are recognised, and its records are read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from packager.progress import Silent
 from packager.source.open import open_source
 from packager.source.run.checkpoints import list_checkpoints
 from packager.source.run.record import Training, read_training
-from packager.verbs.inspect import inspect
-
-CHATML_USER = "<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n"
 
 
 @pytest.fixture
@@ -28,7 +25,7 @@ def lora(adapter: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def llamafactory(lora: Path, adapter: Callable[..., Path]) -> Callable[[str], Path]:
-    """LLaMA-Factory's output, trained with a template of that name."""
+    """LLaMA-Factory's output, trained with the chat template of that name."""
 
     def make(template: str) -> Path:
         for step in (10, 20):
@@ -51,45 +48,27 @@ def llamafactory(lora: Path, adapter: Callable[..., Path]) -> Callable[[str], Pa
     return make
 
 
-def test_llamafactory_tells_its_base_template_and_length(
+def test_llamafactory_records_base_template_and_length(
     llamafactory: Callable[[str], Path],
 ) -> None:
     folder = llamafactory("llama3")
-    told = Training(
+    training = Training(
         "LLaMA-Factory", folder / "training_args.yaml", "meta-llama/Llama-3.2-1B", "llama3", 2048
     )
 
-    assert read_training(folder) == told
-    assert read_training(folder / "checkpoint-20") == told
+    assert read_training(folder) == training
+    assert read_training(folder / "checkpoint-20") == training
 
 
-def test_llamafactorys_log_tells_losses_where_no_trainer_state_does(
+def test_llamafactorys_log_has_the_losses_if_there_is_no_trainer_state(
     llamafactory: Callable[[str], Path],
 ) -> None:
-    found = [(c.step, c.loss, c.eval_loss) for c in list_checkpoints(llamafactory("llama3"))]
+    checkpoints = list_checkpoints(llamafactory("llama3"))
 
-    assert found == [(10, 1.5, 1.25), (20, 0.75, 1.25)]
-
-
-def test_a_chat_template_that_is_what_the_name_means(
-    llamafactory: Callable[[str], Path],
-) -> None:
-    found = inspect(str(llamafactory("llama3")), None, None, Silent())
-
-    assert found["training template"] == "llama3"
-    assert "LLaMA-Factory" not in str(found.get("chat template, found"))
-
-
-@pytest.mark.parametrize("name", ["qwen", "alpaca", "gemma"])
-def test_a_chat_template_that_is_not_what_the_name_means(
-    name: str, llamafactory: Callable[[str], Path]
-) -> None:
-    findings = inspect(str(llamafactory(name)), None, None, Silent())["chat template, found"]
-
-    assert isinstance(findings, list)
-    assert f"its template {name!r}" in findings[0]
-    assert "--template FILE" in findings[0]
-    assert (CHATML_USER in findings[0]) == (name == "qwen")
+    assert [(c.step, c.loss, c.eval_loss) for c in checkpoints] == [
+        (10, 1.5, 1.25),
+        (20, 0.75, 1.25),
+    ]
 
 
 def test_axolotl(lora: Path, small_model: Callable[..., Path]) -> None:
@@ -108,7 +87,9 @@ def test_axolotl(lora: Path, small_model: Callable[..., Path]) -> None:
     assert open_source(str(lora / "merged"), None, None, Silent()).model is not None
 
 
-def test_torchtune_epochs_are_checkpoints(adapter: Callable[..., Path], tmp_path: Path) -> None:
+def test_torchtune_epochs_are_training_checkpoints(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
     for epoch in (0, 1):
         folder = tmp_path / f"epoch_{epoch}"
         shutil.copytree(adapter("llama"), folder)
@@ -118,12 +99,12 @@ def test_torchtune_epochs_are_checkpoints(adapter: Callable[..., Path], tmp_path
     first = open_source(str(tmp_path), "0", None, Silent())
 
     assert (last.folder.name, first.folder.name) == ("epoch_1", "epoch_0")
-    told = read_training(last.folder)
-    assert told is not None
-    assert told.trainer == "torchtune"
+    training = read_training(last.folder)
+    assert training is not None
+    assert training.trainer == "torchtune"
 
 
-def test_torchtunes_own_form_is_refused_with_the_way_out(lora: Path) -> None:
+def test_torchtunes_own_format_is_refused_with_an_alternative(lora: Path) -> None:
     (lora / "adapter_model.safetensors").rename(lora / "adapter_model.pt")
 
     with pytest.raises(UnsupportedError) as error:
@@ -141,12 +122,12 @@ def test_unsloths_merged_16bit_is_a_full_model(
     (model / "config.json").write_text(json.dumps(config | {"unsloth_version": "2025.9.1"}))
 
     assert open_source(str(model), None, None, Silent()).model is not None
-    told = read_training(model)
-    assert told is not None
-    assert told.trainer == "Unsloth 2025.9.1"
+    training = read_training(model)
+    assert training is not None
+    assert training.trainer == "Unsloth 2025.9.1"
 
 
-def test_the_best_checkpoint_is_told_of_the_final_save(
+def test_the_final_save_is_compared_with_the_best_checkpoint(
     lora: Path, adapter: Callable[..., Path]
 ) -> None:
     shutil.copytree(adapter("llama"), lora / "checkpoint-10")
@@ -165,7 +146,7 @@ def test_the_best_checkpoint_is_told_of_the_final_save(
     assert "--checkpoint best" in open_source(str(lora), None, None, Silent()).reason
 
 
-def test_a_log_that_holds_anything_does_no_harm(lora: Path) -> None:
+def test_invalid_log_entries_are_skipped(lora: Path) -> None:
     (lora / "checkpoint-10").mkdir()
     history = [3, {"step": "x", "loss": 1}, {"step": 1, "loss": "high"}, {"step": 2, "loss": 2.5},
                {"step": 3, "loss": float("nan")}]  # fmt: skip
@@ -174,19 +155,13 @@ def test_a_log_that_holds_anything_does_no_harm(lora: Path) -> None:
     assert [(c.loss, c.eval_loss) for c in list_checkpoints(lora)] == [(2.5, None)]
 
 
-def test_inspect_tells_what_there_is_and_what_will_happen(lora: Path) -> None:
-    found = inspect(str(lora), None, None, Silent())
-
-    assert {"method", "rank", "targets", "base", "chat template", "what will happen"} <= set(found)
-    assert "LoRA adapter is merged" in str(found["what will happen"])
-
-
 @pytest.mark.parametrize("name", ["training_args.yaml", "config.json"])
-def test_what_only_tells_of_the_training_stops_nothing(name: str, lora: Path) -> None:
+def test_an_unreadable_record_does_not_raise(name: str, lora: Path) -> None:
     (lora / name).write_text("{: ]")
 
-    found = inspect(str(lora), None, None, Silent())
+    source = open_source(str(lora), None, None, Silent())
 
-    assert found["method"] == "LoRA"
+    assert source.adapter is not None
     if name == "training_args.yaml":
-        assert "training_args.yaml cannot be read" in str(found["training, not readable"])
+        assert source.training is not None
+        assert "training_args.yaml cannot be read" in str(source.training.problem)
