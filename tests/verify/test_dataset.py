@@ -68,7 +68,9 @@ def test_a_line_that_is_not_a_conversation_is_refused_with_its_number(
 
 
 @pytest.mark.parametrize("tools", ["{", 5, {"a": 1}, ["x"]])
-def test_invalid_tools_are_refused_with_the_number_of_their_line(tools: object, tmp_path: Path) -> None:
+def test_invalid_tools_are_refused_with_the_number_of_their_line(
+    tools: object, tmp_path: Path
+) -> None:
     with pytest.raises(CorruptFileError, match=r"line 1.*tools"):
         read_conversations(_write(tmp_path, {"messages": TURNS, "tools": tools}))
 
