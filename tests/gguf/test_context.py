@@ -15,7 +15,7 @@ from packager.model.config import ModelConfig, read_config
 from packager.package.plan import Request
 from packager.package.prepare import prepare
 from testing.usual_route import convert_with_llama_cpp, read_gguf
-from tests.told import Told
+from tests.reports import Reports
 
 
 def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
@@ -40,14 +40,14 @@ def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
     }
     assert expected["qwen3.rope.scaling.type"] == "yarn"
 
-    told = Told()
-    package = prepare(Request(str(model), ("Q8_0",), context_length=4 * own), told)
+    reports = Reports()
+    package = prepare(Request(str(model), ("Q8_0",), context_length=4 * own), reports)
 
     metadata = package.conversion.metadata
     assert {key: metadata.get(key) for key in expected} == expected
     assert package.modelfile.parameters["num_ctx"] == 4 * own
-    assert any("YaRN" in warning and "by 4," in warning for warning in told.warnings)
-    assert any(f"{4 * own} tokens" in note for note in told.notes)
+    assert any("YaRN" in warning and "by 4," in warning for warning in reports.warnings)
+    assert any(f"{4 * own} tokens" in note for note in reports.notes)
 
 
 def test_a_context_within_the_models_own_stretches_nothing(

@@ -32,7 +32,7 @@ from tests.published_tokenizers import (
     sequence,
     split,
 )
-from tests.told import Told
+from tests.reports import Reports
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -180,12 +180,12 @@ def test_a_published_vocabulary_with_other_ids_is_recognised(
     tokenizer = own_tokenizer(PUBLISHED[model], llama_cpp_source)
     expected = name_in_llama_cpp(tokenizer, llama_cpp_source)
     folder = make_model(tmp_path / "model", with_other_ids(tokenizer))
-    told = Told()
+    reports = Reports()
 
-    package = prepare(Request(str(folder), ("Q8_0",)), told)
+    package = prepare(Request(str(folder), ("Q8_0",)), reports)
 
     assert key_value(package, "pre") == expected
-    (note,) = [note for note in told.notes if "tokenizer.json" in note]
+    (note,) = [note for note in reports.notes if "tokenizer.json" in note]
     assert expected in note
     texts = llama_cpp_source / "models" / f"ggml-vocab-{PUBLISHED[model].vocabulary}.gguf.inp"
     trained = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -321,10 +321,10 @@ def test_a_duplicate_token_is_refused_before_llama_cpp_ends_the_process(
 def test_a_vocabulary_that_the_converter_knows_keeps_its_name(
     small_model: Callable[..., Path],
 ) -> None:
-    told = Told()
+    reports = Reports()
 
-    package = prepare(Request(str(small_model("qwen3")), ("Q8_0",)), told)
+    package = prepare(Request(str(small_model("qwen3")), ("Q8_0",)), reports)
 
     assert key_value(package, "pre") == "qwen2"
     assert package.conversion.found_pre_tokenizer is None
-    assert not [note for note in told.notes if "re-tokenizer" in note]
+    assert not [note for note in reports.notes if "re-tokenizer" in note]

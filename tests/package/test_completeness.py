@@ -16,7 +16,7 @@ from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.progress import Silent
 from packager.verbs.merge import merge
-from tests.told import Told
+from tests.reports import Reports
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -140,10 +140,10 @@ def test_a_base_that_lacks_tensors_is_refused_and_forced(
         merge(request, tmp_path / "merged", Silent())
     assert not (tmp_path / "merged").exists()
 
-    told = Told()
+    reports = Reports()
     assert "--force" in (caught.value.next_step or "")
-    merge(Request(str(lora), base=str(base), force=True), tmp_path / "merged", told)
-    assert any(faults in line for line in told.warnings)
+    merge(Request(str(lora), base=str(base), force=True), tmp_path / "merged", reports)
+    assert any(faults in line for line in reports.warnings)
 
 
 def test_a_tensor_of_another_shape_is_refused(

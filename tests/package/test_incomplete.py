@@ -16,7 +16,7 @@ from packager.errors import ChatTemplateError, InputRefusedError
 from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.prompt.chat_template import ChatTemplate
-from tests.told import Told
+from tests.reports import Reports
 
 Edit = Callable[[dict[str, torch.Tensor]], object]
 
@@ -75,10 +75,10 @@ def test_weights_that_config_does_not_describe_are_refused(
 
 
 def test_force_makes_it_all_the_same(broken: Callable[..., Path]) -> None:
-    told = Told()
+    reports = Reports()
     model = broken(without("model.norm"))
-    prepare(Request(str(model), quants=("Q8_0",), force=True), told)
-    assert any("cannot load" in warning for warning in told.warnings)
+    prepare(Request(str(model), quants=("Q8_0",), force=True), reports)
+    assert any("cannot load" in warning for warning in reports.warnings)
 
 
 def test_a_template_that_does_not_end_is_refused() -> None:

@@ -14,7 +14,7 @@ from packager.package.plan import Request
 from packager.package.prepare import Package, prepare
 from packager.progress import Silent
 from packager.verbs.inspect import inspect
-from tests.told import Told
+from tests.reports import Reports
 
 
 def key_values(package: Package) -> dict[str, object]:
@@ -31,9 +31,9 @@ def test_published_sampling_is_offered_with_its_source_and_written_when_asked_fo
     model: Path,
 ) -> None:
     (model / "generation_config.json").unlink()
-    told = Told()
-    package = prepare(Request(str(model), ("Q8_0",)), told)
-    offered = [said for said in told.notes if "--preset qwen3-thinking" in said]
+    reports = Reports()
+    package = prepare(Request(str(model), ("Q8_0",)), reports)
+    offered = [note for note in reports.notes if "--preset qwen3-thinking" in note]
     assert len(offered) == 1
     assert "model card" in offered[0]
     assert "temperature" not in package.modelfile.parameters
@@ -105,17 +105,17 @@ def test_inspect_tells_what_is_wrong_with_the_chat_template(model: Path) -> None
     assert found["chat template"] == "chat_template.jinja of the fine-tune"
     findings = found["chat template, found"]
     assert isinstance(findings, list)
-    assert any("system turns" in said for said in findings)
-    assert any("no end marker" in said for said in findings)
+    assert any("system turns" in finding for finding in findings)
+    assert any("no end marker" in finding for finding in findings)
 
 
 def test_a_record_of_the_training_that_cannot_be_read_is_told_and_stops_nothing(
     model: Path,
 ) -> None:
     (model / "training_args.yaml").write_text("template: [qwen")
-    told = Told()
+    reports = Reports()
 
-    package = prepare(Request(str(model), ("Q8_0",)), told)
+    package = prepare(Request(str(model), ("Q8_0",)), reports)
 
     assert package.modelfile.stops
-    assert any("training_args.yaml cannot be read" in warning for warning in told.warnings)
+    assert any("training_args.yaml cannot be read" in warning for warning in reports.warnings)

@@ -20,7 +20,7 @@ from packager.progress import Silent
 from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base
-from tests.told import Told
+from tests.reports import Reports
 
 
 def test_transformers_loads_what_was_merged_and_answers_as_the_adapter_model(
@@ -97,7 +97,7 @@ def test_a_refused_merge_leaves_everything_as_it_was(
 def test_an_untrained_adapter_is_said_to_change_nothing(
     adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    told = Told()
+    reports = Reports()
     untrained = tmp_path / "untrained"
     shutil.copytree(adapter("llama"), untrained)
     path = untrained / "adapter_model.safetensors"
@@ -106,24 +106,24 @@ def test_an_untrained_adapter_is_said_to_change_nothing(
     }
     save_file(weights, path)
 
-    merge(Request(str(untrained)), tmp_path / "merged", told)
+    merge(Request(str(untrained)), tmp_path / "merged", reports)
 
-    assert any("untrained" in line for line in told.warnings)
+    assert any("untrained" in line for line in reports.warnings)
 
 
 def test_what_is_no_longer_tied_is_told_and_written_into_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Told()
+    reports = Reports()
     base = make_base("tied", tmp_path / "base")
     lora = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "lora")
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
 
-    merge(Request(str(lora)), tmp_path / "merged", told)
+    merge(Request(str(lora)), tmp_path / "merged", reports)
 
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert "lm_head.weight" in FolderCheckpoint(tmp_path / "merged").tensors
-    assert any("no longer tied" in message for message in told.warnings)
+    assert any("no longer tied" in message for message in reports.warnings)
     assert not list((tmp_path / "scratch").iterdir())

@@ -14,7 +14,7 @@ from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.verbs.build import build
 from packager.verbs.merge import merge
-from tests.told import Told
+from tests.reports import Reports
 
 FORMAT = {"quant_method": "fp8", "weight_block_size": [64, 64], "activation_scheme": "dynamic"}
 
@@ -65,7 +65,7 @@ def test_an_adapter_is_merged_into_the_dequantized_base(
     from transformers import AutoModelForCausalLM
 
     base, plain = folders
-    progress = Told()
+    progress = Reports()
 
     merge(Request(str(adapter("llama")), base=str(base)), tmp_path / "merged", progress)
 

@@ -21,7 +21,7 @@ from packager.verbs.build import build
 from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base, merge_with_peft
-from tests.told import Told
+from tests.reports import Reports
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def test_an_adapter_that_is_named_twice_is_warned_of(
 ) -> None:
     _, first, _ = two
     shutil.copytree(first, first.with_name("copy"))
-    told = Told()
+    reports = Reports()
 
-    find_inputs(Request(str(first), adapters=(str(first.with_name(second)),)), told)
+    find_inputs(Request(str(first), adapters=(str(first.with_name(second)),)), reports)
 
-    assert any("very weights" in warning for warning in told.warnings) == is_warned_of
+    assert any("very weights" in warning for warning in reports.warnings) == is_warned_of

@@ -22,7 +22,7 @@ from packager.verbs.build import Bundle, build
 from testing.usual_route import convert_with_llama_cpp, read_gguf
 from tests.command import ftpack
 from tests.daemon import OllamaDaemon, find_ollama
-from tests.told import Told
+from tests.reports import Reports
 from tests.vision import (
     VISION_KINDS,
     VisionKind,
@@ -54,10 +54,12 @@ def vision_model(
 
 
 def package(source: Path, out: Path, **options: Any) -> tuple[Bundle, list[str]]:
-    told = Told()
+    reports = Reports()
     options.setdefault("quants", ("BF16",))
-    bundle = build(prepare(Request(str(source), name="seeing", out=out, **options), told), told)
-    return bundle, told.warnings
+    bundle = build(
+        prepare(Request(str(source), name="seeing", out=out, **options), reports), reports
+    )
+    return bundle, reports.warnings
 
 
 def without_our_own(values: dict[str, object]) -> dict[str, object]:
