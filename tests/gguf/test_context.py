@@ -14,8 +14,8 @@ from packager.gguf.context import stretched_config
 from packager.model.config import ModelConfig, read_config
 from packager.package.prepare import prepare
 from testing.usual_route import convert_with_llama_cpp, read_gguf
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 
 def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
@@ -40,7 +40,7 @@ def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
     }
     assert expected["qwen3.rope.scaling.type"] == "yarn"
 
-    progress = Told()
+    progress = Reports()
     request = request_for(model, ("Q8_0",), context_length=4 * own)
     package = prepare(request, tmp_path, progress)
 

@@ -33,8 +33,8 @@ from tests.published_tokenizers import (
     sequence,
     split,
 )
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -182,7 +182,7 @@ def test_a_published_vocabulary_with_other_ids_is_recognised(
     tokenizer = own_tokenizer(PUBLISHED[model], llama_cpp_source)
     expected = name_in_llama_cpp(tokenizer, llama_cpp_source)
     folder = make_model(tmp_path / "model", with_other_ids(tokenizer))
-    progress = Told()
+    progress = Reports()
 
     package = prepare(request_for(folder, ("Q8_0",)), tmp_path, progress)
 
@@ -335,7 +335,7 @@ def test_a_duplicate_token_is_refused_before_llama_cpp_ends_the_process(
 def test_a_vocabulary_that_the_converter_knows_keeps_its_name(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    progress = Told()
+    progress = Reports()
 
     package = prepare(request_for(small_model("qwen3"), ("Q8_0",)), tmp_path, progress)
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from packager.errors import MissingWeightsError
 from packager.verbs.merge import merge
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_base_that_lacks_tensors_is_refused_unless_forced(
     assert "--force" in caught.value.next_step
     assert not (tmp_path / "merged").exists()
 
-    progress = Told()
+    progress = Reports()
     merge(request_for(lora, base=base, force=True), tmp_path / "merged", progress)
     assert any(faults in warning for warning in progress.warnings)
     assert (tmp_path / "merged" / "model.safetensors").is_file()

@@ -13,8 +13,8 @@ from packager.model.checkpoint import FolderCheckpoint
 from packager.package.prepare import prepare
 from packager.verbs.build import build
 from packager.verbs.merge import merge
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 FORMAT = {"quant_method": "fp8", "weight_block_size": [64, 64], "activation_scheme": "dynamic"}
 
@@ -65,7 +65,7 @@ def test_an_adapter_is_merged_into_the_dequantized_base(
     from transformers import AutoModelForCausalLM
 
     base, plain = folders
-    progress = Told()
+    progress = Reports()
 
     merge(request_for(adapter("llama"), base=base), tmp_path / "merged", progress)
 

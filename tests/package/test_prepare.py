@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from packager.errors import InputRefusedError
 from packager.package.prepare import prepare
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 Edit = Callable[[dict[str, torch.Tensor]], object]
 
@@ -74,7 +74,7 @@ def test_weights_that_do_not_fit_config_json_are_refused(
 
 
 def test_force_only_warns(broken: Callable[..., Path], tmp_path: Path) -> None:
-    progress = Told()
+    progress = Reports()
     model = broken(without("model.norm"))
     prepare(request_for(model, ("Q8_0",), force=True), tmp_path, progress)
     assert any("output_norm.weight" in warning for warning in progress.warnings)

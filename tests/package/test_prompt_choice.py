@@ -12,8 +12,8 @@ import pytest
 from packager.errors import ChatTemplateError, UsageError
 from packager.package.package import Package
 from packager.package.prepare import prepare
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 
 def key_values(package: Package) -> dict[str, object]:
@@ -30,7 +30,7 @@ def test_published_sampling_is_offered_with_its_source_and_written_on_request(
     model: Path, tmp_path: Path
 ) -> None:
     (model / "generation_config.json").unlink()
-    progress = Told()
+    progress = Reports()
     package = prepare(request_for(model, ("Q8_0",)), tmp_path, progress)
     offered = [note for note in progress.notes if "--preset qwen3-thinking" in note]
     assert len(offered) == 1

@@ -101,9 +101,9 @@ def test_the_environment_is_that_of_transformers(source: str) -> None:
 def test_a_file_that_the_user_names_comes_first(tmp_path: Path) -> None:
     override = _write(tmp_path / "mine.jinja", "mine").path
     adapter = {"chat_template.jinja": _write(tmp_path / "a.jinja", "adapter")}
-    found = load_chat_template(adapter, {}, override)
-    assert found is not None
-    assert (found.source, found.origin) == ("mine", str(override))
+    chat_template = load_chat_template(adapter, {}, override)
+    assert chat_template is not None
+    assert (chat_template.source, chat_template.origin) == ("mine", str(override))
 
 
 def test_precedence_of_files(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_precedence_of_files(tmp_path: Path) -> None:
         files[side][name] = _write(tmp_path / f"{side}-{name}", text)
     origins, sources = [], []
     for side, name, _ in places:
-        found = load_chat_template(files["adapter"], files["base"], None)
-        assert found is not None
-        origins.append(found.origin)
-        sources.append(found.source)
+        chat_template = load_chat_template(files["adapter"], files["base"], None)
+        assert chat_template is not None
+        origins.append(chat_template.origin)
+        sources.append(chat_template.source)
         del files[side][name]
     assert origins == [
         "chat_template.jinja of the fine-tune",
@@ -137,13 +137,13 @@ def test_precedence_of_files(tmp_path: Path) -> None:
 
 def test_the_default_of_several_named_templates_is_used(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    found = load_chat_template(_config(tmp_path, chat_template=named), {}, None)
-    assert found is not None
-    assert (found.source, found.tool_use) == ("D", "T")
+    chat_template = load_chat_template(_config(tmp_path, chat_template=named), {}, None)
+    assert chat_template is not None
+    assert (chat_template.source, chat_template.tool_use) == ("D", "T")
     files = {name: _write(tmp_path / name, name) for name in ("chat_template.jinja", TOOL_USE)}
-    found = load_chat_template(files, {}, None)
-    assert found is not None
-    assert (found.source, found.tool_use) == ("chat_template.jinja", TOOL_USE)
+    chat_template = load_chat_template(files, {}, None)
+    assert chat_template is not None
+    assert (chat_template.source, chat_template.tool_use) == ("chat_template.jinja", TOOL_USE)
 
 
 def test_several_named_templates_without_a_default_are_refused(tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_tokens_are_the_adapters_if_it_has_a_tokenizer(tmp_path: Path) -> None:
         eos_token=None,
         pad_token="<pad>",
     )
-    found = load_chat_template(adapter, base, None)
-    assert found is not None
-    assert (found.bos_token, found.eos_token) == ("<s>", None)
-    assert found.other_tokens == {"pad_token": "<pad>"}
+    chat_template = load_chat_template(adapter, base, None)
+    assert chat_template is not None
+    assert (chat_template.bos_token, chat_template.eos_token) == ("<s>", None)
+    assert chat_template.other_tokens == {"pad_token": "<pad>"}
     without = load_chat_template({}, base, None)
     assert without is not None
     assert (without.bos_token, without.eos_token) == ("<b>", "<e>")
@@ -185,9 +185,9 @@ def test_a_special_tokens_map_supplies_tokens_that_the_config_omits(tmp_path: Pa
     files = _config(tmp_path, chat_template="x", eos_token="</s>")
     tokens = {"bos_token": {"content": "<s>"}, "eos_token": "old"}
     files["special_tokens_map.json"] = _write(tmp_path / "map.json", json.dumps(tokens))
-    found = load_chat_template(files, {}, None)
-    assert found is not None
-    assert (found.bos_token, found.eos_token) == ("<s>", "</s>")
+    chat_template = load_chat_template(files, {}, None)
+    assert chat_template is not None
+    assert (chat_template.bos_token, chat_template.eos_token) == ("<s>", "</s>")
 
 
 def test_a_chat_template_that_does_not_end_is_refused() -> None:

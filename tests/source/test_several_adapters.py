@@ -15,8 +15,8 @@ from packager.source.inputs import find_inputs
 from packager.source.source_options import SourceOptions
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_a_warning_names_two_adapters_with_the_same_weights(
     _, first, _ = two
     shutil.copytree(first, first.with_name("copy"))
     other = first.with_name(second)
-    told = Told()
+    reports = Reports()
 
-    find_inputs(options_for(first, other), told)
+    find_inputs(options_for(first, other), reports)
 
-    is_named = [str(first) in line and str(other) in line for line in told.warnings]
-    assert any("same weights" in line for line in told.warnings) == is_reported
+    is_named = [str(first) in line and str(other) in line for line in reports.warnings]
+    assert any("same weights" in line for line in reports.warnings) == is_reported
     assert any(is_named) == is_reported

@@ -19,8 +19,8 @@ from packager.save.safetensors import save_safetensors
 from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
 from tests.merge.tiny import make_adapter, make_base, merge_with_peft
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 
 
 def test_transformers_loads_the_merged_model_and_it_answers_as_with_the_adapter(
@@ -97,7 +97,7 @@ def test_a_refused_merge_leaves_everything_as_it_was(
 def test_an_untrained_adapter_causes_a_warning(
     adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    told = Told()
+    reports = Reports()
     untrained = tmp_path / "untrained"
     shutil.copytree(adapter("llama"), untrained)
     path = untrained / "adapter_model.safetensors"
@@ -106,26 +106,26 @@ def test_an_untrained_adapter_causes_a_warning(
     }
     save_file(weights, path)
 
-    merge(request_for(untrained), tmp_path / "merged", told)
+    merge(request_for(untrained), tmp_path / "merged", reports)
 
-    assert any("untrained" in line for line in told.warnings)
+    assert any("untrained" in line for line in reports.warnings)
 
 
 def test_an_untied_head_is_reported_and_written_into_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Told()
+    reports = Reports()
     base = make_base("tied", tmp_path / "base")
     lora = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "lora")
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
 
-    merge(request_for(lora), tmp_path / "merged", told)
+    merge(request_for(lora), tmp_path / "merged", reports)
 
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert "lm_head.weight" in FolderCheckpoint(tmp_path / "merged").tensors
-    assert any("no longer tied" in message for message in told.warnings)
+    assert any("no longer tied" in message for message in reports.warnings)
     assert not list((tmp_path / "scratch").iterdir())
 
 

@@ -20,8 +20,8 @@ from packager.package.prepare import prepare
 from packager.progress import Silent
 from packager.verbs.build import build
 from testing.usual_route import convert_with_llama_cpp, read_gguf
+from tests.reports import Reports
 from tests.requests import request_for
-from tests.told import Told
 from tests.vision import VISION_KINDS, VisionKind, make_vision_adapter, merge_vision_with_peft
 
 pytestmark = pytest.mark.slow
@@ -51,11 +51,11 @@ class Outcome:
 def package(
     source: Path, out: Path, quants: tuple[str, ...] = ("BF16",), *, text_only: bool = False
 ) -> Outcome:
-    told = Told()
+    reports = Reports()
     request = request_for(source, quants, "multimodal", out, text_only=text_only)
     with scratch_folder() as scratch:
-        built = build(prepare(request, scratch, told), told)
-    return Outcome(built.bundle, built.reused, told.warnings)
+        built = build(prepare(request, scratch, reports), reports)
+    return Outcome(built.bundle, built.reused, reports.warnings)
 
 
 def without_our_own(values: dict[str, object]) -> dict[str, object]:

@@ -253,7 +253,7 @@ class _Parser:
                 return tuple(name.text for name in names), spelled[-1] == ":="
         return (), False
 
-    def _operand(self) -> Operand | None:
+    def _operand(self) -> Operand | None:  # noqa: C901 - one case for each kind of token
         if not self._tokens or self._tokens[0].text in ("|", ")"):
             return None
         token = self._tokens.pop(0)
