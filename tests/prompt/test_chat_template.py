@@ -190,6 +190,13 @@ def test_a_special_tokens_map_supplies_tokens_that_the_config_omits(tmp_path: Pa
     assert (chat_template.bos_token, chat_template.eos_token) == ("<s>", "</s>")
 
 
+def test_a_chat_template_that_does_not_end_is_refused() -> None:
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    chat_template = ChatTemplate(loops, "chat_template.jinja", None, None)
+    with pytest.raises(ChatTemplateError, match="1,000,000"):
+        chat_template.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+
+
 def _expected_prompt(source: str, conversation: Conversation) -> str | None:
     thinking = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
     try:

@@ -1,4 +1,4 @@
-"""The user's conversations are read in the formats of trainers, each up to its last answer."""
+"""A user's own conversations are read in the formats of trainers, each up to its last answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_format_is_read(record: dict[str, object], tmp_path: Path) -> None:
     assert (conversation.name, conversation.kind) == ("own.jsonl, line 1", "own")
 
 
-def test_system_texts_tools_and_earlier_answers_are_kept(tmp_path: Path) -> None:
+def test_system_texts_tools_and_earlier_answers_stay(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     first = {"conversations": SHARED, "system": "S", "tools": json.dumps(tools)}
     second = {"messages": [SYSTEM, *TURNS, *TURNS], "tools": tools}
@@ -49,16 +49,16 @@ def test_system_texts_tools_and_earlier_answers_are_kept(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("record", "fact"),
     [
-        ({"text": "Hi"}, "not turns"),
-        ({"prompt": "Hi", "completion": "Hello"}, "not turns"),
+        ({"text": "Hi"}, "chat template"),
+        ({"prompt": "Hi", "completion": "Hello"}, "chat template"),
         ({"instruction": "Hi"}, "instruction"),
-        ({"messages": ["Hi"]}, "Hi is not a turn"),
+        ({"messages": ["Hi"]}, "Hi"),
         ({"conversations": [{"from": "moon", "value": "Hi"}]}, "moon"),
-        ({"messages": TURNS[1:]}, "no turn before"),
-        ([1], "not a JSON object"),
+        ({"messages": TURNS[1:]}, "answer"),
+        ([1], "object"),
     ],
 )
-def test_a_line_that_is_not_a_conversation_is_named(
+def test_a_line_that_is_not_a_conversation_is_refused_with_its_number(
     record: object, fact: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CorruptFileError, match=r"own\.jsonl, line 2") as caught:
@@ -68,12 +68,14 @@ def test_a_line_that_is_not_a_conversation_is_named(
 
 
 @pytest.mark.parametrize("tools", ["{", 5, {"a": 1}, ["x"]])
-def test_invalid_tools_are_named_by_their_line(tools: object, tmp_path: Path) -> None:
+def test_invalid_tools_are_refused_with_the_number_of_their_line(
+    tools: object, tmp_path: Path
+) -> None:
     with pytest.raises(CorruptFileError, match=r"line 1.*tools"):
         read_conversations(_write(tmp_path, {"messages": TURNS, "tools": tools}))
 
 
-def test_deeply_nested_json_is_a_corrupt_file(tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("[" * 100_000)
 
@@ -86,13 +88,13 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     turn = {"role": "user", "content": "one\u2028two\u0085three"}
     path.write_text(json.dumps({"messages": [turn]}, ensure_ascii=False), encoding="utf-8")
 
-    (conversation,) = read_conversations(path)
+    (read,) = read_conversations(path)
 
-    assert conversation.messages == (turn,)
+    assert read.messages == (turn,)
 
 
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorruptFileError, match="no conversation"):
+    with pytest.raises(CorruptFileError, match=r"own\.jsonl"):
         read_conversations(_write(tmp_path))
-    with pytest.raises(CorruptFileError, match="cannot be read"):
+    with pytest.raises(CorruptFileError, match=r"missing\.jsonl"):
         read_conversations(tmp_path / "missing.jsonl")
