@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import pydoc
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,29 @@ import packager
 from packager import errors
 
 ROOT = Path(__file__).parents[1]
+VERBS = [
+    name
+    for name in packager.__all__
+    if getattr(getattr(packager, name), "__module__", "").startswith("packager.verbs.")
+    and not isinstance(getattr(packager, name), type)
+]
+
+
+def names_for_type_checkers() -> dict[str, str]:
+    """The public names in packager/__init__.py under `if TYPE_CHECKING`, and their modules."""
+    tree = ast.parse(Path(packager.__file__).read_text(encoding="utf-8"))
+    imports = [
+        statement
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+    ]
+    return {
+        alias.asname or alias.name: statement.module or ""
+        for statement in imports
+        for alias in statement.names
+    }
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -21,7 +47,54 @@ def test_every_public_name_can_be_imported() -> None:
         assert getattr(packager, name) is not None
 
 
-def test_every_error_is_public_drawn_in_the_tree_and_has_its_exit_code() -> None:
+def test_type_checkers_see_the_public_names_and_no_others() -> None:
+    assert {"__version__", *names_for_type_checkers()} == set(packager.__all__)
+
+
+def test_type_checkers_see_the_objects_that_are_imported() -> None:
+    for name, module in names_for_type_checkers().items():
+        imported = getattr(packager, name)
+        assert getattr(sys.modules[module], name) is imported
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="not_a_verb"):
+        packager.not_a_verb  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "import packager.merge.adapters", "import packager.merge.adapters, packager.verbs.merge"],
+)
+def test_merge_is_the_verb_also_after_the_package_of_this_name_is_imported(before: str) -> None:
+    code = (
+        f"{before}\n"
+        "from packager import merge\n"
+        "import packager, packager.merge.adapters\n"
+        "assert packager.merge is merge\n"
+        "print(merge.__module__, merge.__name__)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.stdout.split() == ["packager.verbs.merge", "merge"]
+
+
+def test_every_command_that_works_on_models_has_a_verb() -> None:
+    assert {"build", "build_gguf", "compare_prompt", "doctor", "inspect", "merge", "modelfile",
+            "ollama", "plan", "register", "run", "save_adapter"} == set(VERBS)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_a_verbs_parameters_and_docstring(verb: str) -> None:
+    function: Callable[..., object] = getattr(packager, verb)
+    text = pydoc.plain(pydoc.render_doc(function))
+    assert f"{verb}(" in text
+    assert function.__doc__ is not None
+    assert function.__doc__.splitlines()[0] in text
+
+
+def test_every_error_is_public_and_in_the_tree_and_has_its_exit_code() -> None:
     classes = {
         name: value
         for name, value in vars(errors).items()

@@ -1,4 +1,4 @@
-"""Killed anywhere, a rerun ends in the same bytes; no half-written file has a final name."""
+"""A rerun after a kill makes the same bytes, and an unfinished file never has a final name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def grown(path: Path, size_bytes: int) -> bool:
     return path.exists() and path.stat().st_size >= size_bytes
 
 
-# The moment of the kill, as something that can be seen in the output folder.
+# When to kill: what the output folder contains at that moment.
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "before anything": lambda out: True,
     "the folder is marked": lambda out: any(out.glob(".ftpack-build.json*")),
@@ -51,7 +51,7 @@ def finished(adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_rerun_after_a_kill_ends_in_the_same_bytes(
+def test_a_rerun_after_a_kill_makes_the_same_bytes(
     moment: str, finished: Path, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -68,14 +68,14 @@ def test_a_rerun_after_a_kill_ends_in_the_same_bytes(
             for name, digest in digests(out).items()
             if not name.startswith(".") and not name.endswith(".partial")
         }
-        assert left.items() <= expected.items(), "a final name stands for whole bytes"
+        assert left.items() <= expected.items(), "a file with a final name is complete"
 
     subprocess.run(command(adapter("llama"), out), check=True)
     assert digests(out) == expected
 
 
 @pytest.mark.slow
-def test_another_quant_of_the_same_model_joins_the_bundle(
+def test_another_quant_of_the_same_model_is_added_to_the_bundle(
     finished: Path, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     import json
@@ -94,7 +94,7 @@ def test_another_quant_of_the_same_model_joins_the_bundle(
 
 
 @pytest.mark.slow
-def test_a_finished_file_that_was_damaged_is_made_again(
+def test_a_damaged_file_is_made_again(
     finished: Path, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     import shutil

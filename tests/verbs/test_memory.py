@@ -1,4 +1,4 @@
-"""Memory is that of a few tensors, whatever the model's size."""
+"""A build holds a few tensors at once, whatever the model's size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bench.model import Adapter, Shape, make_inputs
 from packager.gguf import write
 from packager.gguf.convert import Conversion, GgufTensor
 from packager.model.checkpoint import FolderCheckpoint
-from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.verbs.build import build
 from testing.vocabularies import Kind
+from tests.requests import request_for
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_no_more_than_a_few_tensors_are_alive_at_once(
     # Tensors this small would all be read ahead of writing.
     monkeypatch.setattr(write, "AHEAD_ELEMENTS", 0)
 
-    package = prepare(Request(str(lora), ("Q4_0",), "x", tmp_path / "out", str(model)))
+    package = prepare(request_for(lora, ("Q4_0",), "x", tmp_path / "out", model), tmp_path)
     assert not alive, "nothing is read before the work starts"
     build(package)
 
@@ -61,7 +61,8 @@ def test_no_more_than_a_few_tensors_are_alive_at_once(
 def test_a_stack_of_experts_is_read_expert_by_expert(
     small_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = prepare(Request(str(small_model("qwen3moe")), ("Q8_0",), "x", tmp_path / "out"))
+    request = request_for(small_model("qwen3moe"), ("Q8_0",), "x", tmp_path / "out")
+    package = prepare(request, tmp_path)
     sizes: dict[str, list[int]] = {}
     blocks = Conversion.blocks
 
@@ -100,7 +101,7 @@ def test_every_tensor_is_read_once_for_several_quants(
     lora = adapter("llama")
     quants = ("Q4_K_M", "Q8_0", "F16")
 
-    build(prepare(Request(str(lora), quants, "x", tmp_path / "out")))
+    build(prepare(request_for(lora, quants, "x", tmp_path / "out"), tmp_path))
 
     files = [small_model("llama") / "model.safetensors", lora / "adapter_model.safetensors"]
     expected = sum(
@@ -133,7 +134,7 @@ _MIXTURE = {
     ],
     ids=str,
 )
-def test_the_estimate_is_no_less_than_what_is_used(
+def test_packaging_uses_no_more_memory_than_estimated(
     kind: Kind, adapter: Adapter, llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     moe = [key for key in _MIXTURE if "expert" in key or "moe" in key]
@@ -142,10 +143,10 @@ def test_the_estimate_is_no_less_than_what_is_used(
     base, tuned, _ = make_inputs(shape, tmp_path / "model", llama_cpp_source, adapter)
     command = [sys.executable, "-m", "packager", "gguf", tuned, "--base", base, "--device", "cpu"]
     command += ["--quant", "q8_0", "--name", "x", "--out", tmp_path / "out"]
-    shown = subprocess.run(
+    dry_run = subprocess.run(
         [*command, "--dry-run", "--json"], capture_output=True, text=True, check=True
     )
 
     cost = measure([*command, "--quiet"], tmp_path / "log")
 
-    assert cost.peak_tree_bytes <= json.loads(shown.stdout)["memory_bytes"]
+    assert cost.peak_tree_bytes <= json.loads(dry_run.stdout)["memory_bytes"]

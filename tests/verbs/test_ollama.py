@@ -1,12 +1,9 @@
-"""`ftpack ollama` and `ftpack register` against a real daemon."""
+"""`ftpack ollama` against a real daemon."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +13,8 @@ import ollama
 import pytest
 
 from tests.command import ftpack
-from tests.daemon import OllamaDaemon, find_ollama, running_daemon
+from tests.daemon import OllamaDaemon
+from tests.vision import VisionKind, make_vision_adapter, png
 
 pytestmark = pytest.mark.slow
 
@@ -41,20 +39,20 @@ def test_an_adapter_becomes_a_model_that_answers(
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["ollama"]["names"] == ["one"]
-    shown = client.show("one")
-    assert shown.parameters is not None
-    assert 'stop                           "<|im_end|>"' in shown.parameters
-    assert "num_ctx" in shown.parameters
-    # What the chat template can do is what the daemon offers: nothing was lost on the way.
-    assert {"completion", "tools", "thinking"} <= set(shown.capabilities or [])
-    assert shown.modelfile is not None
-    assert "You are terse." in shown.modelfile
+    model = client.show("one")
+    assert model.parameters is not None
+    assert 'stop                           "<|im_end|>"' in model.parameters
+    assert "num_ctx" in model.parameters
+    # The daemon offers everything that the chat template can do.
+    assert {"completion", "tools", "thinking"} <= set(model.capabilities or [])
+    assert model.modelfile is not None
+    assert "You are terse." in model.modelfile
     reply = client.chat("one", [{"role": "user", "content": "Hi"}], options={"num_predict": 3})
     assert reply.message.role == "assistant"
     # The bytes that run are the bytes that were built: the daemon's rewrite on create changes none.
     (gguf,) = report["manifest"]["ggufs"]
-    assert f"sha256-{gguf['sha256']}" in shown.modelfile
-    # Nothing 16-bit is left, or ever was, beside the bundle.
+    assert f"sha256-{gguf['sha256']}" in model.modelfile
+    # The folder contains only the bundle, and no 16-bit file.
     assert sorted(path.name for path in (tmp_path / "one-gguf").iterdir()) == [
         "Modelfile", "SHA256SUMS", "manifest.json", "one-Q8_0.gguf",
     ]  # fmt: skip
@@ -141,7 +139,7 @@ def dying_daemon() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_daemon_that_drops_the_upload_is_exit_code_4_and_the_bundle_is_kept(
+def test_a_daemon_that_drops_the_upload_gives_exit_code_4_and_the_bundle_is_kept(
     adapter: Callable[..., Path], dying_daemon: str, tmp_path: Path
 ) -> None:
     result = ftpack(
@@ -155,52 +153,7 @@ def test_a_daemon_that_drops_the_upload_is_exit_code_4_and_the_bundle_is_kept(
     assert (tmp_path / "x-gguf" / "x-Q8_0.gguf").is_file()
 
 
-def test_a_real_daemon_that_is_killed_midway_is_exit_code_4(
-    adapter: Callable[..., Path], tmp_path: Path
-) -> None:
-    binary = find_ollama()
-    if binary is None:
-        pytest.skip("no Ollama here")
-    built = ftpack(
-        "gguf", adapter("llama"), "--quant", "f32", "--name", "x",
-        host="127.0.0.1:1", folder=tmp_path,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    with running_daemon(binary, tmp_path / "daemon") as daemon:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "packager", "register", "x-gguf", "--name", "x"],
-            cwd=tmp_path,
-            env=os.environ | {"OLLAMA_HOST": daemon.host},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        while process.poll() is None and not any((daemon.models / "blobs").glob("*")):
-            pass
-        os.killpg(daemon.process.pid, signal.SIGKILL)
-        _, errors = process.communicate()
-
-    assert process.returncode == 4, errors
-    assert "Next: " in errors
-
-
-def test_a_full_disk_of_the_daemon_is_refused_before_the_work(
-    ollama_daemon: OllamaDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shutil
-    from types import SimpleNamespace
-
-    from packager.errors import DiskSpaceError
-    from packager.runtime.daemon import Daemon
-    from packager.verbs.register import require_store_space
-
-    # Two files are kept, and the larger one stands there three times while create rewrites it.
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=39 << 20))
-    with pytest.raises(DiskSpaceError, match=r"Ollama's copy .* 44\.0 MiB"):
-        require_store_space(Daemon(ollama_daemon.host), [8 << 20, 8 << 20 | 4 << 20])
-    require_store_space(Daemon(ollama_daemon.host), [5 << 20, 10 << 20])
-
-
-def test_a_daemon_of_another_host_is_named(
+def test_host_replaces_the_daemon_of_the_environment(
     adapter: Callable[..., Path], ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     result = ftpack(
@@ -212,12 +165,12 @@ def test_a_daemon_of_another_host_is_named(
     assert ollama_daemon.host.rpartition(":")[2] in result.stderr
 
 
-def test_what_is_in_force_is_what_was_decided(
+def test_ollama_renders_with_the_chat_template_that_was_chosen(
     small_model: Callable[..., Path],
     ollama_daemon: OllamaDaemon,
     tmp_path: Path,
 ) -> None:
-    """A template that Ollama knows would get a TEMPLATE and stops of its own on create."""
+    """Ollama gives a chat template that it knows a TEMPLATE and stops of its own on create."""
     from packager.runtime.daemon import Daemon
 
     result = ftpack(
@@ -238,3 +191,47 @@ def test_what_is_in_force_is_what_was_decided(
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     rendered = Daemon(ollama_daemon.host).render("forced", messages)
     assert rendered == expected.removeprefix(tokenizer.bos_token)
+
+
+def test_a_multimodal_model_in_ollama_takes_images(
+    vision_model: Callable[[VisionKind], Path],
+    ollama_binary: Path,
+    ollama_daemon: OllamaDaemon,
+    client: ollama.Client,
+    tmp_path: Path,
+) -> None:
+    lora = make_vision_adapter(vision_model("qwen2_5_vl"), tmp_path / "lora")
+    result = ftpack(
+        "ollama", lora, "--quant", "q8_0", "--quant", "q4_k_m", "--name", "multimodal",
+        host=ollama_daemon.host, folder=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    # The daemon inserts images itself: the user learns that only text is compared.
+    assert any("text" in line and "compared" in line for line in result.stderr.splitlines())
+
+    def tokens(model: str, **images: list[bytes]) -> int:
+        reply = client.chat(
+            model,
+            messages=[{"role": "user", "content": "What is it?", **images}],
+            options={"num_predict": 1, "temperature": 0},
+        )
+        assert reply.prompt_eval_count is not None
+        return reply.prompt_eval_count
+
+    for model in ("multimodal:q8_0", "multimodal:q4_k_m"):
+        assert "vision" in (client.show(model).capabilities or [])
+        assert tokens(model, images=[png(112, 112)]) >= tokens(model) + 16
+    result = ftpack(
+        "register", tmp_path / "multimodal-gguf", "--name", "again", "--quant", "q8_0",
+        host=ollama_daemon.host, folder=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    subprocess.run(
+        [str(ollama_binary), "create", "byhand", "-f", "Modelfile"],
+        cwd=tmp_path / "multimodal-gguf",
+        env={"OLLAMA_HOST": ollama_daemon.host, "HOME": str(tmp_path)},
+        capture_output=True,
+        check=True,
+    )
+    for model in ("again", "byhand"):
+        assert tokens(model, images=[png(112, 112)]) >= tokens(model) + 16
