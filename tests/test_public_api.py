@@ -26,18 +26,12 @@ VERBS = [
 
 
 def names_for_type_checkers() -> dict[str, str]:
-    """The public names in packager/__init__.py under `if TYPE_CHECKING`, and their modules."""
-    tree = ast.parse(Path(packager.__file__).read_text(encoding="utf-8"))
-    imports = [
-        statement
-        for block in tree.body
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for statement in block.body
-        if isinstance(statement, ast.ImportFrom)
-    ]
+    """The public names in packager/__init__.pyi, and their modules."""
+    stub = Path(packager.__file__).with_suffix(".pyi")
     return {
         alias.asname or alias.name: statement.module or ""
-        for statement in imports
+        for statement in ast.parse(stub.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
 
@@ -81,8 +75,10 @@ def test_merge_is_the_verb_also_after_the_package_of_this_name_is_imported(befor
 
 
 def test_every_command_that_works_on_models_has_a_verb() -> None:
-    assert {"build", "build_gguf", "compare_prompt", "doctor", "inspect", "merge", "modelfile",
-            "ollama", "plan", "register", "run", "save_adapter"} == set(VERBS)  # fmt: skip
+    assert {
+        "build", "doctor", "gguf", "inspect", "merge", "modelfile", "ollama", "plan", "prompt",
+        "register", "run", "save_adapter",
+    } == set(VERBS)  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -136,8 +132,9 @@ def test_an_installation_has_the_templates(form: str, tmp_path: Path) -> None:
         subprocess.run([*pip, "--editable", ROOT], check=True)
     code = (
         "import packager, json\n"
-        "from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile\n"
-        "text = render_modelfile(ModelfileSpec(None, None, ('<end>',), {}), 'x.gguf')\n"
+        "from packager.prompt.modelfile_text import render_modelfile\n"
+        "from packager.runtime.model_settings import ModelSettings\n"
+        "text = render_modelfile(ModelSettings(None, None, ('<end>',), {}), 'x.gguf')\n"
         "print(json.dumps([packager.__file__, text]))\n"
     )
     result = subprocess.run(

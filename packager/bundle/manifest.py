@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from packager.errors import CorruptFileError
 from packager.scalar import Scalar
@@ -93,6 +93,11 @@ class TrainedTemplate:
     variables: Mapping[str, Scalar]
 
 
+def _json_key(field: str) -> str:
+    """The key of a field in JSON, where bundles of earlier versions have the shorter one."""
+    return "template" if field == "ollama_template" else field
+
+
 @dataclass(frozen=True)
 class PromptRecord:
     """What was decided about the prompt.
@@ -102,7 +107,7 @@ class PromptRecord:
         family: the family of templates that it belongs to, if it is a known one.
         reason: why, in one sentence.
         template_origin: the file that the training chat template came from.
-        template: the Ollama template (Go), if that one renders.
+        ollama_template: the Ollama template (Go), if that one renders; `template` in JSON.
         system: the default system text.
         stops: the texts that end an answer.
         parameters: the other parameters, by Ollama's names.
@@ -114,12 +119,15 @@ class PromptRecord:
     family: str | None
     reason: str
     template_origin: str | None
-    template: str | None
+    ollama_template: str | None
     system: str | None
     stops: tuple[str, ...]
     parameters: Mapping[str, Scalar]
     pins: Mapping[str, str]
     trained: TrainedTemplate
+
+    # Read by pydantic, which is imported only where a manifest is read.
+    __pydantic_config__: ClassVar[dict[str, object]] = {"alias_generator": _json_key}
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,8 @@ class Manifest:
         """The manifest as text; equal manifests give equal text."""
         record = dataclasses.asdict(self)
         record["tools"] = dict(sorted(self.tools.items()))
-        record["prompt"]["parameters"] = dict(sorted(self.prompt.parameters.items()))
+        prompt = record["prompt"] | {"parameters": dict(sorted(self.prompt.parameters.items()))}
+        record["prompt"] = {_json_key(field): value for field, value in prompt.items()}
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod

@@ -12,10 +12,11 @@ from packager.progress import Progress
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.llamafactory import compare_with_name, is_known
-from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.modelfile_text import render_modelfile, sampling_parameters
 from packager.prompt.ollama_version import NEWEST_KNOWN
 from packager.prompt.presets import find_preset, presets_for
 from packager.prompt.prompt_plan import PromptPlan
+from packager.runtime.model_settings import ModelSettings
 from packager.scalar import Scalar
 from packager.source.inputs import Inputs
 from packager.source.run.record import Training, training_length
@@ -86,7 +87,7 @@ def _compare_with_training(
         progress.note(f"LLaMA-Factory's template {training.template_name!r} is not a known one")
 
 
-def _modelfile(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelfileSpec:
+def _modelfile(inputs: Inputs, request: Request, decision: PromptDecision) -> ModelSettings:
     """What the Modelfile says: the model's own files first, then what was asked for."""
     options = request.prompt
     parameters: dict[str, Scalar] = dict(sampling_parameters(inputs.files))
@@ -99,7 +100,7 @@ def _modelfile(inputs: Inputs, request: Request, decision: PromptDecision) -> Mo
     if options.preset:
         parameters |= find_preset(options.preset).parameters
     stops = tuple(dict.fromkeys((*decision.stops, *options.stops)))
-    spec = ModelfileSpec(
+    spec = ModelSettings(
         decision.ollama_template, options.system, stops, {**parameters, **options.parameters}
     )
     # What the Modelfile's syntax cannot express is refused here, not after the work.

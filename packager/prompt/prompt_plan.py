@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision
-from packager.prompt.modelfile_spec import ModelfileSpec
+from packager.runtime.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PromptPlan:
 
     chat_template: ChatTemplate
     decision: PromptDecision
-    modelfile: ModelfileSpec
+    modelfile: ModelSettings
 
     @property
     def gguf_chat_templates(self) -> Mapping[str, str]:

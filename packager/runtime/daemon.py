@@ -16,8 +16,8 @@ from packager.progress import Progress, Silent, Task
 from packager.runtime.api_message import api_message, refusal_reason
 from packager.runtime.connection import Connection
 from packager.runtime.model_name import qualified_name, validate_name, with_suffix
+from packager.runtime.model_settings import ModelSettings
 from packager.runtime.show import ShowResponse, read_show_response, require_as_sent
-from packager.scalar import Scalar
 
 # How many copies of a GGUF the daemon's disk holds while a model is created: the upload, the output
 # of llama-quantize, and a copy of that under its digest (server/create.go). One remains if
@@ -160,11 +160,7 @@ class Daemon:
         self,
         name: str,
         files: Mapping[str, str],
-        *,
-        ollama_template: str | None,
-        system: str | None,
-        stops: Sequence[str],
-        parameters: Mapping[str, Scalar],
+        settings: ModelSettings,
     ) -> None:
         """Register uploaded GGUFs. A model of the same name is replaced when all is in place.
 
@@ -174,21 +170,18 @@ class Daemon:
             name: the model's name.
             files: the digests (`sha256:...`) of the uploaded GGUF, and of the `mmproj` of a
                 multimodal model, by file name; the names only appear in the daemon's messages.
-            ollama_template: the TEMPLATE (Go); None for the GGUF's own chat template.
-            system: the default system text.
-            stops: the texts that end an answer.
-            parameters: the other parameters, under Ollama's names.
+            settings: how the daemon should run it.
         """
         doing = f"creating {name}"
         with self._connection.errors_while(doing):
             updates = self._connection.client.create(
                 model=validate_name(name),
                 files=dict(files),
-                template=ollama_template,
-                system=system or None,
+                template=settings.ollama_template,
+                system=settings.system or None,
                 # Sent even if it is empty: otherwise `create` adds the stops of the known template
                 # that is most like the GGUF's chat template.
-                parameters={**parameters, "stop": list(stops)},
+                parameters={**settings.parameters, "stop": list(settings.stops)},
                 stream=True,
             )
             statuses = [update.status for update in updates]
@@ -248,19 +241,15 @@ class Daemon:
     def verify(
         self,
         name: str,
-        ollama_template: str | None,
-        stops: Sequence[str],
+        settings: ModelSettings,
         *,
-        parameters: Mapping[str, Scalar] | None = None,
         has_projector: bool = False,
     ) -> Registration:
         """Read a registered model back, and let it answer once.
 
         Args:
             name: the model.
-            ollama_template: the TEMPLATE (Go) that was sent; None for the GGUF's own chat template.
-            stops: the stop texts that were sent.
-            parameters: the other parameters that were sent; None to compare none.
+            settings: the settings that were sent.
             has_projector: whether an `mmproj` was sent.
 
         Raises:
@@ -268,9 +257,7 @@ class Daemon:
                 does not answer.
         """
         response = self.show(name)
-        require_as_sent(
-            name, response, ollama_template=ollama_template, stops=stops, parameters=parameters
-        )
+        require_as_sent(name, response, settings)
         if has_projector and not {"vision", "audio"} & set(response.capabilities):
             raise RegistrationError(
                 f"{name} was registered with an mmproj, but {self.host} reports neither `vision` "

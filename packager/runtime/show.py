@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from packager.errors import RegistrationError
+from packager.runtime.model_settings import ModelSettings
 from packager.scalar import Scalar
 
 # Ollama reports this as the template of a model that has none.
@@ -89,27 +90,18 @@ def _read_go_value(text: str) -> Scalar:
     return value if isinstance(value, int | float | str) else text
 
 
-def require_as_sent(
-    name: str,
-    response: ShowResponse,
-    *,
-    ollama_template: str | None,
-    stops: Sequence[str],
-    parameters: Mapping[str, Scalar] | None,
-) -> None:
+def require_as_sent(name: str, response: ShowResponse, settings: ModelSettings) -> None:
     """Refuse a registered model that differs from what was sent.
 
     Args:
         name: the registered model.
         response: the daemon's description of it.
-        ollama_template: the TEMPLATE (Go) that was sent; None for the GGUF's own chat template.
-        stops: the stop texts that were sent.
-        parameters: the other parameters that were sent; None to compare none.
+        settings: the settings that were sent.
 
     Raises:
         RegistrationError: with what differs.
     """
-    expected = "native" if ollama_template is None else "TEMPLATE"
+    expected = "native" if settings.ollama_template is None else "TEMPLATE"
     in_force = response.template_in_force
     if in_force != expected:
         renderer = _RENDERERS.get(in_force, f"the built-in {in_force}")
@@ -118,11 +110,10 @@ def require_as_sent(
             f"{_RENDERERS[expected]}.",
             next_step=_renderer_next_step(name, response, expected),
         )
-    if ollama_template is not None:
-        _require_same(name, "template", ollama_template, response.template_text)
-    _require_same(name, "stops", tuple(stops), response.stops)
-    if parameters is not None:
-        _require_same(name, "parameters", dict(parameters), dict(response.parameters))
+    if settings.ollama_template is not None:
+        _require_same(name, "template", settings.ollama_template, response.template_text)
+    _require_same(name, "stops", settings.stops, response.stops)
+    _require_same(name, "parameters", dict(settings.parameters), dict(response.parameters))
 
 
 _RENDERERS = {

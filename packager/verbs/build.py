@@ -26,7 +26,7 @@ from packager.override import refuse_unless
 from packager.package.package import Package, PlannedGguf
 from packager.package.provenance import base_identity, fingerprint, tool_versions
 from packager.progress import Progress, Silent
-from packager.prompt.modelfile_spec import render_modelfile
+from packager.prompt.modelfile_text import render_modelfile
 from packager.prompt.template_record import record_template
 from packager.quality.base_choice import BaseChoice, measure_base_choice, quant_types
 
@@ -222,7 +222,7 @@ def _prompt_record(package: Package) -> PromptRecord:
         family=decision.family,
         reason=decision.reason,
         template_origin=prompt.chat_template.origin,
-        template=modelfile.ollama_template,
+        ollama_template=modelfile.ollama_template,
         system=modelfile.system,
         stops=modelfile.stops,
         parameters=dict(modelfile.parameters),

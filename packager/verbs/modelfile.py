@@ -12,7 +12,7 @@ from packager.package.prepare import open_inputs
 from packager.package.prompt_choice import decide_prompt
 from packager.package.request import Request
 from packager.progress import Progress, Silent
-from packager.prompt.modelfile_spec import render_modelfile
+from packager.prompt.modelfile_text import render_modelfile
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def _compare_bundle(
     record = manifest.prompt
     chat_template = recorded_template(record.trained, record.template_origin or str(bundle.folder))
     native = make_native(chat_template).chat_template
-    comparisons = [compare_offline(chat_template, native, record.template, conversations)]
+    comparisons = [compare_offline(chat_template, native, record.ollama_template, conversations)]
     gguf = bundle.path(bundle.ggufs[0])
     if gguf.is_file():
         with GgufVocabulary(gguf) as vocabulary:
@@ -106,7 +106,7 @@ def _compare_bundle(
         comparisons.append(
             compare_on_daemon(
                 chat_template, daemon, name, conversations, record.system,
-                is_by_template=record.template is not None,
+                is_by_template=record.ollama_template is not None,
             )
         )  # fmt: skip
     return PromptReport(name, chat_template, record.reason, tuple(comparisons))

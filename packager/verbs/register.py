@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from packager.bundle.bundle import Bundle
@@ -16,6 +16,7 @@ from packager.prompt.ollama_version import OllamaVersion
 from packager.prompt.template_record import recorded_template
 from packager.runtime.daemon import CREATE_COPIES, Daemon, Registration
 from packager.runtime.model_name import validate_name, with_suffix
+from packager.runtime.model_settings import ModelSettings
 from packager.verify.comparison_report import report_comparison
 from packager.verify.renderers import compare_on_daemon, require_equal
 
@@ -115,7 +116,7 @@ def register(
     for model, file in zip(names, bundle.ggufs, strict=True):
         unproved = unproved_name(model)
         digest = daemon.upload(bundle.path(file), progress, sha256=file.sha256)
-        _create(unproved, {file.name: digest, **beside}, bundle, daemon)
+        daemon.create(unproved, {file.name: digest, **beside}, _settings(bundle))
         comparison = _compare(bundle, unproved, daemon, conversations, progress)
         if comparison is not None:
             comparisons.append(comparison)
@@ -160,16 +161,9 @@ def _upload_projector(bundle: Bundle, daemon: Daemon, progress: Progress) -> dic
     return {projector.name: digest}
 
 
-def _create(name: str, files: Mapping[str, str], bundle: Bundle, daemon: Daemon) -> None:
+def _settings(bundle: Bundle) -> ModelSettings:
     prompt = bundle.manifest.prompt
-    daemon.create(
-        name,
-        files,
-        ollama_template=prompt.template,
-        system=prompt.system,
-        stops=prompt.stops,
-        parameters=prompt.parameters,
-    )
+    return ModelSettings(prompt.ollama_template, prompt.system, prompt.stops, prompt.parameters)
 
 
 def _compare(
@@ -185,7 +179,7 @@ def _compare(
     try:
         return compare_on_daemon(
             chat_template, daemon, name, conversations, prompt.system,
-            is_by_template=prompt.template is not None,
+            is_by_template=prompt.ollama_template is not None,
         )  # fmt: skip
     except UnsupportedError as error:
         progress.warn(f"{error.message} The prompt is compared offline only")
@@ -194,11 +188,8 @@ def _compare(
 
 def _verify(bundle: Bundle, unproved: str, model: str, daemon: Daemon) -> Registration:
     """Read a created model back, let it answer, and give it its name."""
-    prompt = bundle.manifest.prompt
-    check = daemon.verify(
-        unproved, prompt.template, prompt.stops,
-        parameters=prompt.parameters, has_projector=bundle.manifest.projector is not None,
-    )  # fmt: skip
+    has_projector = bundle.manifest.projector is not None
+    check = daemon.verify(unproved, _settings(bundle), has_projector=has_projector)
     daemon.rename(unproved, model)
     return replace(check, name=model)
 

@@ -56,7 +56,7 @@ MANIFEST = Manifest(
         family="chatml",
         reason="It renders as ChatML.",
         template_origin="chat_template.jinja of the adapter",
-        template='{{ .Prompt }} "⚓"\n',
+        ollama_template='{{ .Prompt }} "⚓"\n',
         system=None,
         stops=("<|im_end|>", "\n"),
         parameters={"top_k": 20, "temperature": 0.6, "penalize": True},
@@ -100,7 +100,7 @@ def test_values_that_may_be_absent_are_null() -> None:
         MANIFEST,
         adapters=(),
         base=dataclasses.replace(MANIFEST.base, revision=None),
-        prompt=dataclasses.replace(MANIFEST.prompt, family=None, template=None),
+        prompt=dataclasses.replace(MANIFEST.prompt, family=None, ollama_template=None),
     )
     assert Manifest.from_json(json.loads(bare.to_json())) == bare
 

@@ -12,9 +12,10 @@ from packager.gguf.toolchain import find_toolchain
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.decision import PromptDecision, decide
-from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile
+from packager.prompt.modelfile_text import render_modelfile
 from packager.prompt.ollama_version import NEWEST_KNOWN, OllamaVersion
 from packager.prompt.prompt_options import Renderer
+from packager.runtime.model_settings import ModelSettings
 from packager.scalar import Scalar
 
 FOLDER = Path(__file__).parents[2] / "Modelfiles"
@@ -221,7 +222,7 @@ def example_modelfile(name: str, llama_cpp: Path) -> str:
     file, tokens, eos, bos, parameters = REAL[name]
     source = (llama_cpp / "models" / "templates" / f"{file}.jinja").read_text(encoding="utf-8")
     decision = make_example(source, tokens, eos, bos).decide("auto", ollama_version="0.24.0")
-    spec = ModelfileSpec(decision.ollama_template, None, decision.stops, parameters)
+    spec = ModelSettings(decision.ollama_template, None, decision.stops, parameters)
     return render_modelfile(spec, f"{name}-Q5_K_M.gguf")
 
 

@@ -23,6 +23,7 @@ from packager.prompt.comparison import ComparedPrompt, Comparison, compare
 from packager.prompt.conversation import BATTERY, Kind
 from packager.prompt.decision import PromptDecision, decide
 from packager.runtime.daemon import Daemon
+from packager.runtime.model_settings import ModelSettings
 from packager.verify.renderers import daemon_renderer
 from tests.daemon import find_ollama, running_daemon
 from tests.runtime.chain_gguf import write_chain_gguf
@@ -78,10 +79,7 @@ def sweep_one(path: Path, daemon: Daemon, folder: Path) -> SweepResult:
     daemon.create(
         model,
         {gguf.name: daemon.upload(gguf)},
-        ollama_template=decision.ollama_template,
-        system=None,
-        stops=(),
-        parameters={},
+        ModelSettings(decision.ollama_template),
     )
     comparison = compare(chat_template, BATTERY, daemon_renderer(daemon, model), daemon.host)
     capabilities = daemon.show(model).capabilities

@@ -16,7 +16,8 @@ from packager.prompt.conversation import Messages, turns
 from packager.prompt.decision import PromptDecision, decide
 from packager.prompt.go.families import known_templates
 from packager.prompt.go.render import render_go_template
-from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile
+from packager.prompt.modelfile_text import render_modelfile
+from packager.runtime.model_settings import ModelSettings
 from packager.runtime.show import read_show_response
 from packager.templates import read_template
 from tests.daemon import OllamaDaemon
@@ -117,7 +118,7 @@ def test_ollama_reads_a_modelfile_back_as_written(
     text: str, ollama_binary: Path, ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     parameters = {"temperature": 0.25, "top_k": 7, "num_ctx": 512}
-    spec = ModelfileSpec(f"{{{{ .Prompt }}}}{text}", text, (text, "<|end|>"), parameters)
+    spec = ModelSettings(f"{{{{ .Prompt }}}}{text}", text, (text, "<|end|>"), parameters)
     write_chain_gguf(tmp_path / "m.gguf")
     (tmp_path / "Modelfile").write_text(
         render_modelfile(spec, "m.gguf"), encoding="utf-8", newline=""

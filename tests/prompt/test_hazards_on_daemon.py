@@ -14,6 +14,7 @@ from packager.prompt.lint import lint
 from packager.prompt.native import PADDING
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
+from packager.runtime.model_settings import ModelSettings
 from packager.verify.renderers import daemon_renderer
 from tests.daemon import OllamaDaemon
 from tests.prompt.examples import EXAMPLES, MISTRAL_FIRST, make_example
@@ -50,10 +51,7 @@ def create(
     daemon.create(
         name,
         {gguf.name: daemon.upload(gguf)},
-        ollama_template=ollama_template,
-        system=system,
-        stops=stops,
-        parameters={},
+        ModelSettings(ollama_template, system, tuple(stops)),
     )
     return name
 
@@ -71,14 +69,14 @@ def test_1_and_2_the_template_in_force_is_read_back_and_any_other_is_refused(
 ) -> None:
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
     create(daemon, "hazard-1", gguf)
-    daemon.verify("hazard-1", None, [])
+    daemon.verify("hazard-1", ModelSettings())
     assert daemon.show("hazard-1").template_text == PADDING + TURNS
     with pytest.raises(RegistrationError):
-        daemon.verify("hazard-1", OLLAMA_TEMPLATE, [])
+        daemon.verify("hazard-1", ModelSettings(OLLAMA_TEMPLATE))
     bare = write_chain_gguf(tmp_path / "bare.gguf", chat_template=None)
     create(daemon, "hazard-2", bare)
     with pytest.raises(RegistrationError):
-        daemon.verify("hazard-2", None, [])
+        daemon.verify("hazard-2", ModelSettings())
 
 
 @pytest.mark.parametrize("ollama_template", [None, OLLAMA_TEMPLATE])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from packager.runtime.daemon import Daemon
+from packager.runtime.model_settings import ModelSettings
 from tests.prompt.sweep import SweepResult, sweep_one, sweeping_daemon, templates
 
 # These render nothing without tools, or without a variable that only the model's own code sets.
@@ -98,8 +99,5 @@ def _register(daemon: Daemon, gguf: Path) -> None:
     daemon.create(
         "bare",
         {gguf.name: digest},
-        ollama_template=None,
-        system=None,
-        stops=(),
-        parameters={},
+        ModelSettings(),
     )

@@ -19,6 +19,7 @@ import pytest
 from packager.errors import DaemonError, InvalidNameError, RegistrationError, UsageError
 from packager.progress import Silent, Task
 from packager.runtime.daemon import Daemon
+from packager.runtime.model_settings import ModelSettings
 from tests.daemon import OllamaDaemon, running_daemon
 from tests.runtime.chain_gguf import ANSWER, CHAT_TEMPLATE, write_chain_gguf
 
@@ -63,10 +64,7 @@ def register(
     daemon.create(
         name,
         {gguf.name: digest},
-        ollama_template=ollama_template,
-        system=system,
-        stops=stops,
-        parameters={},
+        ModelSettings(ollama_template, system, stops),
     )
 
 
@@ -194,7 +192,7 @@ class TestUpload:
 class TestCreate:
     def test_the_ggufs_own_chat_template_renders(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "native", chain_gguf)
-        result = daemon.verify("native", None, [], parameters={})
+        result = daemon.verify("native", ModelSettings())
         assert daemon.show("native").template_text == CHAT_TEMPLATE
         assert result.template_in_force == "native"
         assert result.answer == ANSWER
@@ -207,7 +205,7 @@ class TestCreate:
         self, daemon: Daemon, chain_gguf: Path
     ) -> None:
         register(daemon, "go", chain_gguf, ollama_template=OLLAMA_TEMPLATE, stops=("</s>",))
-        result = daemon.verify("go", OLLAMA_TEMPLATE, ["</s>"])
+        result = daemon.verify("go", ModelSettings(OLLAMA_TEMPLATE, stops=("</s>",)))
         assert result.template_in_force == "TEMPLATE"
         assert result.answer == ANSWER
         assert daemon.render("go", QUESTION) == PROMPT
@@ -216,17 +214,10 @@ class TestCreate:
         system = 'Say """ahoy"""\nRENDERER none\n{{ .System }} \u00a0\u2028'
         stops = ('"quoted"', "back\\slash", "new\nline", "\u2028", "\x00é\U0001f3f4")
         parameters = {"temperature": 0.7, "num_ctx": 512, "seed": 2**40, "min_p": 1e-7}
-        digest = daemon.upload(chain_gguf)
-        daemon.create(
-            "awkward",
-            {"chain.gguf": digest},
-            ollama_template=None,
-            system=system,
-            stops=stops,
-            parameters=parameters,
-        )
+        settings = ModelSettings(None, system, stops, parameters)
+        daemon.create("awkward", {"chain.gguf": daemon.upload(chain_gguf)}, settings)
         assert daemon.show("awkward").system == system
-        assert daemon.verify("awkward", None, stops, parameters=parameters).done_reason == "stop"
+        assert daemon.verify("awkward", settings).done_reason == "stop"
 
     def test_without_stops_ollama_adds_none(self, daemon: Daemon, tmp_path: Path) -> None:
         # Without the padding Ollama recognises ChatML, and would add its stops.
@@ -243,7 +234,7 @@ class TestCreate:
     def test_a_copy_is_the_same_model(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "tags:q4_k_m", chain_gguf)
         daemon.copy("tags:q4_k_m", "tags")
-        digests = {daemon.verify(name, None, []).digest for name in ("tags", "tags:q4_k_m")}
+        digests = {daemon.verify(name, ModelSettings()).digest for name in ("tags", "tags:q4_k_m")}
         assert len(digests) == 1
 
     def test_a_file_that_is_not_a_gguf_is_refused_and_nothing_is_registered(
@@ -298,7 +289,7 @@ class TestVerify:
         gguf = write_chain_gguf(tmp_path / "chatml.gguf", chat_template=CHATML)
         register(daemon, "unpadded", gguf)
         with pytest.raises(RegistrationError, match="rendered by the Modelfile's TEMPLATE"):
-            daemon.verify("unpadded", None, [])
+            daemon.verify("unpadded", ModelSettings())
 
     def test_an_ollama_template_that_is_not_in_force_is_detected(
         self, daemon: Daemon, tmp_path: Path
@@ -308,31 +299,31 @@ class TestVerify:
         gguf = write_chain_gguf(tmp_path / "tools.gguf", chat_template=jinja)
         register(daemon, "loses", gguf, ollama_template=OLLAMA_TEMPLATE)
         with pytest.raises(RegistrationError, match="GGUF's own chat template, not") as caught:
-            daemon.verify("loses", OLLAMA_TEMPLATE, [])
+            daemon.verify("loses", ModelSettings(OLLAMA_TEMPLATE))
         assert "--template native" in caught.value.next_step
 
     def test_the_lack_of_any_template_is_detected(self, daemon: Daemon, tmp_path: Path) -> None:
         gguf = write_chain_gguf(tmp_path / "plain.gguf", chat_template=None)
         register(daemon, "plain", gguf)
         with pytest.raises(RegistrationError, match="no template at all"):
-            daemon.verify("plain", None, [])
+            daemon.verify("plain", ModelSettings())
 
     def test_different_stops_are_detected(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "stops", chain_gguf, stops=("a",))
         with pytest.raises(RegistrationError, match="not as sent: stops"):
-            daemon.verify("stops", None, ["a", "b"])
+            daemon.verify("stops", ModelSettings(stops=("a", "b")))
 
     def test_a_different_template_is_detected(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "other", chain_gguf, ollama_template=OLLAMA_TEMPLATE)
         with pytest.raises(RegistrationError, match="not as sent: template"):
-            daemon.verify("other", OLLAMA_TEMPLATE + " ", [])
+            daemon.verify("other", ModelSettings(OLLAMA_TEMPLATE + " "))
 
     def test_a_model_that_cannot_answer_is_detected(self, daemon: Daemon, tmp_path: Path) -> None:
         # The daemon notices an invalid chat template only when it loads the model.
         gguf = write_chain_gguf(tmp_path / "broken.gguf", chat_template=CHAT_TEMPLATE + "{% if")
         register(daemon, "silent", gguf)
         with pytest.raises(RegistrationError, match="letting silent answer"):
-            daemon.verify("silent", None, [])
+            daemon.verify("silent", ModelSettings())
 
 
 class TestDaemonDies:
@@ -344,10 +335,7 @@ class TestDaemonDies:
             Daemon(host).create(
                 "model",
                 {"a.gguf": "sha256:0"},
-                ollama_template=None,
-                system=None,
-                stops=[],
-                parameters={},
+                ModelSettings(),
             )
         assert caught.value.exit_code == 4
 
@@ -375,5 +363,5 @@ class TestDaemonDies:
             running.process.send_signal(signal.SIGKILL)
             running.process.wait()
             with pytest.raises(DaemonError) as caught:
-                daemon.verify("model", None, [])
+                daemon.verify("model", ModelSettings())
             assert caught.value.exit_code == 4

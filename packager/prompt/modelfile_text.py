@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.model.model_file import ModelFile
+from packager.runtime.model_settings import ModelSettings
 from packager.scalar import Scalar
 from packager.templates import read_template
 
@@ -33,23 +33,6 @@ _ONLY_SAMPLED = frozenset({"temperature", "top_k", "top_p", "min_p"})
 _EARLY_END = re.compile(r'"""[ \t]*[\r\n]')
 _KEPT_WHITE_SPACE = "\n\r\t"
 _PARAMETER_NAME = re.compile(r"[A-Za-z0-9_]+")
-
-
-@dataclass(frozen=True)
-class ModelfileSpec:
-    """The contents of a Modelfile, without the GGUF's name.
-
-    Attributes:
-        ollama_template: the TEMPLATE (Go); None for the GGUF's own chat template.
-        system: the system text; None for none.
-        stops: the texts that end an answer.
-        parameters: the other parameters, under Ollama's names.
-    """
-
-    ollama_template: str | None
-    system: str | None
-    stops: tuple[str, ...]
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def sampling_parameters(files: Mapping[str, ModelFile]) -> dict[str, int | float]:
@@ -88,7 +71,7 @@ def _number(value: object, key: str, path: Path) -> int | float:
     return cast(float, value)
 
 
-def render_modelfile(spec: ModelfileSpec, *gguf_files: str) -> str:
+def render_modelfile(spec: ModelSettings, *gguf_files: str) -> str:
     """The Modelfile's text, which Ollama's parser reads back as `spec`.
 
     Args:

@@ -9,10 +9,11 @@ import pytest
 
 from packager.errors import ChatTemplateError, CorruptFileError
 from packager.model.model_file import ModelFile
-from packager.prompt.modelfile_spec import ModelfileSpec, render_modelfile, sampling_parameters
+from packager.prompt.modelfile_text import render_modelfile, sampling_parameters
+from packager.runtime.model_settings import ModelSettings
 from tests.prompt.examples import FOLDER, REAL, example_modelfile
 
-EMPTY = ModelfileSpec(None, None, ())
+EMPTY = ModelSettings(None, None, ())
 
 
 @pytest.mark.parametrize("name", list(REAL))
@@ -28,7 +29,7 @@ def test_there_are_no_other_examples() -> None:
 
 
 def test_everything_is_said_once_and_in_order() -> None:
-    spec = ModelfileSpec(
+    spec = ModelSettings(
         ollama_template="{{ .Prompt }}\n",
         system="Be brief.\n\nAnd kind.",
         stops=("<|end|>", "a b"),
@@ -56,30 +57,30 @@ def test_an_empty_spec_gives_only_from() -> None:
 
 
 def test_an_empty_ollama_template_is_written() -> None:
-    assert 'TEMPLATE """"""' in render_modelfile(ModelfileSpec("", None, ()), "m.gguf")
+    assert 'TEMPLATE """"""' in render_modelfile(ModelSettings("", None, ()), "m.gguf")
 
 
 def test_jinja_and_go_syntax_in_a_text_is_plain_text() -> None:
     text = "{{ 1 + 1 }} {% if x %} {# gone? #} {{ .Prompt }}"
-    assert f'SYSTEM """{text}"""' in render_modelfile(ModelfileSpec(None, text, ()), "m.gguf")
+    assert f'SYSTEM """{text}"""' in render_modelfile(ModelSettings(None, text, ()), "m.gguf")
 
 
 @pytest.mark.parametrize("system", ['say """x""" now', '"', 'ends """', "  padded \n", "a\\nb"])
 def test_quotes_and_white_space_are_unchanged(system: str) -> None:
-    spec = ModelfileSpec(None, system, ())
+    spec = ModelSettings(None, system, ())
     assert f'SYSTEM """{system}"""\n' in render_modelfile(spec, "m.gguf")
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        ModelfileSpec('x"""\ny', None, ()),
-        ModelfileSpec(None, '"""\t \nx', ()),
-        ModelfileSpec(None, 'x"""\r\ny', ()),
-        ModelfileSpec(None, None, ('"""\n',)),
+        ModelSettings('x"""\ny', None, ()),
+        ModelSettings(None, '"""\t \nx', ()),
+        ModelSettings(None, 'x"""\r\ny', ()),
+        ModelSettings(None, None, ('"""\n',)),
     ],
 )
-def test_a_line_that_would_end_the_text_is_refused(spec: ModelfileSpec) -> None:
+def test_a_line_that_would_end_the_text_is_refused(spec: ModelSettings) -> None:
     with pytest.raises(ChatTemplateError, match='"""') as caught:
         render_modelfile(spec, "m.gguf")
     assert "API" in caught.value.next_step
@@ -100,9 +101,9 @@ def test_a_line_that_would_end_the_text_is_refused(spec: ModelfileSpec) -> None:
 )
 def test_characters_that_ollama_deletes_are_refused(character: str, code: str) -> None:
     for spec in (
-        ModelfileSpec(f"a{character}b", None, ()),
-        ModelfileSpec(None, f"a{character}b", ()),
-        ModelfileSpec(None, None, (f"a{character}b",)),
+        ModelSettings(f"a{character}b", None, ()),
+        ModelSettings(None, f"a{character}b", ()),
+        ModelSettings(None, None, (f"a{character}b",)),
     ):
         with pytest.raises(ChatTemplateError, match=code.replace("+", r"\+")):
             render_modelfile(spec, "m.gguf")
@@ -110,11 +111,11 @@ def test_characters_that_ollama_deletes_are_refused(character: str, code: str) -
 
 def test_the_refusal_names_what_is_refused() -> None:
     with pytest.raises(ChatTemplateError, match="SYSTEM"):
-        render_modelfile(ModelfileSpec(None, "\u200b", ()), "m.gguf")
+        render_modelfile(ModelSettings(None, "\u200b", ()), "m.gguf")
     with pytest.raises(ChatTemplateError, match="GGUF's name"):
         render_modelfile(EMPTY, "m\n.gguf")
     with pytest.raises(ChatTemplateError, match="parameter 'a b'"):
-        render_modelfile(ModelfileSpec(None, None, (), {"a b": 1}), "m.gguf")
+        render_modelfile(ModelSettings(None, None, (), {"a b": 1}), "m.gguf")
 
 
 def test_sampling_is_the_generation_configs(tmp_path: Path) -> None:
