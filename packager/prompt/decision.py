@@ -142,7 +142,7 @@ def _choose_renderer(
     abilities = _claimed_abilities(chat_template.source) if can_be_native else ""
     if abilities:
         raise _refused(
-            f"Ollama {version} would ignore any TEMPLATE, because the chat template takes "
+            f"Ollama {version} would ignore any TEMPLATE, because the chat template uses "
             f"{abilities}"
             + (f", and would render {differences[0]} differently" if differences else ""),
             "Use --template native, or name an older server with --ollama-version.",

@@ -1,4 +1,4 @@
-"""What was decided about a model's prompt."""
+"""Everything that is decided about a model's prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packager.runtime.model_settings import ModelSettings
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """The prompt of a model that is to be packaged.
+    """The prompt of a model that will be packaged.
 
     Attributes:
         chat_template: the training chat template.

@@ -14,7 +14,7 @@ from packager.errors import ChatTemplateError, PromptRefusedError
 from packager.runtime.embedded import PACKAGE_WITH_TEMPLATE, load_llama
 
 _KEY = "tokenizer.chat_template"
-# Nothing is computed, but llama-cpp-python creates a context all the same.
+# Nothing is computed, but llama-cpp-python always creates a context.
 _CONTEXT = 64
 _LONGEST_TOKEN_BYTES = 1 << 12
 

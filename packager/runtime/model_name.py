@@ -19,7 +19,7 @@ _RULES = {
     "model": "letters, digits, `_`, `-` and `.`, at most 80",
     "tag": "letters, digits, `_`, `-` and `.`, at most 80",
 }
-# `create` accepts such a tag, but every later request takes it for a place to look for the model
+# `create` accepts such a tag, but to every later request it names a place to look for the model
 # (internal/modelref), so the model is never found under its name.
 _SOURCE_TAG = re.compile(r"cloud|local|.*-cloud", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ def validate_name(name: str) -> str:
     if tag is not None and _SOURCE_TAG.fullmatch(tag):
         raise InvalidNameError(
             f"Ollama could not find a model named {name!r} again: "
-            f"it takes the tag {tag!r} for a place where models are.",
+            f"the tag {tag!r} names a place to look for models.",
             next_step="Choose a --name whose tag is neither `cloud` nor `local` "
             "and does not end in `-cloud`.",
         )

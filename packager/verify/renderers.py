@@ -193,7 +193,7 @@ def require_equal(comparison: Comparison, what: str, next_step: str) -> None:
     if comparison.level == VOCABULARY:
         names = ", ".join(item.conversation.name for item in failed)
         raise PromptDifferenceError(
-            f"{what}: the GGUF's vocabulary makes other token ids of {names} than training.",
+            f"{what}: the GGUF's vocabulary makes different token ids from {names} than training.",
             next_step=next_step,
         )
     names = listed([f"'{item.conversation.name}'" for item in failed], limit=3)

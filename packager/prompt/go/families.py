@@ -69,9 +69,9 @@ def compare_go(
 
     def render(conversation: Conversation) -> str:
         if conversation.tools:
-            raise PromptRefusedError("the TEMPLATE takes no tools")
+            raise PromptRefusedError("the TEMPLATE does not support tools")
         if conversation.thinking is not None:
-            raise PromptRefusedError("the TEMPLATE does not think")
+            raise PromptRefusedError("the TEMPLATE does not support thinking")
         try:
             return render_go_template(ollama_template, conversation.messages)
         except ChatTemplateError as error:
