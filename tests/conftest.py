@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from packager.gguf.toolchain import find_toolchain
+
+if TYPE_CHECKING:
+    from tests.vision import VisionKind
 
 pytest_plugins = ["tests.daemon"]
 
@@ -45,5 +49,23 @@ def adapter(
             folder = tmp_path_factory.mktemp("adapter") / f"{kind}-lora"
             made[key] = make_adapter(model or small_model(kind), folder, **options)
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vision_model(
+    llama_cpp_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[VisionKind], Path]:
+    """A small random multimodal model of a kind (`gemma3`, `qwen3_vl`, ...), made once."""
+    from tests.vision import make_vision_model
+
+    folders: dict[VisionKind, Path] = {}
+
+    def make(kind: VisionKind) -> Path:
+        if kind not in folders:
+            folder = tmp_path_factory.mktemp("vision") / kind
+            folders[kind] = make_vision_model(kind, folder, llama_cpp_source)
+        return folders[kind]
 
     return make

@@ -1,4 +1,4 @@
-"""A real Ollama daemon for tests: on loopback, with folders of its own, ended by who started it."""
+"""A real Ollama daemon for tests, on loopback, with folders of its own; its block ends it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class OllamaDaemon:
     """A running daemon.
 
     Attributes:
-        host: its address, as OLLAMA_HOST takes it.
+        host: its address, in the form of OLLAMA_HOST.
         process: the daemon; its model runners are in the same process group.
         models: the folder of its models.
-        log: what it writes.
+        log: the file with its output.
     """
 
     host: str
@@ -38,7 +38,7 @@ class OllamaDaemon:
 
 
 def find_ollama() -> Path | None:
-    """The installed Ollama, else the one that scripts/install-ollama built."""
+    """The installed Ollama, or else the one that scripts/install-ollama built."""
     if installed := shutil.which("ollama"):
         return Path(installed)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -50,14 +50,14 @@ def find_ollama() -> Path | None:
 def running_daemon(
     binary: Path, folder: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[OllamaDaemon]:
-    """Start a daemon whose files are all in `folder`, and end it with the block."""
+    """Start a daemon that keeps all its files in `folder`; the end of the block stops it."""
     home, models, log = folder / "home", folder / "models", folder / "daemon.log"
     for path in (home, models):
         path.mkdir(parents=True)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("OLLAMA_")}
     own = {
         "HOME": str(home),
-        # Port 0: the system gives a free one, and the log tells which.
+        # Port 0: the system chooses a free port, which the log names.
         "OLLAMA_HOST": "127.0.0.1:0",
         "OLLAMA_MODELS": str(models),
         "OLLAMA_NO_CLOUD": "1",
@@ -79,7 +79,7 @@ def running_daemon(
 
 
 def stop_daemon(process: subprocess.Popen[bytes]) -> None:
-    """End a daemon and what is left of its process group."""
+    """Stop a daemon and the rest of its process group."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_TIMEOUT_S)
@@ -99,10 +99,10 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 @pytest.fixture(scope="session")
 def ollama_binary() -> Path:
-    """The path of `ollama`; without one a test is skipped, or fails where it is required."""
+    """The path of `ollama`; without it a test is skipped, or fails if Ollama is required."""
     binary = find_ollama()
     if binary is None:
-        missing = "there is no Ollama here; scripts/install-ollama builds one"
+        missing = "Ollama is not installed; scripts/install-ollama builds it"
         if os.environ.get("FTPACK_REQUIRE_OLLAMA") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
@@ -113,6 +113,6 @@ def ollama_binary() -> Path:
 def ollama_daemon(
     ollama_binary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OllamaDaemon]:
-    """One daemon for the whole run; a test gives its models names of its own."""
+    """One daemon for the whole run; each test uses model names of its own."""
     with running_daemon(ollama_binary, tmp_path_factory.mktemp("ollama")) as daemon:
         yield daemon

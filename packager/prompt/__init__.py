@@ -1,1 +1,1 @@
-"""The prompt: which renderer is in force, and the Modelfile that says so."""
+"""The prompt: who renders it in Ollama, and the Modelfile."""

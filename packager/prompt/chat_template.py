@@ -1,4 +1,4 @@
-"""The chat template of training: found among the files, and rendered as transformers renders it."""
+"""The training chat template, rendered as transformers renders it."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ from packager.model.template_files import (
     read_template_file,
     special_tokens,
 )
-from packager.prompt.conversation import REASONING_FIELDS, Conversation
+from packager.prompt.conversation import Conversation
+from packager.runtime.api_message import REASONING_FIELDS
 
-# Of all loops over a `range` in one rendering; real templates have none, or as many as messages.
+# The most steps of all loops over a `range` in one rendering; real chat templates take at most one
+# for each message.
+_FIX_TEMPLATE = "Fix the chat template, or name another file with --template FILE."
 _MAX_STEPS = 1_000_000
-# Put after the text that the model is to continue, to find its end in the prompt; white space that
-# a template takes off at the end is known by the last one's absence.
+# Added to the text that the model should continue, to find its end in the prompt. If the chat
+# template strips white space at its end, the last space is missing there.
 _CONTINUED = "4f1c-continued-9d27 "
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja chat template, with the special tokens that it may name.
+    """A Jinja chat template, with the special tokens that it can name.
 
     Attributes:
-        source: the Jinja text as trained.
-        origin: where it was found, for the user.
+        source: the Jinja text.
+        origin: the file that it comes from, for messages.
         bos_token: the tokenizer's BOS, as text.
         eos_token: the tokenizer's EOS, as text.
-        other_tokens: further tokens by the name that a template has for them (`pad_token`).
-        tool_use: the Jinja text for conversations with tools, where there is one of its own.
-        variables: what it was told in training besides (`enable_thinking`).
+        other_tokens: further tokens by their names in a chat template (`pad_token`).
+        tool_use: the separate Jinja text for conversations with tools, if there is one.
+        variables: further variables that training set (`enable_thinking`).
     """
 
     source: str
@@ -58,35 +61,45 @@ class ChatTemplate:
     def prompt(
         self, conversation: Conversation, variables: Mapping[str, object] | None = None
     ) -> str:
-        """The prompt of a conversation as text, as transformers' `apply_chat_template` makes it.
+        """The prompt of a conversation as text: the result of transformers' `apply_chat_template`.
 
-        It ends where the answer begins, or goes on where one is begun (`add_generation_prompt`,
-        `continue_final_message`).
+        It ends where the answer begins (`add_generation_prompt`), or with the text of a begun
+        answer (`continue_final_message`).
 
         Args:
             conversation: the turns, the tools, and whether to think.
-            variables: what the template is told besides, in training's place.
+            variables: further variables, instead of those that training set.
 
         Raises:
-            ChatTemplateError: if the template is not Jinja, fails, or refuses the conversation.
+            ChatTemplateError: if the chat template is not valid Jinja, fails, or refuses the
+                conversation.
         """
-        told = dict(self.variables if variables is None else variables)
+        variables = dict(self.variables if variables is None else variables)
         if conversation.thinking is not None:
-            told["enable_thinking"] = conversation.thinking
+            variables["enable_thinking"] = conversation.thinking
         messages = conversation.messages
         if not conversation.is_begun:
             return self.render(
-                messages, add_generation_prompt=True, tools=conversation.tools, variables=told
+                messages, add_generation_prompt=True, tools=conversation.tools, variables=variables
             )
-        text = str(messages[-1].get("content") or "")
+        text = conversation.begun_answer
         tagged = (*messages[:-1], {**messages[-1], "content": text + _CONTINUED})
-        whole = self.render(
-            tagged, add_generation_prompt=False, tools=conversation.tools, variables=told
+        rendered = self.render(
+            tagged, add_generation_prompt=False, tools=conversation.tools, variables=variables
         )
-        before, tag, after = whole.rpartition(_CONTINUED.rstrip())
-        if not tag or text.strip() not in whole:
-            raise self._failure("it leaves out parts of the answer that is to be continued")
+        before, tag, after = rendered.rpartition(_CONTINUED.rstrip())
+        if not tag or text.strip() not in rendered:
+            raise self._failure("it omits parts of the answer that the model should continue")
         return before if after.startswith(" ") else before.rstrip()
+
+    def prompt_or_none(
+        self, conversation: Conversation, variables: Mapping[str, object] | None = None
+    ) -> str | None:
+        """The prompt of a conversation; None if the chat template refuses it."""
+        try:
+            return self.prompt(conversation, variables)
+        except ChatTemplateError:
+            return None
 
     def render(
         self,
@@ -99,7 +112,8 @@ class ChatTemplate:
         """The conversation as text: transformers' `apply_chat_template(..., tokenize=False)`.
 
         Raises:
-            ChatTemplateError: if the template is not Jinja, fails, or refuses the conversation.
+            ChatTemplateError: if the chat template is not valid Jinja, fails, or refuses the
+                conversation.
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **self.other_tokens}
         source = self.tool_use if tools and self.tool_use else self.source
@@ -113,37 +127,37 @@ class ChatTemplate:
                 **{name: token for name, token in tokens.items() if token is not None},
                 **(self.variables if variables is None else variables),
             )
-        # A template is a program: Jinja lets whatever Python raises in it pass.
+        # A chat template is a program, and Jinja passes on whatever Python raises in it.
         except Exception as error:
             raise self._failure(str(error)) from error
 
     def _failure(self, why: str) -> ChatTemplateError:
         return ChatTemplateError(
-            f"The chat template ({self.origin}) does not render: {why}",
-            next_step="Mend the template, or name another file with --template FILE.",
+            f"The chat template ({self.origin}) does not render: {why}", next_step=_FIX_TEMPLATE
         )
 
 
 class _Ranges:
-    """Jinja's `range`, with an end: nested, a few lines of a stranger's template run for years."""
+    """Jinja's `range` with a limit: a few nested loops of a stranger's could run for years."""
 
     def __init__(self) -> None:
         self._left = _MAX_STEPS
 
     def __call__(self, *bounds: int) -> range:
-        made = range(*bounds)
-        self._left -= len(made)
+        numbers = range(*bounds)
+        self._left -= len(numbers)
         if self._left < 0:
             raise ValueError(f"its loops take more than {_MAX_STEPS:,} steps")
-        return made
+        return numbers
 
 
 def _with_reasoning(message: Mapping[str, object]) -> dict[str, object]:
-    """The message with its reasoning under the names that templates ask for (as transformers)."""
-    found = [message[name] for name in REASONING_FIELDS if message.get(name) is not None]
-    if not found:
+    """The message with its reasoning under the names of chat templates, as in transformers."""
+    values = (message[name] for name in REASONING_FIELDS if message.get(name) is not None)
+    reasoning = next(values, None)
+    if reasoning is None:
         return dict(message)
-    return {"thinking": found[0], **message, "reasoning_content": found[0]}
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def load_chat_template(
@@ -159,11 +173,11 @@ def load_chat_template(
         override: a Jinja file that the user named.
 
     Returns:
-        None if there is none anywhere.
+        None if no file contains one.
 
     Raises:
-        ChatTemplateError: if there are several and none is the default.
-        CorruptFileError: if a file cannot be read as what its name says.
+        ChatTemplateError: if a file has several and none is the default.
+        CorruptFileError: if a file is not valid.
     """
     text, origin = None, str(override)
     if override:
@@ -182,14 +196,13 @@ def parse_chat_template(source: str, origin: str) -> nodes.Template:
     """The syntax tree of a chat template.
 
     Raises:
-        ChatTemplateError: if it is not Jinja.
+        ChatTemplateError: if it is not valid Jinja.
     """
     try:
         return _environment().parse(source)
     except jinja2.TemplateError as error:
         raise ChatTemplateError(
-            f"The chat template ({origin}) is not Jinja: {error}",
-            next_step="Mend the template, or name another file with --template FILE.",
+            f"The chat template ({origin}) is not valid Jinja: {error}", next_step=_FIX_TEMPLATE
         ) from error
 
 
@@ -200,7 +213,7 @@ def _compile(source: str) -> jinja2.Template:
 
 @cache
 def _environment() -> jinja2.Environment:
-    """The environment that transformers gives to chat templates, sandboxed as there."""
+    """The sandboxed environment in which transformers renders chat templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -211,16 +224,16 @@ def _environment() -> jinja2.Environment:
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which marks what the loss is computed on; rendering goes through it."""
+    """`{% generation %}`: it marks what the loss is computed on, and renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_through"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_render_body"), [], [], body).set_lineno(line)
 
-    def _through(self, caller: Callable[[], str]) -> str:
+    def _render_body(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
@@ -235,7 +248,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers: unlike Jinja's own filter, it leaves `<`, `>` and `&` as they are."""
+    """The `tojson` of transformers: unlike Jinja's own, it does not escape `<`, `>` and `&`."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

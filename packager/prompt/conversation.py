@@ -1,4 +1,4 @@
-"""Conversations that a prompt is proved on: a battery of our own, and what a user trains with."""
+"""Conversations whose prompts are compared: a battery of our own, and the user's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Literal
 
 Message = Mapping[str, object]
 Messages = tuple[Message, ...]
-# The names that trainers have for an assistant's reasoning: transformers fills in the others.
-REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 Kind = Literal["core", "prefill", "tools", "thinking", "own"]
 
 
@@ -18,13 +16,13 @@ class Conversation:
     """A conversation whose prompt is compared.
 
     Attributes:
-        name: what is conversation with it, in words.
-        messages: `role` and `content` of each turn; `tool_calls`, `reasoning_content` and what else
-            transformers' chat templates know of, where a turn has them.
-        kind: `core` is plain text, which every route has to render as in training; the others ask
-            for more than some servers can do. `own` is the user's.
-        tools: JSON schemas of functions, as transformers takes them.
-        thinking: what `enable_thinking` is asked to be; None for what it was in training.
+        name: what is special about it, in words.
+        messages: `role` and `content` of each turn; also `tool_calls`, `reasoning_content` and
+            further keys of transformers' chat templates, if a turn has them.
+        kind: `core` is plain text, which every renderer must render as in training; the others need
+            more than some servers can do. `own` is the user's, and treated as plain text.
+        tools: JSON schemas of functions, as for transformers.
+        thinking: the value of `enable_thinking`; None for its value in training.
     """
 
     name: str
@@ -35,8 +33,18 @@ class Conversation:
 
     @property
     def is_begun(self) -> bool:
-        """Whether it ends in an answer which the model is to continue (a prefill)."""
+        """Whether it ends with an answer that the model should continue (a prefill)."""
         return bool(self.messages) and self.messages[-1].get("role") == "assistant"
+
+    @property
+    def begun_answer(self) -> str:
+        """The text that the model should continue; `""` if there is none."""
+        return str(self.messages[-1].get("content") or "") if self.is_begun else ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every renderer must render it as in training."""
+        return self.kind in ("core", "own")
 
 
 def turns(*contents: str, system: str | None = None) -> Messages:
@@ -46,7 +54,7 @@ def turns(*contents: str, system: str | None = None) -> Messages:
     return (*first, *rest)
 
 
-# Line ends, quotes, braces and markup inside, as people write them; letters of several scripts.
+# Line ends, quotes, braces, markup, and letters of several scripts, as people write them.
 _QUESTION = 'What does "a < b && {{ c }}" mean?\n\n\t- précis, s\'il vous plaît: 日本語 🙂'
 _ANSWER = "It is:\n```\n{% if a %} \\n </b>\n```\nThat's all."
 _SYSTEM = "You are terse.\n\nNever say 'perhaps'."
@@ -110,7 +118,7 @@ _WEATHER: Mapping[str, object] = {
         },
     },
 }
-# What Ollama's own types for tools have no place for.
+# A tool with keys that Ollama's own types cannot hold.
 _SEARCH: Mapping[str, object] = {
     "type": "function",
     "function": {

@@ -1,4 +1,4 @@
-"""Who will render the prompts: the GGUF's own chat template, or an Ollama TEMPLATE."""
+"""Who will render the prompts: the GGUF's own chat template, or an Ollama template."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import CORE, turns
 from packager.prompt.go.families import OllamaTemplate, find_ollama_template
-from packager.prompt.native import PADDING, NativeTemplate, make_native, prompt_or_none
+from packager.prompt.native import PADDING, NativeTemplate, make_native
 from packager.prompt.ollama_version import NEWEST_KNOWN, OllamaVersion
 from packager.prompt.prompt_options import Renderer
 from packager.prompt.server import claims_thinking, claims_tools
 
-# An answer that no template would write by itself, to find what comes after it.
+# An answer that no chat template writes by itself, to find what follows it.
 _ANSWER = "4f1c-answer-9d27"
 
 
 @dataclass(frozen=True)
 class PromptDecision:
-    """Who renders, with what, and where an answer ends.
+    """Who renders, with what, and what ends an answer.
 
     Attributes:
-        renderer: "TEMPLATE" if the Ollama template is to be in force, "native" if the GGUF's own.
+        renderer: `TEMPLATE` for the Ollama template, `native` for the GGUF's own chat template.
         family: the family of the Ollama template.
-        ollama_template: the TEMPLATE (Go), None to have none.
-        gguf_chat_template: what goes into the GGUF (Jinja): the one of training, padded and pinned.
-        stops: the texts that end an answer, what ends a turn first.
-        end_of_turn: the token that ends an assistant's turn, if that is one token.
+        ollama_template: the TEMPLATE (Go); None for none.
+        gguf_chat_template: the GGUF's chat template (Jinja): training's, padded and pinned.
+        stops: the texts that end an answer; the end of a turn first.
         reason: the decision and why, in one sentence for the user.
-        begins_with_bos: whether the prompts of training begin with the BOS token. The GGUF has to
-            add it then: no Ollama template does, and the daemon takes it off the native prompt.
-        gguf_tool_use_template: the same for conversations with tools, where training had one.
-        pins: the variables set in front of the GGUF's own, and their values.
-        end_token_ids: every id that ends an answer, the end of a turn first.
+        begins_with_bos: whether training prompts begin with the BOS token. Then the GGUF must add
+            it: no Ollama template does, and the daemon removes it from a native prompt.
+        gguf_tool_use_template: the GGUF's chat template for conversations with tools, if training
+            had a separate one.
+        pins: the variables that the GGUF's chat template sets, and their values.
+        end_token_ids: every id that ends an answer; the end of a turn first.
     """
 
     renderer: Literal["native", "TEMPLATE"]
@@ -44,7 +44,6 @@ class PromptDecision:
     ollama_template: str | None
     gguf_chat_template: str
     stops: tuple[str, ...]
-    end_of_turn: str | None
     reason: str
     begins_with_bos: bool = False
     gguf_tool_use_template: str | None = None
@@ -61,28 +60,29 @@ def decide(
 ) -> PromptDecision:
     """Decide who renders the prompts in Ollama, and what ends an answer.
 
-    The GGUF's own chat template renders where the server can do that and it is rendered as in
-    training; else an Ollama template that makes the same prompts.
+    The GGUF's own chat template renders if the server supports that and renders the training
+    prompts with it; otherwise an Ollama template that renders the training prompts.
 
     Args:
-        chat_template: the one of training.
+        chat_template: the training chat template.
         vocabulary: the special tokens and the EOS ids.
-        choice: "native" or "go" (an Ollama template) to have that or nothing.
-        ollama_version: the server's.
+        choice: `native` or `go` (an Ollama template) for that renderer or an error.
+        ollama_version: the server's version.
 
     Raises:
-        ChatTemplateError: if the chat template does not render what a user says, or nothing that
-            the server knows makes the same prompts.
+        ChatTemplateError: if the chat template does not render what the user says, or the server
+            cannot render the training prompts.
     """
-    _require_said(chat_template)
+    _require_user_text(chat_template)
     native = make_native(chat_template)
     bos_token = chat_template.bos_token
-    prompts = [prompt_or_none(chat_template, conversation) for conversation in CORE]
-    begin = {prompt.startswith(bos_token) for prompt in prompts if prompt and bos_token}
-    template, reason = _renderer(chat_template, native, choice, ollama_version)
-    if template is not None and len(begin) == 2:
+    prompts = [chat_template.prompt_or_none(conversation) for conversation in CORE]
+    has_bos = {prompt.startswith(bos_token) for prompt in prompts if prompt and bos_token}
+    chosen = _choose_renderer(chat_template, native, choice, ollama_version)
+    ollama_template = chosen.ollama_template
+    if ollama_template is not None and len(has_bos) == 2:
         raise _refused(
-            f"the chat template begins some prompts only with {bos_token}, which no TEMPLATE can",
+            f"the chat template begins only some prompts with {bos_token}; no TEMPLATE can do that",
             "Use --template native (Ollama 0.30 or newer).",
         )
     end = turn_end(chat_template, vocabulary)
@@ -91,27 +91,26 @@ def decide(
     end_id = {token: number for number, token in vocabulary.token_of.items()}.get(end or "")
     tool_use = native.chat_template.tool_use
     return PromptDecision(
-        renderer="TEMPLATE" if template else "native",
-        family=template.family if template else None,
-        ollama_template=template.source if template else None,
+        renderer="TEMPLATE" if ollama_template else "native",
+        family=ollama_template.family if ollama_template else None,
+        ollama_template=ollama_template.source if ollama_template else None,
         gguf_chat_template=native.gguf_chat_template,
         stops=stops,
-        end_of_turn=end if end_id is not None else None,
-        reason=reason,
-        # Where only some prompts have one, the template's own text has to do.
-        begins_with_bos=begin == {True},
+        reason=chosen.reason,
+        # If only some prompts have a BOS, the chat template writes it as text.
+        begins_with_bos=has_bos == {True},
         gguf_tool_use_template=PADDING + tool_use if tool_use else None,
         pins=native.pins,
         end_token_ids=_end_token_ids(end_id, vocabulary),
     )
 
 
-def _require_said(chat_template: ChatTemplate) -> None:
-    prompt = chat_template.prompt(CORE[0])  # raises, and says why, where it does not
-    if prompt == prompt_or_none(chat_template, CORE[1]):  # which differs in that alone
+def _require_user_text(chat_template: ChatTemplate) -> None:
+    prompt = chat_template.prompt(CORE[0])  # raises, with the reason, if it does not render
+    if prompt == chat_template.prompt_or_none(CORE[1]):  # differs only in the user's text
         raise ChatTemplateError(
-            f"The chat template ({chat_template.origin}) leaves out what the user says.",
-            next_step="Name the Jinja file of training with --template FILE.",
+            f"The chat template ({chat_template.origin}) omits what the user says.",
+            next_step="Name the Jinja file that training used with --template FILE.",
         )
 
 
@@ -120,77 +119,88 @@ def _end_token_ids(end_id: int | None, vocabulary: Vocabulary) -> tuple[int, ...
     return tuple(dict.fromkeys((*first, *vocabulary.eos_token_ids)))
 
 
-def _renderer(
+@dataclass(frozen=True)
+class _Chosen:
+    """The Ollama template that will render, or None for the GGUF's own; and why."""
+
+    ollama_template: OllamaTemplate | None
+    reason: str
+
+
+def _choose_renderer(
     chat_template: ChatTemplate, native: NativeTemplate, choice: Renderer, version: OllamaVersion
-) -> tuple[OllamaTemplate | None, str]:
-    """The Ollama template that is to render, None for the GGUF's own, and why."""
+) -> _Chosen:
     can_be_native = version.can_be_native
-    if choice == "native" or (choice == "auto" and can_be_native and not native.differing):
+    differences = native.differences
+    if choice == "native" or (choice == "auto" and can_be_native and not differences):
         if not can_be_native:
             raise _refused(
-                f"Ollama {version} renders with a TEMPLATE only, never with the GGUF's own",
+                f"Ollama {version} renders only with a TEMPLATE",
                 "Use --template go, or update Ollama to 0.30 or newer.",
             )
-        return None, _native_reason(native, choice)
+        return _Chosen(None, _native_reason(native, choice))
     abilities = _claimed_abilities(chat_template.source) if can_be_native else ""
     if abilities:
         raise _refused(
-            f"Ollama {version} would set any TEMPLATE aside, as the chat template takes "
+            f"Ollama {version} would ignore any TEMPLATE, because the chat template takes "
             f"{abilities}"
-            + (f", and would render {native.differing[0]} otherwise" if native.differing else ""),
-            "Use --template native, or name the older server with --ollama-version.",
+            + (f", and would render {differences[0]} differently" if differences else ""),
+            "Use --template native, or name an older server with --ollama-version.",
         )
-    template = find_ollama_template(chat_template)
-    if template is None:
+    ollama_template = find_ollama_template(chat_template)
+    if ollama_template is None:
         raise _refused(
-            f"No TEMPLATE is found that makes the prompts of training, and Ollama {version} "
-            + ("renders some otherwise natively" if can_be_native else "renders with nothing else"),
-            "Use --template native to have the GGUF's own all the same (Ollama 0.30 or newer).",
+            f"no TEMPLATE renders the training prompts, and Ollama {version} "
+            + ("renders some natively in another way" if can_be_native else "needs a TEMPLATE"),
+            "Use --template native for the GGUF's own chat template (Ollama 0.30 or newer).",
         )
-    return template, _template_reason(chat_template, template)
+    return _Chosen(ollama_template, _template_reason(chat_template, ollama_template))
 
 
 def _native_reason(native: NativeTemplate, choice: Renderer) -> str:
     reason = "the GGUF's own chat template renders"
     if choice == "native":
-        reason += ", as asked for"
+        reason += ", as requested"
     if native.pins:
         pins = " and ".join(f"{name} = {value}" for name, value in native.pins.items())
         reason += f", with {pins} as in training"
     for note in native.notes:
         reason += f"; {note}"
-    if native.differing:
-        reason += f"; the server makes another prompt of {', '.join(native.differing)}"
+    if native.differences:
+        reason += f"; the server renders {', '.join(native.differences)} differently"
     return reason
 
 
-def _template_reason(chat_template: ChatTemplate, template: OllamaTemplate) -> str:
-    comparison = template.comparison
-    kind = f"of the {template.family} family" if template.family else "derived from it"
-    reason = f"a TEMPLATE {kind} renders, proved on {comparison.count('equal')} conversations"
-    if refused := comparison.count("unsupported"):
-        reason += f" ({refused} more are refused by the chat template)"
-    if declared := comparison.count("known_difference"):
-        reason += f"; {declared} differ: {' and '.join(comparison.causes)}"
+def _template_reason(chat_template: ChatTemplate, ollama_template: OllamaTemplate) -> str:
+    comparison, family = ollama_template.comparison, ollama_template.family
+    kind = f"of the {family} family" if family else "derived from the chat template"
+    reason = f"a TEMPLATE {kind} renders, equal in {comparison.count('equal')} conversations"
+    if unsupported := comparison.count("unsupported"):
+        reason += f" (the chat template refuses {unsupported} more)"
+    if known := comparison.count("known_difference"):
+        reason += f"; {known} differ: {' and '.join(comparison.causes)}"
     if "strftime_now" in chat_template.source:
-        reason += "; a date in it stays that of today"
+        reason += "; a date in it remains today's"
     return reason
 
 
 def _refused(why: str, next_step: str) -> ChatTemplateError:
-    return ChatTemplateError(f"The prompt of training cannot be had: {why}.", next_step=next_step)
+    return ChatTemplateError(
+        f"The training prompt cannot be reproduced: {why}.", next_step=next_step
+    )
 
 
 def _claimed_abilities(source: str) -> str:
-    """What makes Ollama set a TEMPLATE without these aside (`shouldPreferChatTemplate`)."""
+    """The abilities for which Ollama ignores a TEMPLATE (`shouldPreferChatTemplate`)."""
     claims = (("tools", claims_tools(source)), ("thinking", claims_thinking(source)))
     return " and ".join(name for name, is_claimed in claims if is_claimed)
 
 
 def turn_end(chat_template: ChatTemplate, vocabulary: Vocabulary) -> str | None:
-    """The marker that follows an assistant's answer: an added token, else the text of its line.
+    """The marker that follows an assistant's answer: an added token, or else the rest of its line.
 
-    It has to follow whether the conversation ends there or goes on: what opens a turn is no end.
+    It must follow both at the end of a conversation and before another turn; otherwise it is the
+    beginning of the next turn, and the result is None.
     """
     after = _after_answer(chat_template, "Hello.", _ANSWER)
     if not after:
@@ -198,12 +208,12 @@ def turn_end(chat_template: ChatTemplate, vocabulary: Vocabulary) -> str | None:
     added = sorted(vocabulary.token_of.values(), key=len, reverse=True)
     token = next((token for token in added if after.startswith(token)), None)
     marker = token or after.split("\n")[0].rstrip()
-    goes_on = _after_answer(chat_template, "Hello.", _ANSWER, "Bye.")
-    return marker if goes_on is None or goes_on.startswith(marker) else None
+    in_the_middle = _after_answer(chat_template, "Hello.", _ANSWER, "Bye.")
+    return marker if in_the_middle is None or in_the_middle.startswith(marker) else None
 
 
 def _after_answer(chat_template: ChatTemplate, *contents: str) -> str | None:
-    """What follows the answer, but for white space; None where it is not rendered as it stands."""
+    """The text after the answer, without leading white space; None if the answer is not in it."""
     try:
         prompt = chat_template.render(turns(*contents), add_generation_prompt=False)
     except ChatTemplateError:

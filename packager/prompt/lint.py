@@ -1,4 +1,4 @@
-"""What is wrong with a chat template, whoever renders it."""
+"""Faults of a chat template, independent of who renders it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from datetime import datetime
 
 from jinja2 import nodes
 
-from packager.errors import ChatTemplateError
+from packager.errors import ChatTemplateError, listed
 from packager.model.tokenizer import Vocabulary
 from packager.prompt.chat_template import ChatTemplate, parse_chat_template
 from packager.prompt.conversation import CORE, TOOLS, Conversation, turns
 from packager.prompt.decision import turn_end
-from packager.prompt.native import prompt_or_none
 from packager.prompt.server import claims_tools
 
-# What marks turns in the formats that there are: `<|user|>`, `<start_of_turn>`, `[INST]`.
+# The markers of turns in the known formats: `<|user|>`, `<start_of_turn>`, `[INST]`.
 _MARKER = re.compile(r"<[|｜]?[a-zA-Z_▁]+[|｜]?>|\[/?[A-Z_]+\]")  # noqa: RUF001 - DeepSeek's own
 _SYSTEM, _ANSWER = "4f1c-system-9d27", "4f1c-answer-9d27"
 
 
 def lint(chat_template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Findings, each a sentence that says what it does to the model; empty where all is well.
+    """The faults, each a sentence with its effect on the model; empty if there are none.
 
     Args:
-        chat_template: the one of training.
-        vocabulary: its tokenizer's special tokens.
+        chat_template: the training chat template.
+        vocabulary: the special tokens of its tokenizer.
     """
     try:
         parse_chat_template(chat_template.source, chat_template.origin)
@@ -34,7 +33,7 @@ def lint(chat_template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, ...]
     except ChatTemplateError as error:
         return (error.message,)
     return (
-        *_refused(chat_template),
+        *_refusals(chat_template),
         *_generation_prompt(chat_template),
         *_end_of_turn(chat_template, vocabulary),
         *_markers(chat_template, vocabulary),
@@ -44,26 +43,24 @@ def lint(chat_template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, ...]
     )
 
 
-def _refused(chat_template: ChatTemplate) -> Iterator[str]:
-    conversation = (*CORE, *TOOLS) if claims_tools(chat_template.source) else CORE
-    refused: dict[str, list[str]] = {}
-    for each in conversation:
+def _refusals(chat_template: ChatTemplate) -> Iterator[str]:
+    conversations = (*CORE, *TOOLS) if claims_tools(chat_template.source) else CORE
+    names_by_reason: dict[str, list[str]] = {}
+    for conversation in conversations:
         try:
-            chat_template.prompt(each)
+            chat_template.prompt(conversation)
         except ChatTemplateError as error:
             reason = error.message.partition("does not render: ")[2].strip().rstrip(".")
-            refused.setdefault(reason, []).append(each.name)
-    for reason, names in refused.items():
+            names_by_reason.setdefault(reason, []).append(conversation.name)
+    for reason, names in names_by_reason.items():
         yield (
-            f"It refuses {_listed(names)} ({reason}): clients that send such a conversation get "
+            f"It refuses {_quoted(names)} ({reason}): clients that send such a conversation get "
             "an error."
         )
 
 
-def _listed(names: list[str]) -> str:
-    shown = names[:3]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return ", ".join(f"'{name}'" for name in shown) + more
+def _quoted(names: list[str]) -> str:
+    return listed([f"'{name}'" for name in names], limit=3)
 
 
 def _generation_prompt(chat_template: ChatTemplate) -> Iterator[str]:
@@ -71,15 +68,14 @@ def _generation_prompt(chat_template: ChatTemplate) -> Iterator[str]:
     opened = chat_template.render(messages, add_generation_prompt=True)
     if opened != chat_template.render(messages, add_generation_prompt=False):
         return
-    answered = turns("Hi", _ANSWER)
     try:
-        whole = chat_template.render(answered, add_generation_prompt=False)
+        answered = chat_template.render(turns("Hi", _ANSWER), add_generation_prompt=False)
     except ChatTemplateError:
         return
-    before = whole.partition(_ANSWER)[0]
+    before = answered.partition(_ANSWER)[0]
     if before != opened:
         yield (
-            "It has no generation prompt: the model has to write "
+            "It has no generation prompt: the model must write "
             f"{before.removeprefix(opened)!r} itself before it answers."
         )
 
@@ -88,44 +84,44 @@ def _end_of_turn(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterato
     end = turn_end(chat_template, vocabulary)
     if end is None:
         yield (
-            "An assistant's turn has no end of its own: the model was not taught to stop, and may "
-            "go on with the user's turn."
+            "An assistant's turn has no end marker: the model did not learn to stop, and may "
+            "continue with the user's turn."
         )
     elif end not in vocabulary.token_of.values():
         yield (
-            f"An assistant's turn ends with {end!r}, which is no single token: generation ends by "
-            "a stop text, after the model has written it letter by letter."
+            f"An assistant's turn ends with {end!r}, which is not a single token: generation stops "
+            "at a stop text, after the model has written it letter by letter."
         )
     elif end not in vocabulary.control_tokens:
         yield (
-            f"{end!r} ends a turn, but is not a special token of the tokenizer: it is shown as "
-            "text where a server does not stop at it."
+            f"{end!r} ends a turn, but is not a special token of the tokenizer: it appears as text "
+            "if a server does not stop at it."
         )
 
 
 def _markers(chat_template: ChatTemplate, vocabulary: Vocabulary) -> Iterator[str]:
-    prompt = prompt_or_none(chat_template, Conversation("", turns("Hi", "Hello", "Bye")))
+    prompt = chat_template.prompt_or_none(Conversation("", turns("Hi", "Hello", "Bye")))
     tokens = {*vocabulary.token_of.values(), chat_template.bos_token, chat_template.eos_token}
     end = turn_end(chat_template, vocabulary)
     plain = [m for m in dict.fromkeys(_MARKER.findall(prompt or "")) if m not in tokens | {end}]
     if plain:
         yield (
-            f"{_listed(plain)} stand in the prompt, but are no tokens of their own: the model "
-            "reads them as text, and a user's text can hold them as well."
+            f"The prompt contains {_quoted(plain)}, which are not tokens: the model reads them as "
+            "text, and a user's text can contain them as well."
         )
 
 
 def _system(chat_template: ChatTemplate) -> Iterator[str]:
     conversation = Conversation("", turns("Hi", system=_SYSTEM))
-    prompt = prompt_or_none(chat_template, conversation)
+    prompt = chat_template.prompt_or_none(conversation)
     if prompt is not None and _SYSTEM not in prompt:
-        yield "It leaves system turns out: a system prompt changes nothing."
+        yield "It omits system turns: a system prompt has no effect."
 
 
 def _bos(chat_template: ChatTemplate) -> Iterator[str]:
     bos = chat_template.bos_token
     prompts = [
-        prompt for conversation in CORE if (prompt := prompt_or_none(chat_template, conversation))
+        prompt for conversation in CORE if (prompt := chat_template.prompt_or_none(conversation))
     ]
     if bos and any(prompt.startswith(bos * 2) for prompt in prompts):
         yield f"It writes the BOS token {bos!r} twice."
@@ -137,7 +133,7 @@ def _date(chat_template: ChatTemplate) -> Iterator[str]:
     tree = parse_chat_template(chat_template.source, chat_template.origin)
     if not any(name.name == "strftime_now" for name in tree.find_all(nodes.Name)):
         return
-    prompt = prompt_or_none(chat_template, CORE[0]) or ""
+    prompt = chat_template.prompt_or_none(CORE[0]) or ""
     today = datetime.now()
     if any(today.strftime(form) in prompt for form in ("%d %b %Y", "%Y-%m-%d", "%d %B %Y")):
-        yield "It writes today's date: the prompt is another one every day, as it was in training."
+        yield "It writes today's date: the prompt changes every day, as it did in training."

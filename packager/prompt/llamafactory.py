@@ -1,7 +1,7 @@
-"""What LLaMA-Factory's template names mean, and whether a chat template means the same.
+"""LLaMA-Factory's template names, and whether a chat template renders the same format.
 
-It trains with templates of its own, and as a rule leaves the base's chat template beside the
-adapter: a name of another family means that the model never saw the prompts it will get.
+LLaMA-Factory trains with templates of its own, and usually saves the base's chat template beside
+the adapter. If its template is of another family, the model has never seen the prompts it will get.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from packager.prompt.conversation import turns
 
 _USER, _ANSWER = "4f1c-user-9d27", "4f1c-answer-9d27"
 
-# What is around the user's text, and after the answer where that is not the tokenizer's EOS; as
-# its `data/template.py` registers them. Default system texts differ among its releases: they are
-# not compared.
+# The text before and after the user's text, and after the answer if that is not the tokenizer's
+# EOS, as its `data/template.py` registers them. Default system texts are not compared, because they
+# differ among its releases.
 _CHATML = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
 _LLAMA3 = (
     "<|start_header_id|>user<|end_header_id|>\n\n",
@@ -57,17 +57,17 @@ _TURNS: dict[str, tuple[str, str, str]] = {
 
 
 def compare_with_name(chat_template: ChatTemplate, name: str) -> str | None:
-    """A sentence on how a chat template differs from LLaMA-Factory's template of that name.
+    """How a chat template differs from LLaMA-Factory's template of that name, in a sentence.
 
-    ComparedPrompt are the marks of a user's turn, of the answer's beginning, and of its end.
+    It compares the markers of a user's turn, of the answer's beginning, and of its end.
 
     Returns:
-        None where they agree, or nothing is known of the name (`is_known`).
+        None if they agree, or if the name is not known (`is_known`).
     """
     if name not in _TURNS:
         return None
     before, after, end = _TURNS[name]
-    # LLaMA-Factory's EOS in a user's turn (`default`) is the tokenizer's: left out on both sides.
+    # In a user's turn (`default`), LLaMA-Factory writes the tokenizer's EOS; ignored on both sides.
     eos = chat_template.eos_token if name == "default" else None
     try:
         opened = chat_template.render(turns(_USER), add_generation_prompt=True)
@@ -77,7 +77,7 @@ def compare_with_name(chat_template: ChatTemplate, name: str) -> str | None:
     if eos:
         opened = opened.replace(eos, "")
     trained = f"{before}{_USER}{after}"
-    # A space after the answer's mark is the answer's own in some templates: the marks decide.
+    # In some templates a space after the marker belongs to the answer, so only markers count.
     if trained.rstrip() not in opened:
         return _sentence(name, trained, opened)
     if end and f"{_ANSWER}{end}" not in closed:
@@ -86,16 +86,16 @@ def compare_with_name(chat_template: ChatTemplate, name: str) -> str | None:
 
 
 def is_known(name: str) -> bool:
-    """Whether it is known what a template's name means."""
+    """Whether this is the name of a known LLaMA-Factory template."""
     return name in _TURNS
 
 
 def _sentence(name: str, trained: str, rendered: str) -> str:
-    def shown(text: str) -> str:
+    def abridged(text: str) -> str:
         return repr(text.replace(_USER, "...").replace(_ANSWER, "..."))[:160]
 
     return (
-        f"LLaMA-Factory trained with its template {name!r}, which writes {shown(trained)}; this "
-        f"chat template writes {shown(rendered)}: the model was not trained on these prompts. "
-        "Name the Jinja file of training with --template FILE."
+        f"LLaMA-Factory trained with its template {name!r}, which writes {abridged(trained)}; this "
+        f"chat template writes {abridged(rendered)}: the model was not trained on these prompts. "
+        "Name the Jinja file that training used with --template FILE."
     )

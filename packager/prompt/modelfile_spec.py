@@ -1,4 +1,4 @@
-"""The Modelfile: what Ollama is told about a GGUF, as text for `ollama create`."""
+"""The Modelfile: how Ollama should run a GGUF, as text for `ollama create`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
 
 from jinja2 import Environment, StrictUndefined
 
@@ -23,11 +25,11 @@ _SAMPLING = {
     "repetition_penalty": "repeat_penalty",
 }
 _WHOLE = frozenset({"top_k"})
-_LARGEST = 1 << 31  # of the servers' whole numbers
-# These have no effect in transformers where `do_sample` is false; the penalty has.
+_LARGEST = 1 << 31  # servers use 32-bit integers
+# These have no effect in transformers if `do_sample` is false; the penalty has.
 _ONLY_SAMPLED = frozenset({"temperature", "top_k", "top_p", "min_p"})
 
-# Ollama's parser ends a quoted value at the first line whose end closes it.
+# Ollama's parser ends a quoted value at the first line that ends with the closing quotes.
 _EARLY_END = re.compile(r'"""[ \t]*[\r\n]')
 _KEPT_WHITE_SPACE = "\n\r\t"
 _PARAMETER_NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -35,13 +37,13 @@ _PARAMETER_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 @dataclass(frozen=True)
 class ModelfileSpec:
-    """What a Modelfile says, but for the GGUF's name.
+    """The contents of a Modelfile, without the GGUF's name.
 
     Attributes:
-        ollama_template: the Ollama template (Go), None to leave the GGUF's own in force.
-        system: the system text, None for none.
+        ollama_template: the TEMPLATE (Go); None for the GGUF's own chat template.
+        system: the system text; None for none.
         stops: the texts that end an answer.
-        parameters: the other parameters under Ollama's names.
+        parameters: the other parameters, under Ollama's names.
     """
 
     ollama_template: str | None
@@ -51,59 +53,62 @@ class ModelfileSpec:
 
 
 def sampling_parameters(files: Mapping[str, ModelFile]) -> dict[str, int | float]:
-    """The sampling settings of `generation_config.json`, under Ollama's names; nothing added.
+    """The sampling settings of `generation_config.json`, under Ollama's names; no others.
 
-    Where it says `do_sample: false`, what only concerns sampling has no effect in transformers,
-    and is left out here.
+    With `do_sample: false`, settings that only concern sampling have no effect in transformers, and
+    are omitted here.
 
     Raises:
-        CorruptFileError: if a setting is no number.
+        CorruptFileError: if a setting is not a number.
     """
     file = files.get("generation_config.json")
     if file is None:
         return {}
     config = file.json
-    found: dict[str, int | float] = {}
+    parameters: dict[str, int | float] = {}
     for key, name in _SAMPLING.items():
         value = config.get(key)
         if value is None or (config.get("do_sample") is False and key in _ONLY_SAMPLED):
             continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or (key in _WHOLE and (type(value) is not int or abs(value) >= _LARGEST))
-        ):
-            raise CorruptFileError(
-                f"{file.path} has {value!r} under {key!r}, which has to be a "
-                f"{'whole ' if key in _WHOLE else ''}number.",
-                next_step="Correct the value, or take the line out.",
-            )
-        found[name] = value
-    return found
+        parameters[name] = _number(value, key, file.path)
+    return parameters
+
+
+def _number(value: object, key: str, path: Path) -> int | float:
+    if key in _WHOLE:
+        is_valid = type(value) is int and abs(value) < _LARGEST
+    else:
+        is_valid = type(value) in (int, float) and math.isfinite(cast(float, value))
+    if not is_valid:
+        kind = "an integer" if key in _WHOLE else "a number"
+        raise CorruptFileError(
+            f"{path} has {value!r} under {key!r}, which must be {kind}.",
+            next_step="Correct the value, or remove the line.",
+        )
+    return cast(float, value)
 
 
 def render_modelfile(spec: ModelfileSpec, *gguf_files: str) -> str:
     """The Modelfile's text, which Ollama's parser reads back as `spec`.
 
     Args:
-        spec: what to say.
-        gguf_files: the GGUF's name beside the Modelfile, or its path; and the `mmproj`'s, of a
-            model that sees or hears.
+        spec: the contents.
+        gguf_files: the name of the GGUF beside the Modelfile, or its path; for a multimodal model,
+            also that of its `mmproj`.
 
     Raises:
-        ChatTemplateError: if a text cannot be written so that the parser reads it back.
+        ChatTemplateError: if the Modelfile's syntax cannot express a text.
     """
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     modelfile_template = environment.from_string(read_template("Modelfile.jinja"))
-    template, system = spec.ollama_template, spec.system
+    ollama_template, system = spec.ollama_template, spec.system
     return modelfile_template.render(
         from_values=[
             _bare(name if "/" in name else f"./{name}", "The GGUF's name") for name in gguf_files
         ],
-        template=None if template is None else _block(template, "The TEMPLATE"),
+        template=None if ollama_template is None else _block(ollama_template, "The TEMPLATE"),
         system=_block(system, "The SYSTEM text") if system else None,
         stops=[_inline(stop, f"The stop {stop!r}") for stop in spec.stops],
         parameters=[
@@ -114,10 +119,10 @@ def render_modelfile(spec: ModelfileSpec, *gguf_files: str) -> str:
 
 
 def _block(text: str, what: str) -> str:
-    """A text of any number of lines; all between the quotes is kept, line ends too."""
+    """A text of any number of lines; everything between the quotes is kept, line ends too."""
     _require_printable(text, what)
     if _EARLY_END.search(text):
-        raise _refusal(what, 'has a line that ends with """, where a Modelfile would end the text')
+        raise _refusal(what, 'has a line that ends with """, at which a Modelfile ends the text')
     return f'"""{text}"""'
 
 
@@ -148,7 +153,7 @@ def _parameter_value(name: str, value: Scalar) -> str:
 
 
 def _require_printable(text: str, what: str) -> None:
-    """Refuse what Ollama's parser deletes: all that Go's `strconv.IsPrint` calls not printable."""
+    """Refuse characters that Ollama's parser deletes: those that Go's `strconv.IsPrint` rejects."""
     for character in text:
         if not character.isprintable() and character not in _KEPT_WHITE_SPACE:
             raise _refusal(what, f"has the character U+{ord(character):04X}, which Ollama deletes")
@@ -157,5 +162,5 @@ def _require_printable(text: str, what: str) -> None:
 def _refusal(what: str, why: str) -> ChatTemplateError:
     return ChatTemplateError(
         f"{what} cannot be written in a Modelfile: it {why}.",
-        next_step="Take it out, or register through Ollama's API, which keeps every text as it is.",
+        next_step="Remove it, or register through Ollama's API, which keeps every text unchanged.",
     )

@@ -1,4 +1,4 @@
-"""The GGUF's own chat template, made to render on a server what it rendered in training."""
+"""The GGUF's own chat template, changed so that a server renders the training prompt with it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from dataclasses import dataclass, replace
 
 from jinja2 import meta, nodes
 
-from packager.errors import ChatTemplateError
 from packager.prompt.chat_template import ChatTemplate, parse_chat_template
 from packager.prompt.conversation import BATTERY, Conversation
 from packager.prompt.server import as_native_server, claims_thinking, server_variables
 
-# Ollama's `create` gives a model the TEMPLATE of the known chat template that is nearest to its
-# own, if fewer than 100 characters have to be changed. A comment of 100 characters that occur in
-# none of them keeps every one of them away, and renders as nothing.
+# Ollama's `create` gives a model the TEMPLATE of the most similar chat template that it knows, if
+# fewer than 100 characters differ. A comment of 100 characters that occur in none of them prevents
+# that, and renders nothing.
 PADDING = "{#" + "~" * 100 + "#}\n"
 
-# What makes llama-server trim every message before it renders a template that says this
+# llama-server trims every message before it renders a chat template that contains this
 # (`common_chat_templates_apply_jinja`, for StepFun).
-_TRIMMED_WHERE_SAID = "You have access to the following functions in JSONSchema format"
-# What makes it write tool results anew, unless the template says the second
-# (`convert_tool_responses_gemma4`, for the first templates of Gemma 4).
-_REWRITTEN_WHERE_SAID = "'<|tool_call>call:'"
-_LEFT_WHERE_SAID = "{#- OpenAI Chat Completions:"
+_CAUSES_TRIMMING = "You have access to the following functions in JSONSchema format"
+# llama-server rewrites tool results for a chat template that contains the first of these and not
+# the second (`convert_tool_responses_gemma4`, for the first chat templates of Gemma 4).
+_CAUSES_REWRITING = "'<|tool_call>call:'"
+_PREVENTS_REWRITING = "{#- OpenAI Chat Completions:"
 _THINKING = "enable_thinking"
-# A server writes `required` before `properties`; transformers' `get_json_schema`, and with it most
-# training, the other way round. (One line: nothing of it is rendered.)
+# A server writes `required` before `properties`. transformers' `get_json_schema`, and so most
+# training, writes it after. (One line, because nothing of it may be rendered.)
 _TOOLS_IN_ORDER = """\
 {% if tools %}{% set ordered = namespace(tools=[]) %}{% for tool in tools %}\
 {% if tool.function is defined and tool.function.parameters is defined \
@@ -46,69 +45,69 @@ and tool.function.parameters | length == 3 and tool.function.description is defi
 
 @dataclass(frozen=True)
 class NativeTemplate:
-    """What goes into a GGUF so that a server renders as in training.
+    """A chat template for a GGUF, with which a server renders the training prompts.
 
     Attributes:
-        chat_template: with what is put before it.
-        pins: each variable that is set beforehand, and its value as Jinja has it.
+        chat_template: the training chat template with the additions.
+        pins: each variable that is set at its beginning, and the value in Jinja's notation.
         notes: what else was changed, in words.
-        differing: the names of core conversations that a server would still render otherwise.
+        differences: the names of core conversations that a server would still render differently.
     """
 
     chat_template: ChatTemplate
     pins: Mapping[str, str]
     notes: tuple[str, ...]
-    differing: tuple[str, ...]
+    differences: tuple[str, ...]
 
     @property
     def gguf_chat_template(self) -> str:
-        """The text for `tokenizer.chat_template`, which Ollama takes for none that it knows."""
+        """The text for `tokenizer.chat_template`, which Ollama recognises as none of its own."""
         return PADDING + self.chat_template.source
 
 
 def make_native(
     chat_template: ChatTemplate, conversations: Sequence[Conversation] = BATTERY
 ) -> NativeTemplate:
-    """Set the fewest variables before a chat template that make a server render as in training.
+    """Set the fewest variables in a chat template that make a server render the training prompts.
 
     Args:
-        chat_template: the one of training.
-        conversations: what is to be rendered alike. Of a choice whether to think, and of begun
-            answers, nothing is asked: a variable that is set leaves no choice.
+        chat_template: the training chat template.
+        conversations: those whose prompts should be equal. Those that choose whether to think are
+            left out, since a variable that is set leaves no choice; so are begun answers.
     """
     conversations = [conversation for conversation in conversations if _is_compared(conversation)]
-    asked_for = _asked_for(chat_template)
-    servers = [asked_for]
-    if _THINKING in asked_for and not claims_thinking(chat_template.source):
-        # Ollama says nothing of thinking then, and llama-server guesses what the model can do.
-        servers.append(asked_for | {_THINKING: False})
-    expected = [prompt_or_none(chat_template, conversation) for conversation in conversations]
+    variables = _variables_used(chat_template)
+    servers = [variables]
+    if _THINKING in variables and not claims_thinking(chat_template.source):
+        # Then Ollama does not set it, and llama-server guesses what the model can do.
+        servers.append(variables | {_THINKING: False})
+    expected = [chat_template.prompt_or_none(conversation) for conversation in conversations]
 
-    def differing(made_by: ChatTemplate) -> set[str]:
+    def differences(candidate: ChatTemplate) -> set[str]:
         return {
             conversation.name
             for variables in servers
             for conversation, prompt in zip(conversations, expected, strict=True)
-            if prompt is not None and prompt != prompt_or_none(made_by, conversation, variables)
+            if prompt is not None and prompt != candidate.prompt_or_none(conversation, variables)
         }
 
-    mattering = [
-        name for name in sorted(asked_for) if _matters(chat_template, conversations, servers, name)
+    names = [
+        name for name in sorted(variables) if _matters(chat_template, conversations, servers, name)
     ]
-    pins, wrong = _fewest_pins(chat_template, mattering, differing)
-    pinned = _pinned(chat_template, pins)
-    undisturbed, notes = _undisturbed(pinned)
-    ordered = _with_tools_in_order(chat_template, undisturbed, conversations)
-    if ordered is not undisturbed:
-        notes = (*notes, "tools are put back into the order of training")
+    pinned = _fewest_pins(chat_template, names, differences)
+    changed = _without_triggers(pinned.chat_template)
+    ordered = _with_tools_in_order(chat_template, changed.chat_template, conversations)
+    notes = changed.notes
+    if ordered is not changed.chat_template:
+        notes = (*notes, "the keys of tools are put back into their training order")
     return NativeTemplate(
         chat_template=replace(ordered, variables={}),
-        pins=pins,
+        pins=pinned.pins,
         notes=notes,
-        differing=tuple(
+        differences=tuple(
             conversation.name
             for conversation in conversations
-            if conversation.name in wrong and conversation.kind == "core"
+            if conversation.name in pinned.differences and conversation.kind == "core"
         ),
     )
 
@@ -123,55 +122,65 @@ def _matters(
     servers: Sequence[Mapping[str, object]],
     name: str,
 ) -> bool:
-    """Whether a prompt depends on a variable: on its being defined, or on being true or false."""
+    """Whether a prompt depends on a variable: if it is defined, or if it is true or false."""
     for variables in servers:
         others = {key: value for key, value in variables.items() if key != name}
-        tellings = [variables, others, *({**others, name: value} for value in (True, False))]
+        settings = [variables, others, *({**others, name: value} for value in (True, False))]
         for conversation in conversations:
-            if len({prompt_or_none(chat_template, conversation, told) for told in tellings}) > 1:
+            if len({chat_template.prompt_or_none(conversation, each) for each in settings}) > 1:
                 return True
     return False
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    """A chat template with pins, and the names of the conversations that still differ."""
+
+    chat_template: ChatTemplate
+    pins: Mapping[str, str]
+    differences: set[str]
 
 
 def _fewest_pins(
     chat_template: ChatTemplate,
     names: Sequence[str],
-    differing: Callable[[ChatTemplate], set[str]],
-) -> tuple[dict[str, str], set[str]]:
-    """The pins that leave the fewest conversations differing, and those conversations."""
-    best: tuple[dict[str, str], set[str]] | None = None
-    for pins in _choices(chat_template, names):
-        wrong = differing(_pinned(chat_template, pins))
-        if best is None or len(wrong) < len(best[1]):
-            best = pins, wrong
-        if not wrong:
+    differences: Callable[[ChatTemplate], set[str]],
+) -> _Pinned:
+    """The chat template with the pins that leave the fewest conversations different."""
+    best: _Pinned | None = None
+    for pins in _pin_choices(chat_template, names):
+        candidate = _with_pins(chat_template, pins)
+        pinned = _Pinned(candidate, pins, differences(candidate))
+        if best is None or len(pinned.differences) < len(best.differences):
+            best = pinned
+        if not pinned.differences:
             break
     assert best is not None
     return best
 
 
-def _asked_for(chat_template: ChatTemplate) -> dict[str, object]:
-    """The server's variables that the template looks at."""
+def _variables_used(chat_template: ChatTemplate) -> dict[str, object]:
+    """The server's variables that the chat template uses."""
     names: set[str] = set()
     for source in filter(None, (chat_template.source, chat_template.tool_use)):
         tree = parse_chat_template(source, chat_template.origin)
         names |= meta.find_undeclared_variables(tree)
-        # A template that sets a variable where it is missing looks at it, too.
+        # A chat template that sets a missing variable itself uses it, too.
         names |= {name.name for name in tree.find_all(nodes.Name)}
     return {name: value for name, value in server_variables().items() if name in names}
 
 
-def _choices(chat_template: ChatTemplate, names: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Each set of pins that is worth trying, the smallest sets first."""
-    values = {name: _values(chat_template, name) for name in names}
+def _pin_choices(chat_template: ChatTemplate, names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Each possible set of pins, the smallest sets first."""
+    values = {name: _pin_values(chat_template, name) for name in names}
     for number in range(len(names) + 1):
-        for chosen in itertools.combinations(names, number):
-            for combination in itertools.product(*(values[name] for name in chosen)):
-                yield dict(zip(chosen, combination, strict=True))
+        for subset in itertools.combinations(names, number):
+            for combination in itertools.product(*(values[name] for name in subset)):
+                yield dict(zip(subset, combination, strict=True))
 
 
-def _values(chat_template: ChatTemplate, name: str) -> tuple[str, ...]:
-    """The values that a variable may be meant to have: what the template itself gives it first."""
+def _pin_values(chat_template: ChatTemplate, name: str) -> tuple[str, ...]:
+    """The values that a variable can be pinned to; first those that the chat template sets."""
     own: list[str] = []
     for source in filter(None, (chat_template.source, chat_template.tool_use)):
         for assignment in parse_chat_template(source, chat_template.origin).find_all(nodes.Assign):
@@ -181,13 +190,13 @@ def _values(chat_template: ChatTemplate, name: str) -> tuple[str, ...]:
     return (*dict.fromkeys(own), "false", "true", "none")
 
 
-def _pinned(chat_template: ChatTemplate, pins: Mapping[str, str]) -> ChatTemplate:
-    # The line end after a block is taken off by Jinja (`trim_blocks`): nothing else may be.
+def _with_pins(chat_template: ChatTemplate, pins: Mapping[str, str]) -> ChatTemplate:
+    # Jinja removes the line end after a block (`trim_blocks`), and must remove nothing else.
     lines = "".join(f"{{% set {name} = {value} %}}\n" for name, value in pins.items())
-    return _preceded(chat_template, lines) if lines else chat_template
+    return _preceded_by(lines, chat_template) if lines else chat_template
 
 
-def _preceded(chat_template: ChatTemplate, lines: str) -> ChatTemplate:
+def _preceded_by(lines: str, chat_template: ChatTemplate) -> ChatTemplate:
     tool_use = chat_template.tool_use
     return replace(
         chat_template,
@@ -196,57 +205,53 @@ def _preceded(chat_template: ChatTemplate, lines: str) -> ChatTemplate:
     )
 
 
-def _undisturbed(chat_template: ChatTemplate) -> tuple[ChatTemplate, tuple[str, ...]]:
-    """The same template without what makes the server change messages, and what was done."""
+@dataclass(frozen=True)
+class _Changed:
+    """A chat template that renders as before, and what was changed in it."""
+
+    chat_template: ChatTemplate
+    notes: tuple[str, ...]
+
+
+def _without_triggers(chat_template: ChatTemplate) -> _Changed:
+    """The chat template without the phrases that make the server change messages."""
     notes = []
     source = chat_template.source
-    if _REWRITTEN_WHERE_SAID in source and _LEFT_WHERE_SAID not in source:
-        chat_template = replace(chat_template, source=f"{_LEFT_WHERE_SAID} #}}\n{source}")
-        notes.append("a comment keeps the server from writing tool results anew")
-    if _TRIMMED_WHERE_SAID in source and (untrimmed := _untrimmed(chat_template)):
+    if _CAUSES_REWRITING in source and _PREVENTS_REWRITING not in source:
+        chat_template = replace(chat_template, source=f"{_PREVENTS_REWRITING} #}}\n{source}")
+        notes.append("a comment keeps the server from rewriting tool results")
+    if _CAUSES_TRIMMING in source and (untrimmed := _without_trimming(chat_template)):
         chat_template = untrimmed
-        notes.append("a phrase is split that makes the server trim messages")
-    return chat_template, tuple(notes)
+        notes.append("a phrase that makes the server trim messages is split")
+    return _Changed(chat_template, tuple(notes))
 
 
 def _with_tools_in_order(
     trained: ChatTemplate, chat_template: ChatTemplate, conversations: Sequence[Conversation]
 ) -> ChatTemplate:
-    """The template with tools' schemas put back in order, where that makes more prompts equal."""
-    ordered = _preceded(chat_template, _TOOLS_IN_ORDER)
+    """The chat template that reorders the keys of tools, if this makes more prompts equal."""
+    ordered = _preceded_by(_TOOLS_IN_ORDER, chat_template)
 
-    def equal(made_by: ChatTemplate) -> list[str]:
-        return [
+    def equal(candidate: ChatTemplate) -> set[str]:
+        return {
             conversation.name
             for conversation in conversations
-            if (prompt := prompt_or_none(trained, conversation)) is not None
-            and prompt == prompt_or_none(made_by, as_native_server(conversation), {})
-        ]
+            if (prompt := trained.prompt_or_none(conversation)) is not None
+            and prompt == candidate.prompt_or_none(as_native_server(conversation), {})
+        }
 
-    before, after = equal(chat_template), equal(ordered)
-    return ordered if set(before) < set(after) else chat_template
+    return ordered if equal(chat_template) < equal(ordered) else chat_template
 
 
-def _untrimmed(chat_template: ChatTemplate) -> ChatTemplate | None:
-    middle = len(_TRIMMED_WHERE_SAID) // 2
-    head, tail = _TRIMMED_WHERE_SAID[:middle], _TRIMMED_WHERE_SAID[middle:]
-    before = [prompt_or_none(chat_template, conversation) for conversation in BATTERY]
-    # As plain text, or inside a string of either kind.
+def _without_trimming(chat_template: ChatTemplate) -> ChatTemplate | None:
+    """The chat template with that phrase split; None if it then renders other prompts."""
+    middle = len(_CAUSES_TRIMMING) // 2
+    head, tail = _CAUSES_TRIMMING[:middle], _CAUSES_TRIMMING[middle:]
+    prompts = [chat_template.prompt_or_none(conversation) for conversation in BATTERY]
+    # In plain text, or in a string of either kind.
     for split in (head + "{##}" + tail, f'{head}" ~ "{tail}', f"{head}' ~ '{tail}"):
-        source = chat_template.source.replace(_TRIMMED_WHERE_SAID, split)
-        other = replace(chat_template, source=source)
-        if [prompt_or_none(other, conversation) for conversation in BATTERY] == before:
-            return other
+        source = chat_template.source.replace(_CAUSES_TRIMMING, split)
+        candidate = replace(chat_template, source=source)
+        if [candidate.prompt_or_none(conversation) for conversation in BATTERY] == prompts:
+            return candidate
     return None
-
-
-def prompt_or_none(
-    chat_template: ChatTemplate,
-    conversation: Conversation,
-    variables: Mapping[str, object] | None = None,
-) -> str | None:
-    """The prompt of a conversation; None where the chat template refuses it."""
-    try:
-        return chat_template.prompt(conversation, variables)
-    except ChatTemplateError:
-        return None

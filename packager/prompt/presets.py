@@ -1,4 +1,4 @@
-"""Sampling that a family's authors publish for a mode of thinking: never written unasked."""
+"""Sampling settings that a model family's authors publish; written only on request."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from packager.errors import UsageError
 
 @dataclass(frozen=True)
 class Preset:
-    """Published sampling.
+    """Published sampling settings.
 
     Attributes:
-        name: what `--preset` takes.
-        model_types: the `model_type` of the configurations that it is meant for.
-        parameters: the settings under Ollama's names.
-        source: where its authors say so.
+        name: its name in `--preset`.
+        model_types: the values of `model_type` (`config.json`) that it is for.
+        parameters: the settings, under Ollama's names.
+        source: where the authors published it.
     """
 
     name: str
@@ -60,16 +60,16 @@ def find_preset(name: str) -> Preset:
     """The preset of this name.
 
     Raises:
-        UsageError: naming those that there are.
+        UsageError: with the names of all presets.
     """
     if name not in PRESETS:
         raise UsageError(
             f"There is no preset {name!r}.",
-            next_step=f"Choose among {', '.join(PRESETS)}, or set values with --param.",
+            next_step=f"Choose one of {', '.join(PRESETS)}, or set values with --param.",
         )
     return PRESETS[name]
 
 
 def presets_for(config: Mapping[str, object]) -> tuple[Preset, ...]:
-    """What is published for models of a `config.json`."""
+    """The presets for a model with this `config.json`."""
     return tuple(p for p in PRESETS.values() if config.get("model_type") in p.model_types)

@@ -1,4 +1,4 @@
-"""What an Ollama server does to a conversation, and to whom it gives it to render."""
+"""How an Ollama server changes a conversation before it renders it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from packager.prompt.conversation import REASONING_FIELDS, Conversation, Message
+from packager.prompt.conversation import Conversation, Message
+from packager.runtime.api_message import REASONING_FIELDS
 
 
 def server_variables() -> dict[str, object]:
-    """What llama-server defines for every chat template, and transformers does not.
+    """The variables that llama-server, unlike transformers, sets for every chat template.
 
     `common/chat.cpp` sets the first three, `common/jinja/caps.cpp` the others.
     """
@@ -31,12 +32,12 @@ def server_variables() -> dict[str, object]:
 
 
 def claims_tools(chat_template_source: str) -> bool:
-    """Whether Ollama takes a model of this chat template for one that takes tools."""
+    """Whether Ollama assumes that a model with this chat template can use tools."""
     return "tools" in chat_template_source or "tool_call" in chat_template_source
 
 
 def claims_thinking(chat_template_source: str) -> bool:
-    """Whether Ollama takes a model of this chat template for one that thinks."""
+    """Whether Ollama assumes that a model with this chat template can think."""
     source = chat_template_source
     if "<think>" in source and "</think>" in source:
         return True
@@ -46,17 +47,17 @@ def claims_thinking(chat_template_source: str) -> bool:
 
 @dataclass(frozen=True)
 class Change:
-    """Something that a server does to every conversation before it is rendered.
+    """A change that a server makes to every conversation before it renders it.
 
     Attributes:
-        cause: what it does, for the user.
-        apply: the conversation as it is then.
-        is_by_templates: whether it happens only where a TEMPLATE renders, and always there.
+        cause: what the server does, for the user.
+        apply: gives the changed conversation.
+        is_only_by_go: whether it happens if, and only if, a TEMPLATE (Go) renders.
     """
 
     cause: str
     apply: Callable[[Conversation], Conversation]
-    is_by_templates: bool = False
+    is_only_by_go: bool = False
 
 
 def _with_rewritten_tools(conversation: Conversation) -> Conversation:
@@ -64,7 +65,7 @@ def _with_rewritten_tools(conversation: Conversation) -> Conversation:
 
 
 def _with_pruned_tools(conversation: Conversation) -> Conversation:
-    """The tools with what Ollama has a place for, `required` after `properties` as in training."""
+    """The tools with the keys that Ollama can hold, in the order of training."""
     pruned = []
     for tool in _with_rewritten_tools(conversation).tools:
         function = _mapping(tool["function"])
@@ -76,7 +77,7 @@ def _with_pruned_tools(conversation: Conversation) -> Conversation:
 
 
 def _rewritten_tool(tool: Mapping[str, object]) -> dict[str, object]:
-    """A function's schema with what `api.Tool` has a place for, in its order."""
+    """A function's schema with the keys that `api.Tool` can hold, in its order."""
     function = _mapping(tool.get("function"))
     parameters = _mapping(function.get("parameters"))
     written: dict[str, object] = {"type": parameters.get("type", "")}
@@ -95,7 +96,7 @@ def _rewritten_properties(properties: Mapping[str, object]) -> dict[str, object]
 
 
 def _rewritten_property(value: Mapping[str, object]) -> dict[str, object]:
-    """A property with what `api.ToolProperty` has a place for, in its order."""
+    """A property with the keys that `api.ToolProperty` can hold, in its order."""
     written: dict[str, object] = {}
     if isinstance(any_of := value.get("anyOf"), list) and any_of:
         written["anyOf"] = [_rewritten_property(_mapping(item)) for item in any_of]
@@ -116,7 +117,7 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _sorted(value: object) -> object:
-    """Free-form values as Go writes them: the keys of an object sorted."""
+    """A free-form value as Go writes it: with the keys of objects sorted."""
     return json.loads(json.dumps(value, sort_keys=True))
 
 
@@ -137,7 +138,7 @@ def _with_arguments_as_text(conversation: Conversation) -> Conversation:
 
 
 def _with_bare_calls(conversation: Conversation) -> Conversation:
-    """Calls and results without the ids that link them."""
+    """The conversation without the ids that link calls and results."""
 
     def bare(call: Mapping[str, object]) -> Mapping[str, object]:
         return {key: value for key, value in call.items() if key != "id"}
@@ -165,34 +166,38 @@ def _with_calls(
 
 
 def as_native_server(conversation: Conversation) -> Conversation:
-    """The conversation as it reaches a GGUF's own chat template on a server."""
+    """The conversation as a server passes it to a GGUF's own chat template."""
     return _without_reasoning(_with_rewritten_tools(conversation))
 
 
-def _joined(conversation: Conversation) -> Conversation:
-    """Messages of one role in a row made one (`collate` in Ollama's template.go)."""
-    messages: list[Message] = []
-    for message in conversation.messages:
-        last = messages[-1] if messages else {}
+def collate(messages: Sequence[Message]) -> list[Message]:
+    """The messages with those of one role in a row joined (`collate` in Ollama's template.go)."""
+    collated: list[Message] = []
+    for message in messages:
+        last = collated[-1] if collated else {}
         if last and last["role"] == message["role"] != "tool":
             content = f"{last.get('content') or ''}\n\n{message.get('content') or ''}"
-            messages[-1] = {**last, "content": content}
+            collated[-1] = {**last, "content": content}
         else:
-            messages.append(message)
-    return _with_messages(conversation, messages)
+            collated.append(message)
+    return collated
+
+
+def _collated(conversation: Conversation) -> Conversation:
+    return _with_messages(conversation, collate(conversation.messages))
 
 
 def trimmed_forms(conversation: Conversation) -> Iterator[Conversation]:
-    """The conversation with its messages trimmed: of some roles, at one end or both."""
+    """The conversation with the messages of some roles trimmed, at one end or at both."""
     roles = sorted({str(message["role"]) for message in conversation.messages})
     for number in range(1, len(roles) + 1):
-        for chosen in itertools.combinations(roles, number):
+        for subset in itertools.combinations(roles, number):
             for trim in (str.strip, str.lstrip, str.rstrip):
                 yield _with_messages(
                     conversation,
                     [
                         {**message, "content": trim(str(message.get("content") or ""))}
-                        if message["role"] in chosen
+                        if message["role"] in subset
                         else message
                         for message in conversation.messages
                     ],
@@ -200,7 +205,7 @@ def trimmed_forms(conversation: Conversation) -> Iterator[Conversation]:
 
 
 def _without_thinking_in_answers(conversation: Conversation) -> Conversation:
-    """Earlier answers without what is between the tags (`filterThinkTags` in Ollama's routes)."""
+    """The conversation without thoughts in earlier answers (Ollama's `filterThinkTags`)."""
     last = max(
         (at for at, message in enumerate(conversation.messages) if message["role"] == "user"),
         default=-1,
@@ -233,13 +238,13 @@ def _with_messages(conversation: Conversation, messages: Sequence[Message]) -> C
 
 
 CHANGES: tuple[Change, ...] = (
-    Change("the server writes tool schemas anew", _with_rewritten_tools),
-    Change("the server leaves out parts of tool schemas", _with_pruned_tools),
-    Change("the server leaves reasoning out of the history", _without_reasoning),
-    Change("the server gives calls' arguments as text", _with_arguments_as_text),
-    Change("the server leaves out the ids of calls", _with_bare_calls),
-    Change("messages of one role in a row are joined", _joined, is_by_templates=True),
-    Change("thoughts are taken out of earlier answers", _without_thinking_in_answers),
+    Change("the server rewrites tool schemas", _with_rewritten_tools),
+    Change("the server omits parts of tool schemas", _with_pruned_tools),
+    Change("the server omits reasoning from the history", _without_reasoning),
+    Change("the server passes the arguments of calls as text", _with_arguments_as_text),
+    Change("the server omits the ids of calls", _with_bare_calls),
+    Change("the server joins messages of one role in a row", _collated, is_only_by_go=True),
+    Change("the server removes thoughts from earlier answers", _without_thinking_in_answers),
     Change("thinking is fixed as in training", _without_choice),
-    Change("tools are left out", _without_tools),
+    Change("the server omits tools", _without_tools),
 )

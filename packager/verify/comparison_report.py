@@ -1,17 +1,18 @@
-"""A comparison, told in lines: how many prompts are equal, and why others are not."""
+"""A comparison as lines of text: how many prompts are equal, and why others are not."""
 
 from __future__ import annotations
 
 from packager.progress import Progress
 from packager.prompt.comparison import Comparison, Outcome
+from packager.verify.corpus import VOCABULARY
 from packager.verify.difference import differing_lines
 
 _COUNTED: tuple[Outcome, ...] = ("equal", "known_difference", "different")
 
 
 def report_comparison(comparison: Comparison, progress: Progress) -> None:
-    """Tell how many prompts equal the training prompts, why others do not, and what differs."""
-    is_vocabulary = comparison.level == "vocabulary"
+    """Report how many prompts equal the training prompts, why others do not, and what differs."""
+    is_vocabulary = comparison.level == VOCABULARY
     what = "Vocabulary" if is_vocabulary else f"Prompts ({comparison.level})"
     counts = [f"{comparison.count(outcome)} {spoken(outcome)}" for outcome in _COUNTED]
     if unsupported := comparison.count("unsupported"):

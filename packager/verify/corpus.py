@@ -1,16 +1,18 @@
-"""Texts on which a GGUF's vocabulary is held against the tokenizer of training."""
+"""Texts on which a GGUF's vocabulary is compared with the training tokenizer."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from packager.prompt.comparison import ComparedPrompt, Comparison, TokenizedBy
+from packager.prompt.comparison import ComparedPrompt, Comparison, TokenizerPair
 from packager.prompt.conversation import Conversation, turns
 
+# The `level` of this comparison.
+VOCABULARY = "vocabulary"
 _NOT_NORMALISED = "llama.cpp does not normalise text as this tokenizer does"
 
-# What pre-tokenizers treat each in its own way.
+# Texts that pre-tokenizers treat in different ways.
 CORPUS: Mapping[str, str] = {
     "English": "It's the researchers' 3rd attempt; they'll've done 12,345.67 by 2026-11-21.",
     "German": "Der größte Teil überraschte: Straßenbahnhaltestellenäußerungen.",
@@ -44,33 +46,30 @@ CORPUS: Mapping[str, str] = {
 }
 
 
-def compare_vocabulary(tokenized_by: TokenizedBy) -> Comparison:
-    """Compare the ids of every text of the corpus.
+def compare_vocabulary(tokenizers: TokenizerPair) -> Comparison:
+    """Compare the token ids of every text of the corpus.
 
-    A text that only has the same ids in its composed form (NFC) is declared: the tokenizer of
-    training composes it first, and llama.cpp does not.
+    It is a known difference if a text has the same ids only in its composed form (NFC): then the
+    training tokenizer composes it, which llama.cpp does not.
     """
     return Comparison(
-        "vocabulary", tuple(_compare(name, text, tokenized_by) for name, text in CORPUS.items())
+        VOCABULARY, tuple(_compare_text(name, text, tokenizers) for name, text in CORPUS.items())
     )
 
 
-def _compare(name: str, text: str, tokenized_by: TokenizedBy) -> ComparedPrompt:
+def _compare_text(name: str, text: str, tokenizers: TokenizerPair) -> ComparedPrompt:
     conversation = Conversation(name, turns(text))
-    if _has_same_ids(text, tokenized_by):
+    if tokenizers.has_same_ids(text):
         return ComparedPrompt(conversation, "equal", text, text)
     composed = unicodedata.normalize("NFC", text)
-    if composed != text and _has_same_ids(composed, tokenized_by):
+    if composed != text and tokenizers.has_same_ids(composed):
         return ComparedPrompt(conversation, "known_difference", text, composed, (_NOT_NORMALISED,))
-    return ComparedPrompt(conversation, "different", *_cut_apart(text, tokenized_by))
+    expected, rendered = (
+        _lines(tokenize(text)) for tokenize in (tokenizers.training, tokenizers.gguf)
+    )
+    return ComparedPrompt(conversation, "different", expected, rendered)
 
 
-def _has_same_ids(text: str, tokenized_by: TokenizedBy) -> bool:
-    return list(tokenized_by.trained(text)) == list(tokenized_by.packaged(text))
-
-
-def _cut_apart(text: str, tokenized_by: TokenizedBy) -> tuple[str, str]:
-    """The ids of both as texts, one in a line, to be shown beside each other."""
-    ids = (tokenized_by.trained(text), tokenized_by.packaged(text))
-    trained, packaged = ("\n".join(map(str, numbers)) for numbers in ids)
-    return trained, packaged
+def _lines(ids: Sequence[int]) -> str:
+    """Token ids, one in a line, to be displayed side by side."""
+    return "\n".join(map(str, ids))

@@ -1,4 +1,4 @@
-"""A user's own conversations, in the formats that trainers read."""
+"""The user's own conversations, in the formats that trainers read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from packager.errors import CorruptFileError
 from packager.prompt.conversation import Conversation, Message
 
-# ShareGPT's names of the roles.
+# The roles by ShareGPT's names.
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -28,44 +28,44 @@ _NEXT = (
 
 
 def read_conversations(path: Path) -> tuple[Conversation, ...]:
-    """The conversations of a JSONL file, each up to where its last answer begins.
+    """The conversations in a JSONL file, each up to the beginning of its last answer.
 
     A line is an object with `messages`, with `prompt` (and `completion`), or with ShareGPT's
-    `conversations`; `tools` may stand beside them.
+    `conversations`; it can also have `tools`.
 
     Raises:
-        CorruptFileError: naming the line that is none of these.
+        CorruptFileError: with the line that has another form.
     """
     try:
-        # Not by `splitlines`: a text may hold other line ends (U+2028) as they are.
+        # Not with `splitlines`, because a text can contain other line ends (U+2028).
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error}", next_step=_NEXT) from error
-    found = tuple(
+    conversations = tuple(
         _conversation(line, f"{path.name}, line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip()
     )
-    if not found:
-        raise CorruptFileError(f"{path} holds no conversation.", next_step=_NEXT)
-    return found
+    if not conversations:
+        raise CorruptFileError(f"{path} contains no conversation.", next_step=_NEXT)
+    return conversations
 
 
 def _conversation(line: str, where: str) -> Conversation:
     record = _parse(line, where)
     if not isinstance(record, dict):
-        raise CorruptFileError(f"{where}: the line is no object.", next_step=_NEXT)
+        raise CorruptFileError(f"{where}: the line is not a JSON object.", next_step=_NEXT)
     messages = tuple(_messages(record, where))
-    # What is learnt is the last answer: its prompt ends where it begins.
+    # Training learns the last answer; its prompt ends where that answer begins.
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
-        raise CorruptFileError(f"{where}: there is no turn before an answer.", next_step=_NEXT)
+        raise CorruptFileError(f"{where}: there is no turn before the answer.", next_step=_NEXT)
     tools = record.get("tools") or ()
-    if isinstance(tools, str):  # as datasets without a fixed schema keep them
+    if isinstance(tools, str):  # as in datasets without a fixed schema
         tools = _parse(tools, f"{where}, `tools`")
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
-        raise CorruptFileError(f"{where}: `tools` is no list of objects.", next_step=_NEXT)
+        raise CorruptFileError(f"{where}: `tools` is not a list of objects.", next_step=_NEXT)
     return Conversation(where, messages, "own", tuple(tools))
 
 
@@ -88,11 +88,11 @@ def _messages(record: Mapping[str, object], where: str) -> Iterator[Message]:
         return
     if isinstance(record.get("prompt"), str) or isinstance(record.get("text"), str):
         raise CorruptFileError(
-            f"{where}: the prompt is a text, not turns; no chat template was used on it.",
+            f"{where}: the prompt is a text, not turns; training used no chat template for it.",
             next_step=_NEXT,
         )
     raise CorruptFileError(
-        f"{where}: the line has {', '.join(sorted(record))}, and no turns.", next_step=_NEXT
+        f"{where}: the line has {', '.join(sorted(record))}, but no turns.", next_step=_NEXT
     )
 
 
@@ -100,12 +100,12 @@ def _message(turn: object, where: str) -> Message:
     if isinstance(turn, dict) and "from" in turn:
         return _shared(turn, where)
     if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-        raise CorruptFileError(f"{where}: {str(turn)[:80]} is no turn.", next_step=_NEXT)
+        raise CorruptFileError(f"{where}: {str(turn)[:80]} is not a turn.", next_step=_NEXT)
     return {key: value for key, value in turn.items() if value is not None}
 
 
 def _shared(turn: object, where: str) -> Message:
     role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
     if role is None or not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise CorruptFileError(f"{where}: {str(turn)[:80]} is no turn.", next_step=_NEXT)
+        raise CorruptFileError(f"{where}: {str(turn)[:80]} is not a turn.", next_step=_NEXT)
     return {"role": role, "content": turn["value"]}

@@ -1,4 +1,4 @@
-"""Two renderings of a conversation, for people: white space and differences made visible."""
+"""Two renderings of a conversation for people, with visible white space and differences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _VISIBLE = str.maketrans({"\t": "→", "\r": "␍", "\u00a0": "⍽", "\u200b": "
 
 
 def visible(text: str) -> list[str]:
-    """The lines of a text, each line's end as `⏎`, white space at its ends as `·`."""
+    """The lines of a text; each line end is written as `⏎`, and spaces at its ends as `·`."""
     lines = text.split("\n")
-    shown = [f"{line}\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
-    return [_visible_line(line) for line in shown]
+    ended = [f"{line}\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    return [_visible_line(line) for line in ended]
 
 
 def _visible_line(line: str) -> str:
@@ -27,7 +27,7 @@ def _visible_line(line: str) -> str:
 
 
 def differing_lines(expected: str, rendered: str) -> list[str]:
-    """A unified diff of both: `-` for training, `+` for the server, two lines of context."""
+    """A unified diff, with `-` for training, `+` for the server, and two lines of context."""
     diff = difflib.unified_diff(
         visible(expected), visible(rendered), "training", "server", n=2, lineterm=""
     )
@@ -35,12 +35,12 @@ def differing_lines(expected: str, rendered: str) -> list[str]:
 
 
 def side_by_side(expected: str, rendered: str, width: int) -> list[str]:
-    """Both renderings in columns; a `|` between them where a line differs.
+    """Both renderings in columns, with a `|` between lines that differ.
 
     Args:
-        expected: the prompt of training.
-        rendered: the other one.
-        width: of the whole, in characters.
+        expected: the training prompt.
+        rendered: the other prompt.
+        width: the total width in characters.
     """
     column = max(10, (width - 3) // 2)
     return [

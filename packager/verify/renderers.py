@@ -1,4 +1,4 @@
-"""Proving a prompt where it is rendered: offline, by the embedded runtime, by a daemon."""
+"""Compare prompts where they are rendered: offline, by the embedded runtime, by a daemon."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from packager.errors import (
 from packager.model.model_file import ModelFile
 from packager.model.tokenizer import load_tokenizer
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Comparison, Render, TokenizedBy, compare
+from packager.prompt.comparison import Comparison, Render, TokenizerPair, compare
 from packager.prompt.conversation import Conversation, Message
 from packager.prompt.go.families import compare_go
 from packager.prompt.server import as_native_server, server_variables
 from packager.runtime.daemon import Daemon
 from packager.runtime.gguf_vocabulary import GgufVocabulary
-from packager.verify.corpus import compare_vocabulary
+from packager.verify.corpus import VOCABULARY, compare_vocabulary
 
 
 @dataclass(frozen=True)
 class GgufComparison:
-    """A GGUF compared on the embedded runtime.
+    """The comparisons of a GGUF on the embedded runtime.
 
     Attributes:
-        prompts: its prompts.
-        vocabulary: its token ids on a corpus.
+        prompts: of its prompts.
+        vocabulary: of its token ids on a corpus.
     """
 
     prompts: Comparison
@@ -44,13 +44,13 @@ def compare_offline(
     ollama_template: str | None,
     conversations: Sequence[Conversation],
 ) -> Comparison:
-    """Compare with what a server is known to make of the conversations.
+    """Compare the prompts that a server is expected to render with the training prompts.
 
     Args:
-        chat_template: the one of training.
-        gguf_chat_template: the GGUF's own.
-        ollama_template: the TEMPLATE (Go) that renders in its place; None for the GGUF's own.
-        conversations: what is compared.
+        chat_template: the training chat template.
+        gguf_chat_template: the GGUF's own chat template.
+        ollama_template: the TEMPLATE (Go) that renders instead; None for the GGUF's own.
+        conversations: those whose prompts are compared.
     """
     if ollama_template is not None:
         return compare_go(chat_template, ollama_template, conversations)
@@ -63,23 +63,25 @@ def compare_embedded(
     conversations: Sequence[Conversation],
     tokenize: Callable[[str], list[int]] | None,
 ) -> Comparison:
-    """Compare with the embedded runtime, and the ids of its tokenizer with those of training.
+    """Compare the prompts and token ids of the embedded runtime with those of training.
 
     Args:
-        chat_template: the one of training.
-        vocabulary: the GGUF's.
-        conversations: what is compared.
-        tokenize: the tokenizer of training; None to compare no ids.
+        chat_template: the training chat template.
+        vocabulary: the GGUF's vocabulary and chat template.
+        conversations: those whose prompts are compared.
+        tokenize: the training tokenizer; None to compare no ids.
     """
 
     def render(conversation: Conversation) -> str:
         if conversation.is_begun:
-            raise PromptRefusedError("the embedded runtime does not go on with begun answers")
-        asked = {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
-        return vocabulary.render(conversation.messages, conversation.tools, asked)
+            raise PromptRefusedError("the embedded runtime does not continue begun answers")
+        variables = (
+            {} if conversation.thinking is None else {"enable_thinking": conversation.thinking}
+        )
+        return vocabulary.render(conversation.messages, conversation.tools, variables)
 
-    tokenized_by = TokenizedBy(tokenize, vocabulary.tokenize) if tokenize else None
-    return compare(chat_template, conversations, render, "embedded", tokenized_by)
+    tokenizers = TokenizerPair(tokenize, vocabulary.tokenize) if tokenize else None
+    return compare(chat_template, conversations, render, "embedded", tokenizers)
 
 
 def compare_gguf(
@@ -95,14 +97,14 @@ def compare_gguf(
         chat_template: the training chat template.
         files: the files of the training tokenizer, by name.
         gguf: the file; its weights are not read.
-        conversations: what is compared.
+        conversations: those whose prompts are compared.
         scratch: the run's temporary folder.
     """
     tokenize = load_tokenizer(files, scratch)
     with GgufVocabulary(gguf) as vocabulary:
         prompts = compare_embedded(chat_template, vocabulary, conversations, tokenize)
         return GgufComparison(
-            prompts, compare_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
+            prompts, compare_vocabulary(TokenizerPair(tokenize, vocabulary.tokenize_text))
         )
 
 
@@ -115,18 +117,18 @@ def compare_on_daemon(
     *,
     is_by_template: bool = False,
 ) -> Comparison:
-    """Compare with what a daemon makes of the conversations for a registered model.
+    """Compare the prompts that a daemon renders for a registered model with the training prompts.
 
     Args:
-        chat_template: the one of training.
+        chat_template: the training chat template.
         daemon: the daemon.
         name: the model.
-        conversations: what is compared.
-        system: the model's SYSTEM text, which the daemon puts before conversations without one.
+        conversations: those whose prompts are compared.
+        system: the model's SYSTEM text; the daemon adds it to conversations without a system turn.
         is_by_template: whether a TEMPLATE (Go) renders there.
 
     Raises:
-        UnsupportedError: if the daemon is too old to tell.
+        UnsupportedError: if the daemon is too old to report its prompts.
     """
     plain = daemon_renderer(daemon, name)
     first: Message = {"role": "system", "content": system or ""}
@@ -154,10 +156,10 @@ def _with_first(conversation: Conversation, first: Message) -> Conversation:
 
 
 def daemon_renderer(daemon: Daemon, name: str) -> Render:
-    """How a daemon renders conversations for a model.
+    """A function that gives the prompt that a daemon renders for a model.
 
-    Raises:
-        UnsupportedError: when called, if the daemon is too old to tell.
+    The function raises `PromptRefusedError` if the daemon refuses a conversation, and
+    `UnsupportedError` if the daemon is too old to report its prompts.
     """
 
     def render(conversation: Conversation) -> str:
@@ -166,8 +168,8 @@ def daemon_renderer(daemon: Daemon, name: str) -> Render:
         )
         if prompt is None:
             raise UnsupportedError(
-                f"Ollama {daemon.version()} at {daemon.host} does not tell how it renders.",
-                next_step="Update Ollama: newer ones tell (0.12 and later).",
+                f"Ollama {daemon.version()} at {daemon.host} does not report its prompts.",
+                next_step="Update Ollama to 0.12 or newer.",
             )
         return prompt
 
@@ -188,7 +190,7 @@ def require_equal(comparison: Comparison, what: str, next_step: str) -> None:
     failed = comparison.failed
     if not failed:
         return
-    if comparison.level == "vocabulary":
+    if comparison.level == VOCABULARY:
         names = ", ".join(item.conversation.name for item in failed)
         raise PromptDifferenceError(
             f"{what}: the GGUF's vocabulary makes other token ids of {names} than training.",
@@ -206,9 +208,8 @@ def require_equal(comparison: Comparison, what: str, next_step: str) -> None:
 def _native_renderer(gguf_chat_template: ChatTemplate) -> Render:
     def render(conversation: Conversation) -> str:
         conversation = as_native_server(conversation)
-        begun = ""
+        begun = conversation.begun_answer
         if conversation.is_begun:
-            begun = str(conversation.messages[-1].get("content") or "")
             conversation = replace(conversation, messages=conversation.messages[:-1])
         try:
             return gguf_chat_template.prompt(conversation, server_variables()) + begun

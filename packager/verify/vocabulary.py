@@ -1,13 +1,14 @@
-"""What a fine-tune has changed in its vocabulary, where llama.cpp's converter cannot know it."""
+"""Changes of a fine-tune to its vocabulary that llama.cpp's converter does not recognise."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from packager.errors import CorruptFileError, UnsupportedError
+from packager.errors import CorruptFileError, UnsupportedError, listed
 from packager.gguf.convert import Conversion
 from packager.gguf.pre_tokenizer import PreTokenizer
 from packager.gguf.toolchain import Toolchain
@@ -15,7 +16,7 @@ from packager.gguf.types import write_skeleton
 from packager.model.model_file import ModelFile
 from packager.model.tokenizer import TOKENIZER, Vocabulary, load_tokenizer
 from packager.progress import Progress
-from packager.prompt.comparison import Comparison, TokenizedBy
+from packager.prompt.comparison import Comparison, TokenizerPair
 from packager.prompt.prompt_plan import PromptPlan
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.verify.corpus import CORPUS, compare_vocabulary
@@ -24,13 +25,13 @@ from packager.verify.corpus import CORPUS, compare_vocabulary
 def content_tokens(
     own: Vocabulary, base: Vocabulary | None, prompt: PromptPlan
 ) -> Callable[[str], bool]:
-    """Whether a token is one that the fine-tune added for its answers to be read.
+    """A function that says whether the fine-tune added a token as readable text of its answers.
 
     Such a token is not special, no chat template writes it, and it ends no answer.
 
     Args:
         own: the fine-tune's vocabulary.
-        base: the base's; None if there is no base, and so nothing was added to it.
+        base: the base's vocabulary; None if there is no base, and so nothing was added.
         prompt: what was decided about the prompt.
     """
 
@@ -57,76 +58,81 @@ def check_pre_tokenizer(
 ) -> None:
     """Compare the token ids of the GGUF's vocabulary with those of training, on a corpus.
 
-    Nothing is done if the converter knew the vocabulary itself.
+    This is only needed if the converter did not recognise the vocabulary itself.
 
     Args:
         conversion: the GGUF's key-values; no weight is read.
         files: the tokenizer's files, by name.
         toolchain: named in an error.
         scratch: the run's temporary folder.
-        progress: told what was found, and why.
+        progress: told the pre-tokenizer, and why it is used.
 
     Raises:
-        UnsupportedError: naming the texts that have other ids.
+        UnsupportedError: with the texts whose ids or characters differ.
     """
-    found = conversion.found_pre_tokenizer
-    if found is None:
+    pre_tokenizer = conversion.found_pre_tokenizer
+    if pre_tokenizer is None:
         return
+
+    def refusal(reason: str) -> UnsupportedError:
+        return _refusal(pre_tokenizer, files, toolchain, reason)
+
     tokens = conversion.key_values["tokenizer.ggml.tokens"].value
-    # llama.cpp would end this process, as it will every other one.
+    # llama.cpp would abort this process, and later every other one.
     if len(set(tokens)) < len(tokens):
-        twice = next(token for token, count in Counter(tokens).items() if count > 1)
-        raise _refusal(
-            found, files, toolchain, f"cannot load a token that is there twice: {twice!r}"
-        )
+        duplicate = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise refusal(f"cannot load a token that occurs twice: {duplicate!r}")
     try:
-        comparison, garbled = _compare(conversion, files, scratch)
+        check = _compare_ids(conversion, files, scratch)
     except CorruptFileError as error:
-        raise _refusal(found, files, toolchain, f"does not load it: {error.message}") from error
+        raise refusal(f"cannot load it: {error.message}") from error
+    comparison = check.comparison
     if comparison.failed:
-        names = _first([item.conversation.name for item in comparison.failed])
-        raise _refusal(found, files, toolchain, f"makes other token ids of {names}")
-    if garbled:
-        reason = f"does not give back the text of {_first(garbled)}"
-        raise _refusal(found, files, toolchain, reason)
+        names = [item.conversation.name for item in comparison.failed]
+        raise refusal(f"makes different token ids from {listed(names, limit=5)}")
+    if check.garbled:
+        raise refusal(f"does not restore the text of {listed(check.garbled, limit=5)}")
+    name = pre_tokenizer.name
     progress.note(
-        f"Pre-tokenizer: {found.name}. llama.cpp's converter does not know this vocabulary, but "
-        f"tokenizer.json splits text as {found.name} does, and {comparison.count('equal')} of "
-        f"{len(comparison.compared)} texts have the ids of training as they are"
+        f"Pre-tokenizer: {name}. llama.cpp's converter does not recognise this vocabulary, but "
+        f"tokenizer.json splits text as {name} does, and {comparison.count('equal')} of "
+        f"{len(comparison.compared)} texts have the same token ids as in training"
     )
 
 
-def _compare(
+@dataclass(frozen=True)
+class _VocabularyCheck:
+    """The comparison of the ids, and the names of texts that their ids do not restore."""
+
+    comparison: Comparison
+    garbled: Sequence[str]
+
+
+def _compare_ids(
     conversion: Conversion, files: Mapping[str, ModelFile], scratch: Path
-) -> tuple[Comparison, list[str]]:
-    """Compare ids; and name the texts that are not read again from their ids."""
+) -> _VocabularyCheck:
     tokenize = load_tokenizer(files, scratch)
     gguf = scratch / "vocabulary.gguf"
     write_skeleton(gguf, conversion)
     with GgufVocabulary(gguf) as vocabulary:
-        comparison = compare_vocabulary(TokenizedBy(tokenize, vocabulary.tokenize_text))
+        comparison = compare_vocabulary(TokenizerPair(tokenize, vocabulary.tokenize_text))
         garbled = [
             name
             for name, text in CORPUS.items()
             if vocabulary.text(vocabulary.tokenize_text(text)) != text
         ]
-        return comparison, garbled
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+        return _VocabularyCheck(comparison, garbled)
 
 
 def _refusal(
-    found: PreTokenizer, files: Mapping[str, ModelFile], toolchain: Toolchain, reason: str
+    pre_tokenizer: PreTokenizer, files: Mapping[str, ModelFile], toolchain: Toolchain, reason: str
 ) -> UnsupportedError:
     file = files.get(TOKENIZER)
     return UnsupportedError(
-        f"llama.cpp's converter (llama-cpp-python {toolchain.version}) does not know the "
-        f"pre-tokenizer of {file and file.path} ({found.definition}); {found.name} is defined like "
-        f"it, but llama.cpp {reason}.",
-        next_step="Use the base's tokenizer if the fine-tune need not change it; else a newer "
-        "llama-cpp-python may have it: pip install -U llama-cpp-python, then "
+        f"llama.cpp's converter (llama-cpp-python {toolchain.version}) does not recognise the "
+        f"pre-tokenizer of {file and file.path} ({pre_tokenizer.definition}). "
+        f"{pre_tokenizer.name} has the same definition, but llama.cpp {reason}.",
+        next_step="Use the base's tokenizer if the fine-tune does not need its own. Otherwise a "
+        "newer llama-cpp-python may support it: pip install -U llama-cpp-python, then "
         "`ftpack doctor --install-toolchain`.",
     )

@@ -1,4 +1,4 @@
-"""The manifest says what was merged into what, by digest, and why the prompt is as it is."""
+"""The manifest identifies base and adapters by digest, and gives the reason for the prompt."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.verbs.build import build
+from tests.requests import request_for
 
 
 def digest(path: Path) -> str:
@@ -21,7 +21,7 @@ def test_the_manifest_names_base_adapter_tools_and_decisions(
 ) -> None:
     base, lora, out = small_model("llama"), adapter("llama"), tmp_path / "out"
 
-    build(prepare(Request(str(lora), ("Q4_0",), "x", out, system="Be terse.")))
+    build(prepare(request_for(lora, ("Q4_0",), "x", out, system="Be terse."), tmp_path))
 
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["base"]["config_sha256"] == digest(base / "config.json")

@@ -12,10 +12,10 @@ import pytest
 from packager.errors import UnsupportedError
 from packager.gguf.context import stretched_config
 from packager.model.config import ModelConfig, read_config
-from packager.package.plan import Request
 from packager.package.prepare import prepare
 from testing.usual_route import convert_with_llama_cpp, read_gguf
-from tests.told import Told
+from tests.reports import Reports
+from tests.requests import request_for
 
 
 def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
@@ -40,22 +40,24 @@ def test_the_gguf_has_the_key_values_of_a_model_configured_with_yarn(
     }
     assert expected["qwen3.rope.scaling.type"] == "yarn"
 
-    told = Told()
-    package = prepare(Request(str(model), ("Q8_0",), context_length=4 * own), told)
+    progress = Reports()
+    request = request_for(model, ("Q8_0",), context_length=4 * own)
+    package = prepare(request, tmp_path, progress)
 
-    metadata = package.conversion.metadata
+    metadata = package.text.metadata
     assert {key: metadata.get(key) for key in expected} == expected
-    assert package.modelfile.parameters["num_ctx"] == 4 * own
-    assert any("YaRN" in warning and "by 4," in warning for warning in told.warnings)
-    assert any(f"{4 * own} tokens" in note for note in told.notes)
+    assert package.prompt.modelfile.parameters["num_ctx"] == 4 * own
+    assert any("YaRN" in warning and " 4," in warning for warning in progress.warnings)
+    assert any(f"{4 * own} tokens" in note for note in progress.notes)
 
 
 def test_a_context_within_the_models_own_stretches_nothing(
-    small_model: Callable[..., Path],
+    small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    package = prepare(Request(str(small_model("qwen3")), ("Q8_0",), context_length=64))
-    assert not any("rope.scaling" in key for key in package.conversion.key_values)
-    assert package.modelfile.parameters["num_ctx"] == 64
+    request = request_for(small_model("qwen3"), ("Q8_0",), context_length=64)
+    package = prepare(request, tmp_path)
+    assert not any("rope.scaling" in key for key in package.text.key_values)
+    assert package.prompt.modelfile.parameters["num_ctx"] == 64
 
 
 def config_with(values: dict[str, object], folder: Path) -> ModelConfig:
@@ -68,11 +70,14 @@ def config_with(values: dict[str, object], folder: Path) -> ModelConfig:
     [
         ({"max_position_embeddings": 8, "rope_scaling": {"rope_type": "llama3"}}, "llama3"),
         ({"max_position_embeddings": 8, "rope_scaling": {"type": "linear"}}, "linear"),
-        ({"max_position_embeddings": 8, "rope_parameters": {"full_attention": {}}}, "each kind"),
+        (
+            {"max_position_embeddings": 8, "rope_parameters": {"full_attention": {}}},
+            "rope_parameters",
+        ),
         ({}, "max_position_embeddings"),
     ],
 )
-def test_positions_of_another_kind_are_refused(
+def test_a_context_is_not_stretched_where_positions_are_already_scaled(
     values: dict[str, object], fact: str, tmp_path: Path
 ) -> None:
     config = config_with(values, tmp_path)

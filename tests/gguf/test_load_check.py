@@ -15,7 +15,7 @@ from packager.gguf.quants import QUANTS
 from packager.gguf.toolchain import find_toolchain
 from packager.gguf.types import require_no_imatrix, type_quants, write_skeleton
 from packager.model.checkpoint import FolderCheckpoint
-from tests.told import Told
+from tests.reports import Reports
 
 PROMPT = GgufPrompt({}, end_token_ids=(), begins_with_bos=False)
 
@@ -44,7 +44,7 @@ def test_a_missing_tensor_is_named(conversion: Conversion, tmp_path: Path) -> No
 
 def test_a_model_that_llama_cpp_refuses_is_refused_unless_forced() -> None:
     toolchain = find_toolchain()
-    progress = Told()
+    progress = Reports()
     require_loadable(None, toolchain, False, progress)
     with pytest.raises(UnsupportedError, match="no tensor x") as error:
         require_loadable("no tensor x", toolchain, False, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,8 +17,8 @@ import pytest
 from packager.errors import UnsupportedError
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.gguf.types import write_skeleton
-from packager.package.plan import Request
-from packager.package.prepare import Package, prepare
+from packager.package.package import Package
+from packager.package.prepare import prepare
 from packager.progress import Silent
 from packager.runtime.gguf_vocabulary import GgufVocabulary
 from packager.verify.corpus import CORPUS
@@ -32,7 +33,8 @@ from tests.published_tokenizers import (
     sequence,
     split,
 )
-from tests.told import Told
+from tests.reports import Reports
+from tests.requests import request_for
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
@@ -95,7 +97,7 @@ def with_other_ids(tokenizer: dict[str, Any]) -> dict[str, Any]:
     return {**tokenizer, "model": {**tokenizer["model"], "vocab": moved}}
 
 
-def telling_tokenizer(published: Published) -> dict[str, Any]:
+def revealing_tokenizer(published: Published) -> dict[str, Any]:
     """A tokenizer whose ids show every position at which text is split.
 
     Its merges can join each text of the corpus into one token: only splitting prevents that.
@@ -153,7 +155,7 @@ def make_model(folder: Path, tokenizer: dict[str, Any]) -> Path:
 
 
 def key_value(package: Package, key: str) -> Any:
-    return package.conversion.key_values[f"tokenizer.ggml.{key}"].value
+    return package.text.key_values[f"tokenizer.ggml.{key}"].value
 
 
 def name_in_llama_cpp(tokenizer: dict[str, Any], llama_cpp: Path) -> str:
@@ -180,16 +182,16 @@ def test_a_published_vocabulary_with_other_ids_is_recognised(
     tokenizer = own_tokenizer(PUBLISHED[model], llama_cpp_source)
     expected = name_in_llama_cpp(tokenizer, llama_cpp_source)
     folder = make_model(tmp_path / "model", with_other_ids(tokenizer))
-    told = Told()
+    progress = Reports()
 
-    package = prepare(Request(str(folder), ("Q8_0",)), told)
+    package = prepare(request_for(folder, ("Q8_0",)), tmp_path, progress)
 
     assert key_value(package, "pre") == expected
-    (note,) = [note for note in told.notes if "tokenizer.json" in note]
+    (note,) = [note for note in progress.notes if "tokenizer.json" in note]
     assert expected in note
     texts = llama_cpp_source / "models" / f"ggml-vocab-{PUBLISHED[model].vocabulary}.gguf.inp"
     trained = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    write_skeleton(tmp_path / "v.gguf", package.conversion)
+    write_skeleton(tmp_path / "v.gguf", package.text)
     ids = ids_by_llama_cpp(tmp_path / "v.gguf")
     for text in texts.read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n"):
         assert ids(text) == trained.encode(text, add_special_tokens=False).ids, repr(text)
@@ -210,9 +212,9 @@ NOT_TO_THE_LETTER = ("DeepSeek LLM", "Falcon")
 @pytest.mark.parametrize("model", [model for model in PUBLISHED if model not in NOT_TO_THE_LETTER])
 def test_every_published_way_to_split_text_is_recognised(model: str, tmp_path: Path) -> None:
     """The vocabularies have the same tokens, so that only the definitions differ."""
-    tokenizer = telling_tokenizer(PUBLISHED[model])
+    tokenizer = revealing_tokenizer(PUBLISHED[model])
 
-    package = prepare(Request(str(make_model(tmp_path / "model", tokenizer)), ("Q8_0",)))
+    package = prepare(request_for(make_model(tmp_path / "model", tokenizer), ("Q8_0",)), tmp_path)
 
     assert key_value(package, "pre") == PUBLISHED[model].name
 
@@ -221,26 +223,36 @@ def test_every_published_way_to_split_text_is_recognised(model: str, tmp_path: P
 def test_a_vocabulary_that_shows_a_difference_in_splitting_is_refused(
     model: str, tmp_path: Path
 ) -> None:
-    folder = make_model(tmp_path / "model", telling_tokenizer(PUBLISHED[model]))
+    folder = make_model(tmp_path / "model", revealing_tokenizer(PUBLISHED[model]))
 
-    with pytest.raises(UnsupportedError, match="token ids") as error:
-        prepare(Request(str(folder), ("Q8_0",)))
+    with pytest.raises(UnsupportedError, match="token ids") as refused:
+        prepare(request_for(folder, ("Q8_0",)), tmp_path)
 
-    assert str(folder / "tokenizer.json") in error.value.message
-    assert PUBLISHED[model].name in error.value.message
-    assert error.value.next_step
+    assert str(folder / "tokenizer.json") in refused.value.message
+    assert PUBLISHED[model].name in refused.value.message
+    assert texts_named_in(refused.value.message)
+    assert refused.value.next_step
+
+
+def texts_named_in(message: str) -> list[str]:
+    """The texts of the corpus that an error names: those whose token ids differ."""
+    return [name for name in CORPUS if re.search(rf"\b{name}\b", message)]
 
 
 @pytest.mark.parametrize("wrong", ["gpt-2", "starcoder", "qwen35", "llama-bpe", "deepseek-v3"])
 def test_a_wrong_name_does_not_pass(wrong: str, tmp_path: Path) -> None:
-    """HAZARD: a pre-tokenizer that is almost the right one, chosen silently."""
-    folder = make_model(tmp_path / "model", telling_tokenizer(PUBLISHED["Qwen 2"]))
-    package = prepare(Request(str(folder), ("Q8_0",)))
+    """HAZARD: a pre-tokenizer that is almost the right one, chosen without a warning."""
+    folder = make_model(tmp_path / "model", revealing_tokenizer(PUBLISHED["Qwen 2"]))
+    package = prepare(request_for(folder, ("Q8_0",)), tmp_path)
     assert key_value(package, "pre") == "qwen2"
-    package.conversion.key_values["tokenizer.ggml.pre"].value = wrong
+    package.text.key_values["tokenizer.ggml.pre"].value = wrong
 
-    with pytest.raises(UnsupportedError, match="token ids"):
-        check_pre_tokenizer(package.conversion, package.inputs.files, find_toolchain(), Silent())
+    with pytest.raises(UnsupportedError, match="token ids") as refused:
+        check_pre_tokenizer(
+            package.text, package.inputs.files, find_toolchain(), tmp_path, Silent()
+        )
+
+    assert texts_named_in(refused.value.message)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +271,7 @@ def test_a_wrong_name_does_not_pass(wrong: str, tmp_path: Path) -> None:
 def test_a_definition_that_llama_cpp_does_not_implement_is_refused(
     part: str, value: dict[str, Any], fact: str, tmp_path: Path
 ) -> None:
-    tokenizer = telling_tokenizer(PUBLISHED["Qwen 2"]) | {part: value}
+    tokenizer = revealing_tokenizer(PUBLISHED["Qwen 2"]) | {part: value}
     folder = make_model(tmp_path / "model", tokenizer)
 
     result = ftpack(
@@ -276,16 +288,17 @@ def test_a_definition_that_llama_cpp_does_not_implement_is_refused(
 
 
 def test_ignore_merges_has_to_agree_if_merges_do_not_make_every_token(tmp_path: Path) -> None:
-    """Llama 3 keeps a piece that is a token; with Qwen's way to split, llama.cpp cannot."""
-    tokenizer = telling_tokenizer(PUBLISHED["Qwen 2"])
+    """Llama 3 keeps a piece that is a token; llama.cpp cannot if it splits text as for Qwen."""
+    tokenizer = revealing_tokenizer(PUBLISHED["Qwen 2"])
     model = tokenizer["model"]
     model["ignore_merges"] = True
     fine = make_model(tmp_path / "fine", tokenizer)
-    assert key_value(prepare(Request(str(fine), ("Q8_0",))), "pre") == "qwen2"
+    assert key_value(prepare(request_for(fine, ("Q8_0",)), tmp_path), "pre") == "qwen2"
     model["vocab"]["unmade"] = len(model["vocab"])
 
+    refused = make_model(tmp_path / "refused", tokenizer)
     with pytest.raises(UnsupportedError, match="ignore_merges true"):
-        prepare(Request(str(make_model(tmp_path / "refused", tokenizer)), ("Q8_0",)))
+        prepare(request_for(refused, ("Q8_0",)), tmp_path)
 
 
 def test_byte_tokens_of_a_vocabulary_of_pieces_stand_for_bytes(
@@ -296,9 +309,9 @@ def test_byte_tokens_of_a_vocabulary_of_pieces_stand_for_bytes(
     shutil.copytree(small_model("gemma3"), model)
     (model / "tokenizer.model").unlink()
 
-    package = prepare(Request(str(model), ("Q8_0",)))
+    package = prepare(request_for(model, ("Q8_0",)), tmp_path)
 
-    write_skeleton(tmp_path / "v.gguf", package.conversion)
+    write_skeleton(tmp_path / "v.gguf", package.text)
     with GgufVocabulary(tmp_path / "v.gguf") as vocabulary:
         ids = vocabulary.tokenize_text("a\n\U00010348")
         assert len(ids) == 6, "a character without a token becomes its four bytes"
@@ -308,23 +321,24 @@ def test_byte_tokens_of_a_vocabulary_of_pieces_stand_for_bytes(
 def test_a_duplicate_token_is_refused_before_llama_cpp_ends_the_process(
     tmp_path: Path,
 ) -> None:
-    tokenizer = telling_tokenizer(PUBLISHED["Qwen 2"])
+    tokenizer = revealing_tokenizer(PUBLISHED["Qwen 2"])
     number = len(tokenizer["model"]["vocab"])
     # llama.cpp's converter encodes and decodes it, which gives the text of another token.
     tokenizer["decoder"] = {"type": "Replace", "pattern": {"String": "~"}, "content": ""}
     tokenizer["added_tokens"] = [added_token(number, "a~", special=True)]
 
-    with pytest.raises(UnsupportedError, match="twice: 'a'"):
-        prepare(Request(str(make_model(tmp_path / "model", tokenizer)), ("Q8_0",)))
+    folder = make_model(tmp_path / "model", tokenizer)
+    with pytest.raises(UnsupportedError, match="'a'"):
+        prepare(request_for(folder, ("Q8_0",)), tmp_path)
 
 
 def test_a_vocabulary_that_the_converter_knows_keeps_its_name(
-    small_model: Callable[..., Path],
+    small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    told = Told()
+    progress = Reports()
 
-    package = prepare(Request(str(small_model("qwen3")), ("Q8_0",)), told)
+    package = prepare(request_for(small_model("qwen3"), ("Q8_0",)), tmp_path, progress)
 
     assert key_value(package, "pre") == "qwen2"
-    assert package.conversion.found_pre_tokenizer is None
-    assert not [note for note in told.notes if "re-tokenizer" in note]
+    assert package.text.found_pre_tokenizer is None
+    assert not [note for note in progress.notes if "tokenizer.json" in note]

@@ -12,7 +12,7 @@ from packager.gguf.convert import Conversion, GgufPrompt, ModelSource, convert
 from packager.gguf.projector import Projector, find_projector, require_targets_held
 from packager.gguf.toolchain import Toolchain, find_toolchain
 from packager.model.checkpoint import FolderCheckpoint
-from tests.told import Told
+from tests.reports import Reports
 from tests.vision import make_vision_model
 
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -25,7 +25,7 @@ class Model:
     text: Conversion
     scratch: Path
 
-    def projector(self, progress: Told, *, is_text_only: bool = False) -> Projector | None:
+    def projector(self, progress: Reports, *, is_text_only: bool = False) -> Projector | None:
         return find_projector(
             self.toolchain, self.text, self.source, self.scratch, progress,
             is_text_only=is_text_only,
@@ -52,7 +52,7 @@ def model(llama_cpp_source: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 def test_the_projector_holds_what_the_text_model_does_not(model: Model) -> None:
-    progress = Told()
+    progress = Reports()
 
     projector = model.projector(progress)
 
@@ -63,7 +63,7 @@ def test_the_projector_holds_what_the_text_model_does_not(model: Model) -> None:
 
 
 def test_text_only_names_what_is_left_out(model: Model) -> None:
-    progress = Told()
+    progress = Reports()
 
     assert model.projector(progress, is_text_only=True) is None
 
@@ -76,14 +76,14 @@ def test_a_model_without_a_preprocessor_is_refused(model: Model) -> None:
     source = ModelSource(model.source.checkpoint, files, "model")
     with pytest.raises(MissingWeightsError, match=PREPROCESSORS[0]) as error:
         find_projector(
-            model.toolchain, model.text, source, model.scratch, Told(), is_text_only=False
+            model.toolchain, model.text, source, model.scratch, Reports(), is_text_only=False
         )
     assert str(source.checkpoint.config.path.parent) in error.value.message
 
 
 def test_a_tuned_tensor_that_no_gguf_holds_is_refused(model: Model) -> None:
     text, vision = model.tensor("text"), model.tensor("vision")
-    progress = Told()
+    progress = Reports()
 
     require_targets_held({text, vision}, model.text, model.projector(progress), progress,
                          is_text_only=False)  # fmt: skip
@@ -100,7 +100,7 @@ def test_a_tuned_tensor_that_no_gguf_holds_is_refused(model: Model) -> None:
 
 def test_text_only_names_the_tuned_tensors_that_it_leaves_out(model: Model) -> None:
     text, vision = model.tensor("text"), model.tensor("vision")
-    progress = Told()
+    progress = Reports()
 
     require_targets_held({text, vision}, model.text, None, progress, is_text_only=True)
 

@@ -9,11 +9,11 @@ import pytest
 
 from packager.errors import UnknownQuantError, UnsupportedError
 from packager.gguf.quants import DEFAULT_QUANT, QUANTS, parse_quant
-from packager.package.plan import Request
 from packager.package.prepare import prepare
-from packager.progress import Silent
 from packager.verbs.build import build
+from packager.verbs.gguf import plan
 from testing.usual_route import convert_with_llama_cpp, quantize_with_llama_cpp, read_gguf
+from tests.requests import request_for
 
 
 def test_names_and_numbers_are_those_of_llama_cpp() -> None:
@@ -50,29 +50,34 @@ def test_every_quant_has_its_planned_size_and_the_tensors_that_llama_cpp_makes(
     small_model: Callable[..., Path], llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     model = small_model("qwen3", layers=1)
-    request = Request(str(model), name="all", out=tmp_path / "out")
-    plan = prepare(request, every_quant=True).plan
-    assert [q.quant for q in plan.quants if q.is_default] == [DEFAULT_QUANT]
-    makeable = [quant.quant for quant in plan.quants if not quant.needs_imatrix]
+    quants = plan(request_for(model, name="all", out=tmp_path / "out")).quants
+    assert {quant.quant for quant in quants} == set(QUANTS)
+    assert [quant.quant for quant in quants if quant.is_default] == [DEFAULT_QUANT]
+    makeable = [quant.quant for quant in quants if not quant.needs_imatrix]
     assert {"Q2_K", "Q3_K_L", "IQ4_XS", "TQ2_0", "MXFP4_MOE", "Q5_1"} <= set(makeable)
 
-    bundle = build(prepare(Request(str(model), tuple(makeable), "all", tmp_path / "out")), Silent())
+    request = request_for(model, makeable, "all", tmp_path / "out")
+    bundle = build(prepare(request, tmp_path)).bundle
 
     wide = convert_with_llama_cpp(model, tmp_path / "wide.gguf", "bf16", llama_cpp_source)
-    planned = {quant.quant: quant.size_bytes for quant in plan.quants}
-    for file in bundle.asked_for:
-        _, tensors = read_gguf(bundle.folder / file.name, llama_cpp_source)
+    planned = {quant.quant: quant.size_bytes for quant in quants}
+    assert [file.quant for file in bundle.ggufs] == makeable
+    for file in bundle.ggufs:
+        _, tensors = read_gguf(bundle.path(file), llama_cpp_source)
         metadata_bytes = file.size_bytes - planned[file.quant]
         assert 0 < metadata_bytes < 16 << 20
         if file.quant in ("F32", "F16"):
             continue
         usual = quantize_with_llama_cpp(wide, tmp_path / "usual.gguf", file.quant)
         assert tensors == read_gguf(usual, llama_cpp_source)[1], file.quant
-        (bundle.folder / file.name).unlink()
+        bundle.path(file).unlink()
 
 
 def test_a_quant_that_needs_an_importance_matrix_is_refused(
     small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UnsupportedError, match="importance matrix"):
-        prepare(Request(str(small_model("llama")), ("IQ2_XXS",), out=tmp_path / "out"))
+    request = request_for(small_model("llama"), ("IQ2_XXS",), out=tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="IQ2_XXS") as refused:
+        prepare(request, tmp_path)
+    assert refused.value.exit_code == 3
+    assert not (tmp_path / "out").exists()

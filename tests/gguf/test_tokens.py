@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.usual_route import read_gguf
 
 from packager.gguf.types import write_skeleton
-from packager.package.plan import Request
+from packager.model.model_file import ModelFile
 from packager.package.prepare import prepare
 from packager.prompt.chat_template import load_chat_template
 from packager.prompt.conversation import CORE
 from packager.verbs.build import build
+from testing.usual_route import read_gguf
+from tests.requests import request_for
 
 MESSAGES = [
     {"role": "user", "content": "Where do birds live, and why? 12 345 naïve 你好 🐦\n"},
@@ -48,8 +49,9 @@ def gguf(
     def make(kind: str) -> Path:
         if kind not in paths:
             out = tmp_path_factory.mktemp(kind)
-            bundle = build(prepare(Request(str(small_model(kind)), ("Q4_0",), kind, out)))
-            paths[kind] = out / bundle.asked_for[0].name
+            request = request_for(small_model(kind), ("Q4_0",), kind, out)
+            bundle = build(prepare(request, tmp_path_factory.mktemp("scratch"))).bundle
+            paths[kind] = bundle.path(bundle.ggufs[0])
         return paths[kind]
 
     return make
@@ -107,9 +109,10 @@ def test_an_added_token_with_content_is_not_a_control_token(
     assert len(tokenizer) <= rows_of(model), "Qwen's embedding is padded"
     tokenizer.save_pretrained(model)
 
-    bundle = build(prepare(Request(str(model), ("Q4_0",), "x", tmp_path / "out")))
+    request = request_for(model, ("Q4_0",), "x", tmp_path / "out")
+    bundle = build(prepare(request, tmp_path)).bundle
 
-    llama = vocabulary_of(tmp_path / "out" / bundle.asked_for[0].name)
+    llama = vocabulary_of(bundle.path(bundle.ggufs[0]))
     (token,) = llama.tokenize(b"<verdict>", add_bos=False, special=True)
     vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
     assert not llama_cpp.llama_vocab_is_control(vocabulary, token)
@@ -131,8 +134,8 @@ def test_the_looks_of_an_added_token_do_not_make_it_a_control_token(
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|hidden|>"]})
     tokenizer.chat_template = "{{ '<|note|>' }}" + tokenizer.chat_template
     tokenizer.save_pretrained(own)
-    package = prepare(Request(str(own), ("Q8_0",)))
-    write_skeleton(tmp_path / "v.gguf", package.conversion)
+    package = prepare(request_for(own, ("Q8_0",)), tmp_path)
+    write_skeleton(tmp_path / "v.gguf", package.text)
 
     llama = vocabulary_of(tmp_path / "v.gguf")
 
@@ -158,17 +161,17 @@ def test_extra_special_tokens_in_each_form_give_the_same_vocabulary(
     """transformers 4 cannot read a list."""
     model = tmp_path / "qwen3"
     shutil.copytree(small_model("qwen3"), model)
-    expected = vocabulary_values(small_model("qwen3"))
+    expected = vocabulary_values(small_model("qwen3"), tmp_path)
     path = model / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "extra_special_tokens": extra}))
     before = path.read_bytes()
 
-    assert vocabulary_values(model) == expected
+    assert vocabulary_values(model, tmp_path) == expected
     assert path.read_bytes() == before
 
 
-def vocabulary_values(model: Path) -> dict[str, Any]:
-    metadata = prepare(Request(str(model), ("Q8_0",), "m")).conversion.metadata
+def vocabulary_values(model: Path, scratch: Path) -> dict[str, Any]:
+    metadata = prepare(request_for(model, ("Q8_0",), "m"), scratch).text.metadata
     return {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
 
 
@@ -187,7 +190,7 @@ def test_added_tokens_that_transformers_5_writes_only_to_tokenizer_json_are_in_t
     (model / "tokenizer_config.json").write_text(json.dumps(config))
     before = (model / "tokenizer_config.json").read_bytes()
 
-    build(prepare(Request(str(model), ("Q4_0",), "gemma3", tmp_path / "out")))
+    build(prepare(request_for(model, ("Q4_0",), "gemma3", tmp_path / "out"), tmp_path))
 
     values, _ = read_gguf(tmp_path / "out" / "gemma3-Q4_0.gguf", llama_cpp_source)
     expected, _ = read_gguf(gguf("gemma3"), llama_cpp_source)
@@ -218,7 +221,7 @@ def test_the_gguf_has_the_training_chat_template_after_a_comment(
     added = rest.removesuffix(trained)
     assert added.startswith("{% if tools %}")
     assert added.count("\n") == 1
-    files = {"chat_template.jinja": small_model("llama") / "chat_template.jinja"}
+    files = {"chat_template.jinja": ModelFile(small_model("llama") / "chat_template.jinja")}
     chat_template = load_chat_template(files, {}, None)
     assert chat_template is not None
     assert chat_template.source == trained

@@ -36,8 +36,9 @@ def test_a_changed_converter_is_noticed(
     with (copy / "conversion" / "llama.py").open("a") as file:
         file.write("# changed\n")
 
-    with pytest.raises(ToolchainError, match="changed"):
+    with pytest.raises(ToolchainError, match=re.escape(str(copy))) as error:
         find_toolchain()
+    assert "ftpack doctor --install-toolchain" in error.value.next_step
 
 
 def test_a_checkout_of_llama_cpp_can_be_named(

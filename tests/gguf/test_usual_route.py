@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.package.plan import Request
+from packager.package.plan import plan_of
 from packager.package.prepare import prepare
-from packager.progress import Silent
 from packager.verbs.build import build
 from testing.usual_route import (
     convert_with_llama_cpp,
@@ -17,6 +16,7 @@ from testing.usual_route import (
     quantize_with_llama_cpp,
     read_gguf,
 )
+from tests.requests import request_for
 
 QUANTS = ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 # The key-values that differ, each with its reason. No others may.
@@ -64,21 +64,20 @@ def test_every_quant_has_the_tensors_types_bytes_and_key_values_of_the_usual_rou
     base = small_model(kind, **options)
     attention = {"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     lora = adapter(kind, base, **attention if kind == "qwen3moe" else {})
-    package = prepare(
-        Request(str(lora), quants=QUANTS, name="ours", out=tmp_path / "ours", base=str(base))
-    )
-    bundle = build(package, Silent())
+    request = request_for(lora, QUANTS, "ours", tmp_path / "ours", base)
+    bundle = build(prepare(request, tmp_path)).bundle
 
     merged = merge_with_peft(base, lora, tmp_path / "usual")
     wide = convert_with_llama_cpp(merged, tmp_path / "usual.gguf", "bf16", llama_cpp_source)
-    for file in bundle.asked_for:
+    assert tuple(file.quant for file in bundle.ggufs) == QUANTS
+    for file in bundle.ggufs:
         usual = tmp_path / f"usual-{file.quant}.gguf"
         if file.quant == "F16":
             convert_with_llama_cpp(merged, usual, "f16", llama_cpp_source)
         else:
             quantize_with_llama_cpp(wide, usual, file.quant)
         expected_values, expected_tensors = read_gguf(usual, llama_cpp_source)
-        values, tensors = read_gguf(bundle.folder / file.name, llama_cpp_source)
+        values, tensors = read_gguf(bundle.path(file), llama_cpp_source)
 
         assert tensors == expected_tensors, file.quant
         assert without_exceptions(values) == without_exceptions(expected_values), file.quant
@@ -110,15 +109,15 @@ def test_peft_only_methods_give_the_gguf_of_the_usual_route(
     base = small_model(kind)
     targets = ["c_attn"] if kind == "gpt2" else ["q_proj", "o_proj"]
     lora = adapter(kind, base, targets=targets, **options)
-    package = prepare(Request(str(lora), ("Q8_0",), "ours", tmp_path / "ours", base=str(base)))
-    bundle = build(package, Silent())
+    request = request_for(lora, ("Q8_0",), "ours", tmp_path / "ours", base)
+    bundle = build(prepare(request, tmp_path)).bundle
 
     merged = merge_with_peft(base, lora, tmp_path / "usual")
     wide = convert_with_llama_cpp(merged, tmp_path / "usual.gguf", "bf16", llama_cpp_source)
     usual = quantize_with_llama_cpp(wide, tmp_path / "usual-Q8_0.gguf", "Q8_0")
 
     expected_values, expected_tensors = read_gguf(usual, llama_cpp_source)
-    values, tensors = read_gguf(bundle.folder / bundle.asked_for[0].name, llama_cpp_source)
+    values, tensors = read_gguf(bundle.path(bundle.ggufs[0]), llama_cpp_source)
     assert tensors == expected_tensors
     assert without_exceptions(values) == without_exceptions(expected_values)
 
@@ -131,13 +130,13 @@ def test_a_tied_embedding_that_is_tuned_on_one_side_gets_its_own_output(
 ) -> None:
     base = small_model("qwen3")
     lora = adapter("qwen3", base, targets=["embed_tokens"])
-    of_base = build(prepare(Request(str(base), ("F16",), "ours", tmp_path / "base")), Silent())
-    bundle = build(
-        prepare(Request(str(lora), ("F16",), "ours", tmp_path / "ours", base=str(base))), Silent()
-    )
+    request = request_for(base, ("F16",), "ours", tmp_path / "base")
+    of_base = build(prepare(request, tmp_path)).bundle
+    request = request_for(lora, ("F16",), "ours", tmp_path / "ours", base)
+    bundle = build(prepare(request, tmp_path)).bundle
 
-    _, tensors = read_gguf(bundle.folder / bundle.asked_for[0].name, llama_cpp_source)
-    _, expected = read_gguf(of_base.folder / of_base.asked_for[0].name, llama_cpp_source)
+    _, tensors = read_gguf(bundle.path(bundle.ggufs[0]), llama_cpp_source)
+    _, expected = read_gguf(of_base.path(of_base.ggufs[0]), llama_cpp_source)
     assert "output.weight" not in expected
     assert tensors.pop("output.weight") == expected["token_embd.weight"]
     assert tensors.pop("token_embd.weight") != expected.pop("token_embd.weight")
@@ -149,9 +148,10 @@ def test_fallbacks_and_true_bits_per_weight_are_reported(
 ) -> None:
     model = small_model("llama", hidden_size=192)
 
-    package = prepare(Request(str(model), quants=("Q4_K_M",), out=tmp_path / "out"))
+    request = request_for(model, ("Q4_K_M",), out=tmp_path / "out")
+    package = prepare(request, tmp_path)
 
-    (quant,) = package.plan.quants
+    (quant,) = plan_of(package, [file.typed for file in package.ggufs]).quants
     # Q4_K has blocks of 256; llama.cpp's `tensor_type_fallback` replaces it with Q5_0.
     assert any(line.endswith("Q5_0 instead of Q4_K") for line in quant.fallbacks)
     assert quant.bits_per_weight > 4.85, "more than Q4_K_M has without fallbacks"

@@ -1,6 +1,6 @@
-"""Chat templates and vocabularies of well-known shapes, and the Modelfiles they lead to.
+"""Chat templates and vocabularies of well-known formats, and their Modelfiles.
 
-`python -m tests.prompt.examples` writes those of real chat templates into Modelfiles/.
+`python -m tests.prompt.examples` writes the Modelfiles of real chat templates into Modelfiles/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OPENER = "{% if add_generation_prompt %}{{ 'OPENER' }}{% endif %}"
 
 
 def per_turn(turn: str, opener: str, before: str = "") -> str:
-    """A chat template that renders each message by one expression, then opens the answer."""
+    """A chat template that renders each message with one expression, then opens the answer."""
     body = "{% for message in messages %}{{ " + turn + " }}{% endfor %}"
     return before + body + _OPENER.replace("OPENER", opener)
 
@@ -65,7 +65,7 @@ PHI4 = per_turn(
     "'<|im_start|>' + message.role + '<|im_sep|>' + message.content + '<|im_end|>'",
     "<|im_start|>assistant<|im_sep|>",
 )
-# As the models' authors describe their formats; the toolchain has no template of these.
+# The formats that the models' authors describe; the toolchain has no chat templates for these.
 VICUNA = (
     "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}"
     "{{ 'A chat between a curious user and an assistant.' }}{% endif %}"
@@ -97,7 +97,7 @@ class Example:
     Attributes:
         chat_template: as trained.
         vocabulary: its special tokens and EOS ids.
-        parameters: what its generation configuration says.
+        parameters: the settings of its generation configuration.
     """
 
     chat_template: ChatTemplate
@@ -160,8 +160,8 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-# For the rendered examples: a real chat template of the toolchain, with the special tokens and the
-# sampling that its model is published with.
+# For Modelfiles/: a real chat template of the toolchain, with the special tokens and the sampling
+# settings that its model is published with.
 REAL: dict[str, tuple[str, dict[int, str], list[int], str | None, dict[str, float]]] = {
     "chatml": (
         "Qwen-Qwen2.5-7B-Instruct",
@@ -217,7 +217,7 @@ REAL: dict[str, tuple[str, dict[int, str], list[int], str | None, dict[str, floa
 
 
 def example_modelfile(name: str, llama_cpp: Path) -> str:
-    """The Modelfile of a real chat template, as a bundle for servers before 0.30 would have it."""
+    """The Modelfile of a real chat template, in a bundle for servers before 0.30."""
     file, tokens, eos, bos, parameters = REAL[name]
     source = (llama_cpp / "models" / "templates" / f"{file}.jinja").read_text(encoding="utf-8")
     decision = make_example(source, tokens, eos, bos).decide("auto", ollama_version="0.24.0")

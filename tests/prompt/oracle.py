@@ -1,4 +1,4 @@
-"""Ollama's own template package as an oracle: built once from its Go sources, and cached."""
+"""Ollama's own template package as an oracle, built once from its Go sources and cached."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SOURCE = Path(__file__).parent / "go_oracle" / "main.go"
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """What Go made of a job: the prompt, or the error."""
+class GoResult:
+    """Go's result of a job: the prompt, or the error."""
 
     prompt: str
     error: str
@@ -37,13 +37,13 @@ class GoOracle:
     def __init__(self, program: Path) -> None:
         self._program = program
 
-    def render(self, jobs: Sequence[tuple[str, Sequence[Mapping[str, object]]]]) -> list[Rendered]:
-        """Renders each template with its messages."""
+    def render(self, jobs: Sequence[tuple[str, Sequence[Mapping[str, object]]]]) -> list[GoResult]:
+        """The result of each Ollama template with its messages."""
         records = [{"template": source, "messages": list(turns)} for source, turns in jobs]
         result = subprocess.run(
             [self._program], input=json.dumps(records), capture_output=True, text=True, check=True
         )
-        return [Rendered(**answer) for answer in json.loads(result.stdout)]
+        return [GoResult(**answer) for answer in json.loads(result.stdout)]
 
 
 def build_oracle() -> GoOracle:
@@ -61,7 +61,7 @@ def build_oracle() -> GoOracle:
 def _build(version: str, program: Path) -> None:
     go = shutil.which("go")
     if go is None:
-        missing = "there is no Go here, to build the oracle of Ollama's templates with"
+        missing = "Go is not installed; it builds the oracle of Ollama's templates"
         if os.environ.get("FTPACK_REQUIRE_OLLAMA") == "1":
             pytest.fail(missing)
         pytest.skip(missing)

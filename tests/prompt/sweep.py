@@ -1,8 +1,8 @@
-"""Every real chat template of the toolchain, decided on, and proved on a real Ollama daemon.
+"""Every real chat template of the toolchain, compared on a real Ollama daemon.
 
-`scripts/prompt-sweep [NAME...]` prints the table: for each kind of conversation how many of those
-that the chat template takes are equal, how many differ for a known cause, and how many differ.
-The model behind each is made on the spot; the prompt is what the daemon makes of it.
+`scripts/prompt-sweep [NAME...]` prints a table: for each kind of conversation, how many prompts are
+equal, how many have a known difference, and how many differ. A small model is written for each chat
+template; the daemon renders its prompts.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from tests.runtime.chain_gguf import write_chain_gguf
 
 KINDS: tuple[Kind, ...] = ("core", "prefill", "tools", "thinking")
 BOS, EOS = "<s>", "</s>"
-# Some of these templates have a long system text of their own.
+# Some of these chat templates contain a long system text.
 _CONTEXT = "16384"
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What became of one chat template.
+class SweepResult:
+    """The result for one chat template.
 
     Attributes:
-        name: the template's file name, without its end.
-        decision: who renders; None where it is refused.
-        refusal: why, where it is refused.
-        comparison: on the daemon.
-        capabilities: what the daemon says that the model can do.
+        name: its file name, without the suffix.
+        decision: who renders; None if it is refused.
+        refusal: the reason, if it is refused.
+        comparison: of its prompts on the daemon.
+        capabilities: the abilities that the daemon reports.
     """
 
     name: str
@@ -54,21 +54,21 @@ class Swept:
 
 @contextmanager
 def sweeping_daemon(ollama_binary: Path, folder: Path) -> Iterator[Daemon]:
-    """A daemon whose models have room for the longest of the templates."""
+    """A daemon with a context for the longest of the chat templates."""
     environment = {"OLLAMA_CONTEXT_LENGTH": _CONTEXT}
     with running_daemon(ollama_binary, folder, environment) as running:
         yield Daemon(running.host)
 
 
-def sweep_one(path: Path, daemon: Daemon, folder: Path) -> Swept:
-    """Decide on a chat template, register a small model with it, and prove what it renders."""
+def sweep_one(path: Path, daemon: Daemon, folder: Path) -> SweepResult:
+    """Decide on a chat template, register a small model with it, and compare its prompts."""
     name = path.stem
     chat_template = ChatTemplate(path.read_text(encoding="utf-8"), path.name, BOS, EOS)
     vocabulary = Vocabulary((2,), {1: BOS, 2: EOS}, frozenset({BOS, EOS}))
     try:
         decision = decide(chat_template, vocabulary)
     except ChatTemplateError as error:
-        return Swept(name, None, error.message)
+        return SweepResult(name, None, error.message)
     gguf = write_chain_gguf(
         folder / "model.gguf",
         chat_template=decision.gguf_chat_template,
@@ -86,22 +86,22 @@ def sweep_one(path: Path, daemon: Daemon, folder: Path) -> Swept:
     comparison = compare(chat_template, BATTERY, daemon_renderer(daemon, model), daemon.host)
     capabilities = daemon.show(model).capabilities
     daemon.delete(model)
-    return Swept(name, decision, None, comparison, capabilities)
+    return SweepResult(name, decision, None, comparison, capabilities)
 
 
-def line(swept: Swept) -> str:
+def line(result: SweepResult) -> str:
     """One line of the table."""
-    if swept.decision is None or swept.comparison is None:
-        return f"{swept.name:<50} refused: {swept.refusal}"
-    cells = [f"{swept.name:<50} {swept.decision.renderer:<9}"]
+    if result.decision is None or result.comparison is None:
+        return f"{result.name:<50} refused: {result.refusal}"
+    cells = [f"{result.name:<50} {result.decision.renderer:<9}"]
     for kind in KINDS:
-        of_kind = [item for item in swept.comparison.compared if item.conversation.kind == kind]
+        of_kind = [item for item in result.comparison.compared if item.conversation.kind == kind]
         counts = (
             _count(of_kind, outcome) for outcome in ("equal", "known_difference", "different")
         )
         cells.append(" ".join(f"{count:>3}" for count in counts))
-    pins = ", ".join(f"{name} = {value}" for name, value in swept.decision.pins.items())
-    return " | ".join([*cells, ", ".join(swept.capabilities), pins])
+    pins = ", ".join(f"{name} = {value}" for name, value in result.decision.pins.items())
+    return " | ".join([*cells, ", ".join(result.capabilities), pins])
 
 
 def _count(compared: Sequence[ComparedPrompt], outcome: str) -> int:
@@ -109,13 +109,13 @@ def _count(compared: Sequence[ComparedPrompt], outcome: str) -> int:
 
 
 def templates(llama_cpp: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The toolchain's real chat templates, or those whose names hold one of `names`."""
-    found = sorted((llama_cpp / "models" / "templates").glob("*.jinja"))
-    return [path for path in found if not names or any(name in path.stem for name in names)]
+    """The toolchain's real chat templates, or those whose names contain one of `names`."""
+    paths = sorted((llama_cpp / "models" / "templates").glob("*.jinja"))
+    return [path for path in paths if not names or any(name in path.stem for name in names)]
 
 
 def main() -> None:
-    """Sweep, print the table, and fail where something differs that is not declared."""
+    """Sweep, print the table, and fail if a prompt differs for no known cause."""
     parser = argparse.ArgumentParser(prog="scripts/prompt-sweep", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="*", help="parts of template names; by default all")
@@ -126,18 +126,20 @@ def main() -> None:
         sys.exit("There is no Ollama here; scripts/install-ollama builds one.")
     head = [f"{kind:<11}" for kind in KINDS]
     print(
-        " | ".join([f"{'equal, declared, different:':<60}", *head, "the daemon reports", "pinned"])
+        " | ".join(
+            [f"{'equal, known difference, different:':<60}", *head, "the daemon reports", "pinned"]
+        )
     )
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with sweeping_daemon(binary, folder / "ollama") as daemon:
             for path in templates(find_toolchain().folder, options.names):
-                swept = sweep_one(path, daemon, folder)
-                print(line(swept), flush=True)
+                result = sweep_one(path, daemon, folder)
+                print(line(result), flush=True)
                 different = [
                     item
-                    for item in (swept.comparison.compared if swept.comparison else ())
+                    for item in (result.comparison.compared if result.comparison else ())
                     if item.outcome == "different"
                 ]
                 failed += len(different)

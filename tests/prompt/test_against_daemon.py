@@ -1,4 +1,4 @@
-"""A real daemon makes the prompts that were decided on, and reads a Modelfile back as written."""
+"""A real daemon renders the prompts that were decided on, and reads a Modelfile as written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONVERSATIONS: tuple[Messages, ...] = (
     turns("Hi", "A\n\nB", "{{ C }} < 2", "D", "日本語 🙂"),
     turns("Hi", "A", "B", system="S\n\nT"),
 )
-# Only what a TEMPLATE renders: natively some of these are told apart.
+# Only for a TEMPLATE: a chat template can render some of these differently.
 ODD: tuple[Messages, ...] = (
     turns("Hi", "It begins"),
     (*turns("One"), *turns("Two", " padded \n"), *turns("Three")),
@@ -38,7 +38,7 @@ ODD: tuple[Messages, ...] = (
 
 
 @pytest.mark.parametrize("file", list(known_templates()))
-def test_ollama_evaluates_each_template_as_ftpack_does(
+def test_ollama_evaluates_each_ollama_template_as_ftpack_does(
     file: str, ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     ollama_template = read_template(f"ollama/{file}.gotmpl")
@@ -51,7 +51,7 @@ def test_ollama_evaluates_each_template_as_ftpack_does(
 
 
 @pytest.mark.parametrize("family", list(EXAMPLES))
-def test_the_decision_gives_the_prompts_of_training(
+def test_the_decision_renders_the_training_prompts(
     family: str, ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     example = EXAMPLES[family]
@@ -64,7 +64,7 @@ def test_the_decision_gives_the_prompts_of_training(
     _assert_as_trained(client, name, example.chat_template)
 
 
-def test_a_template_that_ollama_would_set_aside_is_rendered_by_the_gguf(
+def test_the_ggufs_chat_template_renders_if_ollama_would_ignore_a_template(
     ollama_daemon: OllamaDaemon, tmp_path: Path
 ) -> None:
     source = EXAMPLES["chatml"].chat_template.source + "{% if tools %}{{ tools }}{% endif %}"
@@ -77,11 +77,11 @@ def test_a_template_that_ollama_would_set_aside_is_rendered_by_the_gguf(
     _assert_as_trained(client, "prompt-native", example.chat_template)
 
 
-def test_the_padding_keeps_ollama_from_a_template_of_its_own(
+def test_the_padding_keeps_ollama_from_adding_its_own_template(
     ollama_daemon: OllamaDaemon, llama_cpp_source: Path, tmp_path: Path
 ) -> None:
     path = llama_cpp_source / "models" / "templates" / "google-gemma-2-2b-it.jinja"
-    # As the GGUF has it where ftpack is not asked: the daemon takes it for the one it knows.
+    # Without ftpack, the daemon recognises the GGUF's chat template as one that it knows.
     chat_template = ChatTemplate(path.read_text(encoding="utf-8"), "gemma", "<s>", "</s>")
     client = ollama.Client(ollama_daemon.host)
     in_force = []
@@ -131,7 +131,7 @@ def test_ollama_reads_a_modelfile_back_as_written(
     answer = _post(ollama.Client(ollama_daemon.host), "/api/show", {"model": "prompt-modelfile"})
     response = read_show_response(answer)
     assert (answer["template"], response.system, response.stops) == (
-        spec.template,
+        spec.ollama_template,
         text,
         spec.stops,
     )
@@ -168,7 +168,7 @@ def _rendered(client: ollama.Client, name: str, messages: Sequence[Mapping[str, 
 
 
 def _post(client: ollama.Client, path: str, body: Mapping[str, object]) -> Any:
-    # The client has no name for what it does not know of, such as `_debug_render_only`.
+    # The client has no argument for `_debug_render_only`.
     answer = client._client.post(path, json=body)
     answer.raise_for_status()
     return answer.json()

@@ -1,4 +1,4 @@
-"""A chat template is found where transformers finds it, and rendered as transformers renders it."""
+"""The chat template is the one that transformers uses, and renders as transformers does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packager.model.model_file import ModelFile
 from packager.prompt.chat_template import ChatTemplate, load_chat_template
 from packager.prompt.conversation import BATTERY, CORE, TOOLS, Conversation, turns
 
-# Real templates of models that are much fine-tuned, whichever tricks of Jinja they use.
+# Real chat templates of models that are often fine-tuned.
 REAL = (
     "google-gemma-2-2b-it",
     "google-gemma-4-31B-it",
@@ -53,20 +53,18 @@ def test_renders_as_transformers_does(name: str, opens: bool, llama_cpp_source: 
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_makes_the_prompts_of_the_whole_battery_as_transformers_does(
-    name: str, llama_cpp_source: Path
-) -> None:
+def test_renders_the_whole_battery_as_transformers_does(name: str, llama_cpp_source: Path) -> None:
     source = (llama_cpp_source / "models" / "templates" / f"{name}.jinja").read_text()
     chat_template = ChatTemplate(source, name, "<s>", "</s>", {"pad_token": "<pad>"})
     for conversation in BATTERY:
         try:
-            made = chat_template.prompt(conversation)
+            prompt = chat_template.prompt(conversation)
         except ChatTemplateError:
-            made = None
-        assert made == _expected_prompt(source, conversation), conversation.name
+            prompt = None
+        assert prompt == _expected_prompt(source, conversation), conversation.name
 
 
-def test_the_template_for_tools_is_taken_where_there_are_tools() -> None:
+def test_the_chat_template_for_tools_is_used_if_there_are_tools() -> None:
     chat_template = ChatTemplate("plain", "a test", None, None, tool_use="{{ tools | length }}")
     assert chat_template.prompt(CORE[0]) == "plain"
     assert chat_template.prompt(TOOLS[0]) == "1"
@@ -100,15 +98,15 @@ def test_the_environment_is_that_of_transformers(source: str) -> None:
         assert chat_template.render(messages, add_generation_prompt=True) == expected
 
 
-def test_what_the_user_names_goes_before_all(tmp_path: Path) -> None:
+def test_a_file_that_the_user_names_comes_first(tmp_path: Path) -> None:
     override = _write(tmp_path / "mine.jinja", "mine").path
     adapter = {"chat_template.jinja": _write(tmp_path / "a.jinja", "adapter")}
-    found = load_chat_template(adapter, {}, override)
-    assert found is not None
-    assert (found.source, found.origin) == ("mine", str(override))
+    chat_template = load_chat_template(adapter, {}, override)
+    assert chat_template is not None
+    assert (chat_template.source, chat_template.origin) == ("mine", str(override))
 
 
-def test_precedence_of_places(tmp_path: Path) -> None:
+def test_precedence_of_files(tmp_path: Path) -> None:
     places = [
         ("adapter", "chat_template.jinja", "a file of the adapter"),
         ("adapter", "tokenizer_config.json", json.dumps({"chat_template": "adapter's config"})),
@@ -120,10 +118,10 @@ def test_precedence_of_places(tmp_path: Path) -> None:
         files[side][name] = _write(tmp_path / f"{side}-{name}", text)
     origins, sources = [], []
     for side, name, _ in places:
-        found = load_chat_template(files["adapter"], files["base"], None)
-        assert found is not None
-        origins.append(found.origin)
-        sources.append(found.source)
+        chat_template = load_chat_template(files["adapter"], files["base"], None)
+        assert chat_template is not None
+        origins.append(chat_template.origin)
+        sources.append(chat_template.source)
         del files[side][name]
     assert origins == [
         "chat_template.jinja of the fine-tune",
@@ -137,15 +135,15 @@ def test_precedence_of_places(tmp_path: Path) -> None:
     assert load_chat_template({}, {}, None) is None
 
 
-def test_of_several_named_templates_the_default_is_taken(tmp_path: Path) -> None:
+def test_the_default_of_several_named_templates_is_used(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    found = load_chat_template(_config(tmp_path, chat_template=named), {}, None)
-    assert found is not None
-    assert (found.source, found.tool_use) == ("D", "T")
+    chat_template = load_chat_template(_config(tmp_path, chat_template=named), {}, None)
+    assert chat_template is not None
+    assert (chat_template.source, chat_template.tool_use) == ("D", "T")
     files = {name: _write(tmp_path / name, name) for name in ("chat_template.jinja", TOOL_USE)}
-    found = load_chat_template(files, {}, None)
-    assert found is not None
-    assert (found.source, found.tool_use) == ("chat_template.jinja", TOOL_USE)
+    chat_template = load_chat_template(files, {}, None)
+    assert chat_template is not None
+    assert (chat_template.source, chat_template.tool_use) == ("chat_template.jinja", TOOL_USE)
 
 
 def test_several_named_templates_without_a_default_are_refused(tmp_path: Path) -> None:
@@ -159,14 +157,14 @@ def test_a_chat_template_of_another_type_is_a_corrupt_file(tmp_path: Path) -> No
         load_chat_template(_config(tmp_path, chat_template=[1]), {}, None)
 
 
-def test_an_override_that_is_no_text_is_a_corrupt_file(tmp_path: Path) -> None:
+def test_a_named_file_that_is_not_text_is_a_corrupt_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CorruptFileError, match=r"mine\.jinja"):
         load_chat_template({}, {}, path)
 
 
-def test_tokens_are_those_of_the_adapter_where_it_has_a_tokenizer(tmp_path: Path) -> None:
+def test_tokens_are_the_adapters_if_it_has_a_tokenizer(tmp_path: Path) -> None:
     base = _config(tmp_path / "base", chat_template="x", bos_token="<b>", eos_token="<e>")
     adapter = _config(
         tmp_path / "adapter",
@@ -174,22 +172,29 @@ def test_tokens_are_those_of_the_adapter_where_it_has_a_tokenizer(tmp_path: Path
         eos_token=None,
         pad_token="<pad>",
     )
-    found = load_chat_template(adapter, base, None)
-    assert found is not None
-    assert (found.bos_token, found.eos_token) == ("<s>", None)
-    assert found.other_tokens == {"pad_token": "<pad>"}
+    chat_template = load_chat_template(adapter, base, None)
+    assert chat_template is not None
+    assert (chat_template.bos_token, chat_template.eos_token) == ("<s>", None)
+    assert chat_template.other_tokens == {"pad_token": "<pad>"}
     without = load_chat_template({}, base, None)
     assert without is not None
     assert (without.bos_token, without.eos_token) == ("<b>", "<e>")
 
 
-def test_an_old_special_tokens_map_is_read_where_the_config_is_silent(tmp_path: Path) -> None:
+def test_a_special_tokens_map_supplies_tokens_that_the_config_omits(tmp_path: Path) -> None:
     files = _config(tmp_path, chat_template="x", eos_token="</s>")
     tokens = {"bos_token": {"content": "<s>"}, "eos_token": "old"}
     files["special_tokens_map.json"] = _write(tmp_path / "map.json", json.dumps(tokens))
-    found = load_chat_template(files, {}, None)
-    assert found is not None
-    assert (found.bos_token, found.eos_token) == ("<s>", "</s>")
+    chat_template = load_chat_template(files, {}, None)
+    assert chat_template is not None
+    assert (chat_template.bos_token, chat_template.eos_token) == ("<s>", "</s>")
+
+
+def test_a_chat_template_that_does_not_end_is_refused() -> None:
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    chat_template = ChatTemplate(loops, "chat_template.jinja", None, None)
+    with pytest.raises(ChatTemplateError, match="1,000,000"):
+        chat_template.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
 
 
 def _expected_prompt(source: str, conversation: Conversation) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from packager.errors import PromptRefusedError
 from packager.prompt.chat_template import ChatTemplate
-from packager.prompt.comparison import Comparison, Render, TokenizedBy, compare
+from packager.prompt.comparison import Comparison, Render, TokenizerPair, compare
 from packager.prompt.conversation import BATTERY, CORE, PREFILLED, TOOLS, Conversation, turns
 from packager.prompt.server import server_variables
 from tests.prompt.examples import CHATML
@@ -63,7 +63,7 @@ def test_a_known_change_is_named_and_a_further_change_is_a_difference() -> None:
 
     (item,) = compare(TEMPLATE, [two], joined, "a test", is_by_template=True).compared
     assert item.outcome == "known_difference"
-    assert item.causes == ("messages of one role in a row are joined",)
+    assert item.causes == ("the server joins messages of one role in a row",)
     (item,) = _compare(lambda conversation: joined(conversation) + "!", two).compared
     assert (item.outcome, item.causes) == ("different", ())
 
@@ -96,7 +96,7 @@ def test_a_reordered_tool_schema_is_a_known_difference() -> None:
     (item,) = _compare(reordered, TOOLS[0]).compared
     assert (item.outcome, item.causes) == (
         "known_difference",
-        ("the server writes tool schemas anew",),
+        ("the server rewrites tool schemas",),
     )
 
 
@@ -140,10 +140,10 @@ def test_different_token_ids_are_a_failure_even_if_the_text_is_equal() -> None:
     def ids(prompt: str) -> list[int]:
         return [ord(character) for character in prompt]
 
-    same = TokenizedBy(ids, ids)
-    other = TokenizedBy(ids, lambda prompt: ids(prompt)[1:])
-    for tokenized_by, failed in ((same, 0), (other, len(CORE))):
-        comparison = compare(TEMPLATE, CORE, TEMPLATE.prompt, "a test", tokenized_by)
+    same = TokenizerPair(ids, ids)
+    other = TokenizerPair(ids, lambda prompt: ids(prompt)[1:])
+    for tokenizers, failed in ((same, 0), (other, len(CORE))):
+        comparison = compare(TEMPLATE, CORE, TEMPLATE.prompt, "a test", tokenizers)
         assert len(comparison.failed) == failed
 
 

@@ -1,4 +1,4 @@
-"""Who renders is decided by what a chat template renders, and what ends an answer with it."""
+"""What a chat template renders decides who renders in Ollama, and what ends an answer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PHI4_EXAMPLE = make_example(PHI4, TURNS, [1])
 
 
 @pytest.mark.parametrize("family", list(EXAMPLES))
-def test_each_family_is_recognised_by_what_it_renders(family: str) -> None:
+def test_each_family_is_recognised_by_its_prompts(family: str) -> None:
     decision = EXAMPLES[family].decide()
     assert (decision.renderer, decision.family) == ("TEMPLATE", family)
     assert f"TEMPLATE of the {family} family" in decision.reason
 
 
 @pytest.mark.parametrize("example", [*EXAMPLES.values(), PHI4_EXAMPLE])
-def test_the_template_in_force_makes_the_prompts_of_training(example: Example) -> None:
+def test_the_ollama_template_renders_the_training_prompts(example: Example) -> None:
     ollama_template = example.decide().ollama_template
     assert ollama_template is not None
     chat_template = example.chat_template
@@ -49,28 +49,30 @@ def test_the_template_in_force_makes_the_prompts_of_training(example: Example) -
     ("name", "family"),
     [("google-gemma-2-2b-it", "gemma"), ("microsoft-Phi-3.5-mini-instruct", "phi3")],
 )
-def test_published_templates_are_recognised(name: str, family: str, llama_cpp_source: Path) -> None:
-    found = find_ollama_template(_published(name, llama_cpp_source))
-    assert found is not None
-    assert found.family == family
+def test_published_chat_templates_are_recognised(
+    name: str, family: str, llama_cpp_source: Path
+) -> None:
+    ollama_template = find_ollama_template(_published(name, llama_cpp_source))
+    assert ollama_template is not None
+    assert ollama_template.family == family
 
 
-def test_the_same_markers_spaced_otherwise_are_another_template_of_the_family() -> None:
+def test_the_same_markers_with_other_spaces_are_another_template_of_the_family() -> None:
     first = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>").decide()
     other = EXAMPLES["mistral"].decide()
     assert first.family == other.family == "mistral"
     assert first.ollama_template != other.ollama_template
 
 
-def test_a_refused_system_turn_is_told() -> None:
+def test_the_reason_counts_conversations_that_the_chat_template_refuses() -> None:
     decision = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>").decide()
     assert decision.renderer == "TEMPLATE"
-    assert "refused by the chat template" in decision.reason
+    assert "the chat template refuses" in decision.reason
 
 
-def test_what_no_template_can_do_is_told() -> None:
+def test_the_reason_names_what_no_ollama_template_can_do() -> None:
     reason = EXAMPLES["llama3"].decide().reason
-    assert "7 differ: messages of one role in a row are joined" in reason
+    assert "7 differ: the server joins messages of one role in a row" in reason
     assert "the chat template trims messages" in reason
 
 
@@ -82,20 +84,20 @@ def test_what_no_template_can_do_is_told() -> None:
         ("message.content + ", "message.content | length | string + "),
     ],
 )
-def test_where_no_ollama_template_makes_the_same_prompts_there_is_none(
+def test_without_an_ollama_template_for_the_training_prompts_the_choice_go_is_refused(
     change: tuple[str, str],
 ) -> None:
     source = CHATML.replace(*change)
     assert source != CHATML
     example = make_example(source, TURNS, [1])
     for version in (NEWEST, "0.24.0"):
-        with pytest.raises(ChatTemplateError, match="No TEMPLATE"):
+        with pytest.raises(ChatTemplateError, match="no TEMPLATE"):
             example.decide(ollama_version=version)
     assert example.decide("auto").renderer == "native"
 
 
 @pytest.mark.parametrize("example", [*EXAMPLES.values(), PHI4_EXAMPLE])
-def test_a_server_that_can_renders_with_the_ggufs_own(example: Example) -> None:
+def test_a_new_server_renders_with_the_ggufs_own_chat_template(example: Example) -> None:
     for version in ("0.30.0", "0.32.15", "0.31.2-rc1", "1.0.0", "0.0.0"):
         decision = example.decide("auto", ollama_version=version)
         assert (decision.renderer, decision.family, decision.ollama_template) == (
@@ -105,7 +107,7 @@ def test_a_server_that_can_renders_with_the_ggufs_own(example: Example) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.29.9", "0.24.0", "0.9.6"])
-def test_an_older_server_gets_a_template_of_its_own(version: str) -> None:
+def test_an_older_server_gets_an_ollama_template(version: str) -> None:
     example = EXAMPLES["chatml"]
     assert example.decide("auto", ollama_version=version).family == "chatml"
     with pytest.raises(ChatTemplateError, match=version):
@@ -121,34 +123,36 @@ def test_an_older_server_gets_a_template_of_its_own(version: str) -> None:
         ("{# content.split('</think>') #}", "thinking"),
     ],
 )
-def test_a_template_that_ollama_would_set_aside_is_refused(addition: str, ability: str) -> None:
+def test_an_ollama_template_that_ollama_would_ignore_is_refused(
+    addition: str, ability: str
+) -> None:
     example = make_example(CHATML + addition, TURNS, [1])
     with pytest.raises(ChatTemplateError, match=f"takes {ability}"):
         example.decide()
     assert example.decide("auto").renderer == "native"
-    # Servers that render with a TEMPLATE only set none aside.
+    # Older servers, which render only with a TEMPLATE, ignore none.
     assert example.decide("auto", ollama_version="0.24.0").renderer == "TEMPLATE"
 
 
-def test_native_leaves_the_ggufs_template_in_force() -> None:
+def test_native_has_no_ollama_template() -> None:
     example = EXAMPLES["chatml"]
     decision = example.decide("native")
     assert (decision.renderer, decision.ollama_template) == ("native", None)
     assert decision.stops == example.decide().stops
 
 
-def test_every_id_that_ends_an_answer_is_told() -> None:
+def test_end_token_ids_are_all_ids_that_end_an_answer() -> None:
     assert EXAMPLES["llama3"].decide("auto").end_token_ids == (128009, 128001, 128008)
 
 
-def test_a_bos_for_some_conversations_is_left_to_the_chat_template() -> None:
+def test_a_bos_in_only_some_prompts_is_left_to_the_chat_template() -> None:
     source = "{% if messages[0].role == 'system' %}<s>{% endif %}" + CHATML
     decision = make_example(source, {1: "<|im_end|>", 3: "<s>"}, [1], "<s>").decide("auto")
     assert decision.begins_with_bos is False
 
 
-def test_a_chat_template_without_what_the_user_says_is_refused() -> None:
-    with pytest.raises(ChatTemplateError, match="leaves out what the user says"):
+def test_a_chat_template_that_omits_the_users_text_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="what the user says"):
         make_example("<|im_start|>hello<|im_end|>", TURNS, [1]).decide()
 
 
@@ -157,7 +161,9 @@ def test_a_chat_template_that_does_not_render_is_refused() -> None:
         make_example("{{ raise_exception('no') }}", TURNS, [1]).decide()
 
 
-def test_the_gguf_carries_the_training_template_behind_a_comment(llama_cpp_source: Path) -> None:
+def test_the_gguf_contains_the_training_chat_template_after_a_comment(
+    llama_cpp_source: Path,
+) -> None:
     for name in ("google-gemma-2-2b-it", "Qwen-Qwen3-0.6B", "openai-gpt-oss-120b"):
         chat_template = _published(name, llama_cpp_source)
         padded = decide(chat_template, Vocabulary((), {}, frozenset())).gguf_chat_template
@@ -171,42 +177,41 @@ def test_the_gguf_carries_the_training_template_behind_a_comment(llama_cpp_sourc
 
 
 @pytest.mark.parametrize(
-    ("name", "stops", "end_of_turn"),
+    ("name", "stops"),
     [
-        ("chatml", ("<|im_end|>", "<|endoftext|>"), "<|im_end|>"),
-        ("llama3", ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"), "<|eot_id|>"),
-        ("gemma", ("<end_of_turn>", "<eos>"), "<end_of_turn>"),
-        ("mistral", ("</s>",), "</s>"),
+        ("chatml", ("<|im_end|>", "<|endoftext|>")),
+        ("llama3", ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")),
+        ("gemma", ("<end_of_turn>", "<eos>")),
+        ("mistral", ("</s>",)),
     ],
 )
-def test_stops_are_what_ends_a_turn_and_every_eos(
-    name: str, stops: tuple[str, ...], end_of_turn: str
-) -> None:
-    decision = EXAMPLES[name].decide()
+def test_stops_are_the_end_of_a_turn_and_every_eos(name: str, stops: tuple[str, ...]) -> None:
+    example = EXAMPLES[name]
+    decision = example.decide()
     assert decision.stops == stops
-    assert decision.end_of_turn == end_of_turn
+    assert example.vocabulary.token_of[decision.end_token_ids[0]] == stops[0]
 
 
-def test_what_opens_a_turn_is_no_stop() -> None:
+def test_the_beginning_of_a_turn_is_not_a_stop() -> None:
     source = (
         "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}<|assistant|>"
     )
     tokens = {7: "<|assistant|>", 8: "<|user|>", 9: "<eos>"}
     decision = make_example(source, tokens, [9]).decide("auto")
     assert decision.stops == ("<eos>",)
-    assert decision.end_of_turn is None
+    assert decision.end_token_ids == (9,)
 
 
-def test_a_marker_that_is_no_token_stops_as_text() -> None:
+def test_an_end_marker_that_is_not_a_token_is_a_stop_text() -> None:
     decision = decide(
         EXAMPLES["chatml"].chat_template, Vocabulary((2,), {2: "</s>"}, frozenset({"</s>"}))
     )
     assert decision.stops == ("<|im_end|>", "</s>")
-    assert decision.end_of_turn is None
+    assert decision.end_token_ids == (2,)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("llama3", True), ("chatml", False)])
-def test_it_tells_whether_training_had_a_bos(name: str, expected: bool) -> None:
+def test_begins_with_bos_is_whether_training_had_a_bos(name: str, expected: bool) -> None:
     assert EXAMPLES[name].decide().begins_with_bos is expected
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong with prompts elsewhere, one by one, on a real daemon."""
+"""What can go wrong with prompts, one hazard at a time, on a real daemon."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def create(
 
 
 def prompt_tokens(client: ollama.Client, name: str, content: str) -> int:
-    """How many tokens the daemon computed of a prompt that it has not seen before."""
+    """The number of tokens in a prompt that the daemon has not cached."""
     reply = client.chat(
         name, [{"role": "user", "content": content}], options={"num_predict": 1}, keep_alive=0
     )
     return reply.prompt_eval_count or 0
 
 
-def test_1_and_2_the_template_in_force_is_read_back_and_another_one_is_refused(
+def test_1_and_2_the_template_in_force_is_read_back_and_any_other_is_refused(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + TURNS)
@@ -143,7 +143,7 @@ def test_4_a_bos_in_a_go_template_would_be_doubled(
         ),
     ],
 )
-def test_5_what_the_chat_template_can_do_is_what_the_daemon_offers(
+def test_5_the_daemon_offers_the_abilities_of_the_chat_template(
     addition: str, abilities: set[str], daemon: Daemon, tmp_path: Path
 ) -> None:
     example = make_example(TURNS + addition, {2: "</s>"}, [2])
@@ -153,12 +153,12 @@ def test_5_what_the_chat_template_can_do_is_what_the_daemon_offers(
     assert set(daemon.show(name).capabilities) == abilities
 
 
-def test_6_a_conversation_that_the_chat_template_refuses_is_found_beforehand(
+def test_6_a_conversation_that_the_chat_template_refuses_is_found_in_advance(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     example = make_example(MISTRAL_FIRST, {1: "<s>", 2: "</s>"}, [2], "<s>")
     two_users = Conversation("", (*turns("One."), *turns("Two.")))
-    assert any("roles must alternate" in said for said in lint(
+    assert any("roles must alternate" in finding for finding in lint(
         example.chat_template, example.vocabulary
     ))  # fmt: skip
     gguf = write_chain_gguf(tmp_path / "m.gguf", chat_template=PADDING + MISTRAL_FIRST)
@@ -170,7 +170,7 @@ def test_6_a_conversation_that_the_chat_template_refuses_is_found_beforehand(
 @pytest.mark.parametrize(
     "text", ['"""', '"quoted"', "{{ .System }} }}", "'\n\n'", "a\r\nb", "\u200b"]
 )
-def test_7_braces_quotes_and_line_ends_arrive_as_they_are(
+def test_7_braces_quotes_and_line_ends_arrive_unchanged(
     text: str, daemon: Daemon, tmp_path: Path
 ) -> None:
     escaped = OLLAMA_TEMPLATE + "{{ `" + text + "` }}"
@@ -183,7 +183,7 @@ def test_7_braces_quotes_and_line_ends_arrive_as_they_are(
     assert rendered.endswith(text.replace("\r", ""))  # Go drops it from raw strings
 
 
-def test_8_nothing_is_sampled_otherwise_than_asked_for(daemon: Daemon, tmp_path: Path) -> None:
+def test_8_the_daemon_adds_no_sampling_parameters(daemon: Daemon, tmp_path: Path) -> None:
     gguf = write_chain_gguf(
         tmp_path / "m.gguf", chat_template=EXAMPLES["gemma"].chat_template.source
     )
@@ -191,7 +191,7 @@ def test_8_nothing_is_sampled_otherwise_than_asked_for(daemon: Daemon, tmp_path:
     assert (response.parameters, response.stops) == ({}, ())
 
 
-def test_17_a_marker_is_one_control_token_and_content_is_none(
+def test_17_a_marker_is_one_control_token_and_content_contains_none(
     daemon: Daemon, client: ollama.Client, tmp_path: Path
 ) -> None:
     gguf = write_chain_gguf(

@@ -1,4 +1,4 @@
-"""A Modelfile says what was decided, in a form that Ollama's parser reads back unchanged."""
+"""A Modelfile says what was decided; Ollama's parser reads it back unchanged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EMPTY = ModelfileSpec(None, None, ())
 
 
 @pytest.mark.parametrize("name", list(REAL))
-def test_the_examples_are_what_is_rendered_today(name: str, llama_cpp_source: Path) -> None:
-    """Mend them with `python -m tests.prompt.examples`."""
+def test_the_examples_are_up_to_date(name: str, llama_cpp_source: Path) -> None:
+    """Update them with `python -m tests.prompt.examples`."""
     assert (FOLDER / f"{name}.Modelfile").read_bytes().decode() == example_modelfile(
         name, llama_cpp_source
     )
@@ -49,23 +49,23 @@ def test_everything_is_said_once_and_in_order() -> None:
     ]
 
 
-def test_what_is_not_there_is_not_said() -> None:
+def test_an_empty_spec_gives_only_from() -> None:
     text = render_modelfile(EMPTY, "m.gguf")
     assert text.startswith("#")
     assert text.endswith("\nFROM ./m.gguf\n")
 
 
-def test_an_empty_template_is_not_none() -> None:
+def test_an_empty_ollama_template_is_written() -> None:
     assert 'TEMPLATE """"""' in render_modelfile(ModelfileSpec("", None, ()), "m.gguf")
 
 
-def test_jinja_and_go_marks_in_a_text_are_only_text() -> None:
+def test_jinja_and_go_syntax_in_a_text_is_plain_text() -> None:
     text = "{{ 1 + 1 }} {% if x %} {# gone? #} {{ .Prompt }}"
     assert f'SYSTEM """{text}"""' in render_modelfile(ModelfileSpec(None, text, ()), "m.gguf")
 
 
 @pytest.mark.parametrize("system", ['say """x""" now', '"', 'ends """', "  padded \n", "a\\nb"])
-def test_quotes_and_white_space_stay_as_they_are(system: str) -> None:
+def test_quotes_and_white_space_are_unchanged(system: str) -> None:
     spec = ModelfileSpec(None, system, ())
     assert f'SYSTEM """{system}"""\n' in render_modelfile(spec, "m.gguf")
 
@@ -142,19 +142,19 @@ def test_sampling_is_never_invented(tmp_path: Path) -> None:
     assert sampling_parameters(_generation_config(tmp_path, do_sample=True, top_p=None)) == {}
 
 
-def test_what_has_no_effect_without_sampling_is_left_out(tmp_path: Path) -> None:
+def test_settings_without_effect_are_omitted(tmp_path: Path) -> None:
     files = _generation_config(tmp_path, do_sample=False, temperature=0.6, repetition_penalty=1.2)
     assert sampling_parameters(files) == {"repeat_penalty": 1.2}
 
 
 @pytest.mark.parametrize("value", ["0.6", True, [1], float("nan")])
-def test_a_setting_that_is_no_number_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
+def test_a_setting_that_is_not_a_number_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="temperature"):
         sampling_parameters(_generation_config(tmp_path, temperature=value))
 
 
 @pytest.mark.parametrize("value", [1.5, 10**30, "20", [20]])
-def test_a_count_that_is_none_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
+def test_a_count_that_is_not_an_integer_is_a_corrupt_file(value: object, tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match="top_k"):
         sampling_parameters(_generation_config(tmp_path, top_k=value))
 

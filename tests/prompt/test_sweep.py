@@ -1,4 +1,4 @@
-"""Real chat templates, decided on and proved on a real daemon: all of them, each conversation."""
+"""All real chat templates, decided on, and compared in every conversation on a real daemon."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from packager.runtime.daemon import Daemon
-from tests.prompt.sweep import Swept, sweep_one, sweeping_daemon, templates
+from tests.prompt.sweep import SweepResult, sweep_one, sweeping_daemon, templates
 
-# These render nothing without tools, or without a variable that only their own code defines.
+# These render nothing without tools, or without a variable that only the model's own code sets.
 REFUSED = {
     "CohereForAI-c4ai-command-r-plus-tool_use",
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
@@ -20,45 +20,49 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def swept(
+def results(
     ollama_binary: Path, llama_cpp_source: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[Swept]]:
+) -> Iterator[list[SweepResult]]:
     folder = tmp_path_factory.mktemp("sweep")
     with sweeping_daemon(ollama_binary, folder / "ollama") as daemon:
         yield [sweep_one(path, daemon, folder) for path in templates(llama_cpp_source)]
 
 
-def test_every_template_is_decided_on_or_refused_with_the_reason(swept: list[Swept]) -> None:
-    assert len(swept) >= 60
-    assert {item.name for item in swept if item.decision is None} == REFUSED
-    assert all(item.refusal for item in swept if item.decision is None)
+def test_every_chat_template_is_decided_on_or_refused_with_a_reason(
+    results: list[SweepResult],
+) -> None:
+    assert len(results) >= 60
+    assert {item.name for item in results if item.decision is None} == REFUSED
+    assert all(item.refusal for item in results if item.decision is None)
 
 
-def test_every_core_conversation_is_equal_on_the_daemon(swept: list[Swept]) -> None:
+def test_every_core_conversation_is_equal_on_the_daemon(results: list[SweepResult]) -> None:
     core = [
         (item.name, compared.conversation.name, compared.outcome)
-        for item in swept
+        for item in results
         for compared in (item.comparison.compared if item.comparison else ())
         if compared.conversation.kind == "core" and compared.outcome != "unsupported"
     ]
-    assert [found for found in core if found[2] != "equal"] == []
+    assert [item for item in core if item[2] != "equal"] == []
     assert len(core) > 1000
 
 
-def test_tools_thinking_and_begun_answers_are_equal_or_declared(swept: list[Swept]) -> None:
+def test_tools_thinking_and_begun_answers_are_equal_or_known_differences(
+    results: list[SweepResult],
+) -> None:
     unexplained = [
         (item.name, compared.conversation.name)
-        for item in swept
+        for item in results
         for compared in (item.comparison.compared if item.comparison else ())
         if compared.outcome == "different"
     ]
     assert unexplained == []
 
 
-def test_what_the_daemon_refuses_is_an_ability_that_it_does_not_report(
-    swept: list[Swept],
+def test_the_daemon_refuses_only_abilities_that_it_does_not_report(
+    results: list[SweepResult],
 ) -> None:
-    for item in swept:
+    for item in results:
         for compared in item.comparison.compared if item.comparison else ():
             if compared.rendered is None and compared.causes:
                 (cause,) = compared.causes
@@ -70,7 +74,7 @@ def test_what_the_daemon_refuses_is_an_ability_that_it_does_not_report(
 def test_without_the_pins_conversations_would_differ(
     ollama_binary: Path, llama_cpp_source: Path, tmp_path: Path
 ) -> None:
-    """What the comparison is for: the same chat template, handed over as it is."""
+    """The same chat template, handed over unchanged."""
     from packager.prompt.chat_template import ChatTemplate
     from packager.prompt.conversation import CORE
     from packager.prompt.native import PADDING

@@ -34,7 +34,7 @@ from testing.usual_route import (
     read_weights,
 )
 from tests.command import ftpack
-from tests.told import Told
+from tests.reports import Reports
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
@@ -46,7 +46,7 @@ GGUF_NAMES = {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
 SKIPPED = "model.layers.1.self_attn.v_proj"
 
 
-class Notes(Told):
+class Notes(Reports):
     def about(self, text: str) -> str:
         (note,) = [note for note in self.notes if text in note]
         return note

@@ -237,8 +237,8 @@ class TestCreate:
     def test_a_model_of_that_name_is_replaced(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "twice", chain_gguf, stops=("a",), system="first")
         register(daemon, "Twice:latest", chain_gguf, stops=("b",))
-        shown = daemon.show("twice")
-        assert (shown.stops, shown.system) == (("b",), "")
+        response = daemon.show("twice")
+        assert (response.stops, response.system) == (("b",), "")
 
     def test_a_copy_is_the_same_model(self, daemon: Daemon, chain_gguf: Path) -> None:
         register(daemon, "tags:q4_k_m", chain_gguf)

@@ -1,4 +1,4 @@
-"""The tiny models of the merge's tests, for what is saved of them."""
+"""The tiny models of merge's tests, for saving what is merged into them."""
 
 from tests.merge.conftest import _one_thread as _one_thread
 from tests.merge.conftest import tiny_base as tiny_base

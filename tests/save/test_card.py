@@ -1,4 +1,4 @@
-"""Of a model card the base's name is changed, and not a letter besides."""
+"""The name of the base in a model card is changed, and nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BASE = "meta-llama/Llama-3.2-1B"
         ("", "nothing", None),
     ],
 )  # fmt: skip
-def test_in_the_text_a_path_is_changed_where_it_stands_as_a_whole(
+def test_a_path_in_the_text_is_changed_if_it_stands_alone(
     recorded: str, text: str, wanted: str | None
 ) -> None:
     assert with_base(text, recorded, BASE) == (text if wanted is None else wanted)
@@ -48,7 +48,7 @@ def test_in_the_text_a_path_is_changed_where_it_stands_as_a_whole(
     ],
 )
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_the_header_names_the_base_and_stays_as_it_is_besides(header: str, newline: str) -> None:
+def test_only_the_name_of_the_base_changes_in_the_header(header: str, newline: str) -> None:
     text = f"---\n{header}---\n# llama\n".replace("\n", newline)
     before = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
 
@@ -69,11 +69,11 @@ def test_the_header_names_the_base_and_stays_as_it_is_besides(header: str, newli
 @pytest.mark.parametrize(
     "text", ["", "# llama\n", "---\n", "---\n{[\n---\n", "---\n- llama\n---\n"]
 )
-def test_a_card_without_a_header_that_can_be_read_stays_as_it_is(text: str) -> None:
+def test_a_card_without_a_readable_header_stays_as_it_is(text: str) -> None:
     assert with_base(text, "llama", BASE) == text
 
 
-def test_a_name_that_yaml_would_read_as_a_number_gets_quotes() -> None:
+def test_a_name_that_yaml_would_read_as_a_number_is_quoted() -> None:
     changed = with_base("---\nbase_model: llama\n---\n", "llama", "123")
 
     assert ModelCard(changed).data.base_model == "123"

@@ -1,4 +1,4 @@
-"""4 bits are those of transformers and bitsandbytes: names, element types and bytes."""
+"""4-bit weights equal those of transformers and bitsandbytes: names, element types and bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def quantized_by_transformers(folder: Path, kind: Kind, out: Path) -> Path:
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["tied", "biased", "scaled", "conv1d", "vlm"])
-def test_merged_4bit_is_what_transformers_saves_of_the_merged_model(
+def test_merged_4bit_equals_the_merged_model_as_transformers_quantizes_it(
     kind: Kind, tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tiny_base(kind)
@@ -52,18 +52,18 @@ def test_merged_4bit_is_what_transformers_saves_of_the_merged_model(
     merged = merge_with_peft(base, kind, lora, tmp_path / "peft")
     usual = quantized_by_transformers(merged, kind, tmp_path / "usual")
 
-    merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
+    merge(request_for(lora), tmp_path / "saved", form="merged_4bit")
 
-    found, wanted = (
-        load_file(folder / "model.safetensors") for folder in (tmp_path / "found", usual)
+    saved, wanted = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "saved", usual)
     )
-    assert found.keys() == wanted.keys()
+    assert saved.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
-        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+        assert (saved[name].dtype, saved[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(saved[name].view(torch.uint8), tensor.view(torch.uint8)), name
     configs = [
         json.loads((folder / "config.json").read_text())["quantization_config"]
-        for folder in (tmp_path / "found", usual)
+        for folder in (tmp_path / "saved", usual)
     ]
     assert configs[0] == configs[1]
 
@@ -89,9 +89,9 @@ def test_transformers_loads_merged_4bit_on_the_cpu_and_generates(
         merged, dtype="auto", quantization_config=config, device_map="cpu"
     )
 
-    merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
+    merge(request_for(lora), tmp_path / "saved", form="merged_4bit")
 
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "found", device_map="cpu")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", device_map="cpu")
     ids = torch.tensor([[3, 5, 7]])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, usual(ids).logits)
@@ -101,25 +101,25 @@ def test_transformers_loads_merged_4bit_on_the_cpu_and_generates(
 
 
 @needs_bitsandbytes
-def test_what_is_no_longer_tied_is_quantized_as_transformers_quantizes_it(
+def test_weights_that_are_no_longer_tied_are_quantized_as_by_transformers(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     lora = make_adapter(tiny_base("tied"), "tied", METHODS["lora-head"], tmp_path / "lora")
-    merge(request_for(lora), tmp_path / "merged", Silent())
+    merge(request_for(lora), tmp_path / "merged")
     usual = quantized_by_transformers(tmp_path / "merged", "tied", tmp_path / "usual")
 
-    merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
+    merge(request_for(lora), tmp_path / "saved", form="merged_4bit")
 
-    found, wanted = (
-        load_file(folder / "model.safetensors") for folder in (tmp_path / "found", usual)
+    saved, wanted = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "saved", usual)
     )
-    assert found.keys() == wanted.keys()
-    assert found["lm_head.weight"].dtype == torch.bfloat16
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert saved.keys() == wanted.keys()
+    assert saved["lm_head.weight"].dtype == torch.bfloat16
+    assert all(torch.equal(saved[name], wanted[name]) for name in wanted)
 
 
 @needs_bitsandbytes
-def test_shards_hold_the_same_and_have_an_index(
+def test_shards_hold_the_same_tensors_and_have_an_index(
     tiny_base: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = tiny_base("biased")
@@ -152,10 +152,10 @@ def test_without_bitsandbytes_the_command_that_installs_it_is_named(
     )
 
     with pytest.raises(ToolchainError, match="bitsandbytes") as caught:
-        merge(request_for(lora), tmp_path / "found", Silent(), form="merged_4bit")
+        merge(request_for(lora), tmp_path / "saved", form="merged_4bit")
 
     assert "pip install" in caught.value.next_step
-    assert not (tmp_path / "found").exists()
+    assert not (tmp_path / "saved").exists()
 
 
 @needs_bitsandbytes
@@ -166,4 +166,4 @@ def test_a_model_is_not_overwritten_by_its_4bit_form(
     lora = make_adapter(base, "biased", METHODS["lora"], tmp_path / "lora")
 
     with pytest.raises(OutputExistsError):
-        merge(request_for(lora, force=True), base, Silent(), form="merged_4bit")
+        merge(request_for(lora, force=True), base, form="merged_4bit")

@@ -76,6 +76,17 @@ def test_named_adapters_are_listed(lora: Path, adapter: Callable[..., Path]) -> 
     assert inspected(lora).named_adapters == ("style",)
 
 
+def test_problems_of_the_chat_template_are_reported(lora: Path) -> None:
+    (lora / "chat_template.jinja").write_text(
+        "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    )
+
+    inspection = inspected(lora)
+
+    assert inspection.chat_template == "chat_template.jinja of the fine-tune"
+    assert any("system" in problem for problem in inspection.chat_template_problems)
+
+
 @pytest.mark.parametrize("left", ["adapter_config.json", "config.json"])
 def test_an_interrupted_run_has_its_training_checkpoints(
     left: str, lora: Path, adapter: Callable[..., Path], small_model: Callable[..., Path]

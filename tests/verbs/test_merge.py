@@ -1,8 +1,9 @@
-"""`ftpack merge` writes a folder that transformers loads, and overwrites one only when told to."""
+"""`ftpack merge` writes a folder that transformers loads, and overwrites one only with --force."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,17 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from packager.errors import NonFiniteError, OutputExistsError
-from packager.merge import save
 from packager.model.checkpoint import FolderCheckpoint
-from packager.package.plan import Request
-from packager.progress import Silent
+from packager.save.safetensors import save_safetensors
 from packager.verbs.merge import merge
 from tests.merge.methods import METHODS
-from tests.merge.tiny import make_adapter, make_base
-from tests.told import Told
+from tests.merge.tiny import make_adapter, make_base, merge_with_peft
+from tests.reports import Reports
+from tests.requests import request_for
 
 
-def test_transformers_loads_what_was_merged_and_answers_as_the_adapter_model(
+def test_transformers_loads_the_merged_model_and_it_answers_as_with_the_adapter(
     adapter: Callable[..., Path], small_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -31,7 +31,7 @@ def test_transformers_loads_what_was_merged_and_answers_as_the_adapter_model(
 
     base, lora = small_model("llama"), adapter("llama")
 
-    merge(Request(str(lora)), tmp_path / "merged", Silent())
+    merge(request_for(lora), tmp_path / "merged")
 
     ids = torch.tensor([[128000, 9906, 1917]])
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
@@ -45,14 +45,14 @@ def test_transformers_loads_what_was_merged_and_answers_as_the_adapter_model(
 
 
 @pytest.mark.parametrize("which", ["base", "adapter"])
-def test_what_is_read_is_never_overwritten(
+def test_the_folder_that_is_read_is_never_overwritten(
     which: str, adapter: Callable[..., Path], small_model: Callable[..., Path]
 ) -> None:
     folder = small_model("llama") if which == "base" else adapter("llama")
     before = sorted(path.name for path in folder.iterdir())
 
-    with pytest.raises(OutputExistsError, match="read from"):
-        merge(Request(str(adapter("llama")), force=True), folder, Silent())
+    with pytest.raises(OutputExistsError, match=re.escape(str(folder))):
+        merge(request_for(adapter("llama"), force=True), folder)
 
     assert sorted(path.name for path in folder.iterdir()) == before
 
@@ -62,13 +62,13 @@ def test_a_model_is_overwritten_only_with_force_and_then_leaves_no_shard_behind(
 ) -> None:
     out = tmp_path / "merged"
     with monkeypatch.context() as patch:
-        patch.setattr(save.save_safetensors, "__defaults__", (40_000_000,))
-        merge(Request(str(adapter("llama"))), out, Silent())
+        patch.setattr(save_safetensors, "__defaults__", (40_000_000,))
+        merge(request_for(adapter("llama")), out)
     assert (out / "model.safetensors.index.json").is_file()
     with pytest.raises(OutputExistsError, match=r"config\.json"):
-        merge(Request(str(adapter("llama"))), out, Silent())
+        merge(request_for(adapter("llama")), out)
 
-    merge(Request(str(adapter("llama")), force=True), out, Silent())
+    merge(request_for(adapter("llama"), force=True), out)
 
     assert sorted(path.name for path in out.glob("model*")) == ["model.safetensors"]
     assert FolderCheckpoint(out).tensors
@@ -84,20 +84,20 @@ def test_a_refused_merge_leaves_everything_as_it_was(
     save_file(weights, diverged / "adapter_model.safetensors")
 
     with pytest.raises(NonFiniteError):
-        merge(Request(str(diverged)), tmp_path / "new" / "below", Silent())
+        merge(request_for(diverged), tmp_path / "new" / "below")
     assert not (tmp_path / "new").exists()
 
-    merge(Request(str(adapter("llama"))), out, Silent())
+    merge(request_for(adapter("llama")), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(NonFiniteError):
-        merge(Request(str(diverged), force=True), out, Silent())
+        merge(request_for(diverged, force=True), out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_an_untrained_adapter_is_said_to_change_nothing(
+def test_an_untrained_adapter_causes_a_warning(
     adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    told = Told()
+    reports = Reports()
     untrained = tmp_path / "untrained"
     shutil.copytree(adapter("llama"), untrained)
     path = untrained / "adapter_model.safetensors"
@@ -106,24 +106,57 @@ def test_an_untrained_adapter_is_said_to_change_nothing(
     }
     save_file(weights, path)
 
-    merge(Request(str(untrained)), tmp_path / "merged", told)
+    merge(request_for(untrained), tmp_path / "merged", reports)
 
-    assert any("untrained" in line for line in told.warnings)
+    assert any("untrained" in line for line in reports.warnings)
 
 
-def test_what_is_no_longer_tied_is_told_and_written_into_the_configuration(
+def test_an_untied_head_is_reported_and_written_into_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Told()
+    reports = Reports()
     base = make_base("tied", tmp_path / "base")
     lora = make_adapter(base, "tied", METHODS["lora-embeddings"], tmp_path / "lora")
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
 
-    merge(Request(str(lora)), tmp_path / "merged", told)
+    merge(request_for(lora), tmp_path / "merged", reports)
 
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert "lm_head.weight" in FolderCheckpoint(tmp_path / "merged").tensors
-    assert any("no longer tied" in message for message in told.warnings)
+    assert any("no longer tied" in message for message in reports.warnings)
     assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A base, and a LoRA and a LoHa for it."""
+    base = make_base("biased", tmp_path / "base")
+    first = make_adapter(base, "biased", METHODS["lora"], tmp_path / "first")
+    second = make_adapter(base, "biased", METHODS["loha"], tmp_path / "second")
+    return base, first, second
+
+
+def test_adapters_are_merged_in_their_order(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, first, second = two
+    step = merge_with_peft(base, "biased", first, tmp_path / "step")
+    expected = FolderCheckpoint(merge_with_peft(step, "biased", second, tmp_path / "peft"))
+
+    merge(request_for(first, adapters=(second,)), tmp_path / "merged")
+
+    merged = FolderCheckpoint(tmp_path / "merged")
+    assert merged.tensors.keys() == expected.tensors.keys()
+    assert all(merged.load(name).equal(expected.load(name)) for name in expected.tensors)
+
+
+def test_adapters_are_merged_into_a_full_model(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, first, _ = two
+    expected = FolderCheckpoint(merge_with_peft(base, "biased", first, tmp_path / "peft"))
+
+    merge(request_for(base, adapters=(first,)), tmp_path / "merged")
+
+    merged = FolderCheckpoint(tmp_path / "merged")
+    assert all(merged.load(name).equal(expected.load(name)) for name in expected.tensors)

@@ -12,7 +12,7 @@ from packager.gguf.quants import QUANTS
 from packager.gguf.types import write_skeleton
 from packager.package.prepare import prepare
 from packager.package.request import BuildOptions, Request
-from packager.prompt.comparison import TokenizedBy
+from packager.prompt.comparison import TokenizerPair
 from packager.source.source_options import SourceOptions
 from packager.verify.corpus import CORPUS, compare_vocabulary
 from packager.verify.renderers import compare_gguf
@@ -26,7 +26,7 @@ def test_different_token_ids_are_a_failure_that_names_the_text() -> None:
     def without_digits(text: str) -> list[int]:
         return [number for number in ids(text) if not chr(number).isdigit()]
 
-    comparison = compare_vocabulary(TokenizedBy(ids, without_digits))
+    comparison = compare_vocabulary(TokenizerPair(ids, without_digits))
     assert "digits" in {item.conversation.name for item in comparison.failed}
     assert "Greek" not in {item.conversation.name for item in comparison.failed}
 
@@ -35,7 +35,7 @@ def test_a_tokenizer_that_composes_letters_is_a_known_difference() -> None:
     def composing(text: str) -> list[int]:
         return ids(unicodedata.normalize("NFC", text))
 
-    comparison = compare_vocabulary(TokenizedBy(composing, ids))
+    comparison = compare_vocabulary(TokenizerPair(composing, ids))
     known = {
         item.conversation.name for item in comparison.compared if item.outcome == "known_difference"
     }

@@ -1,4 +1,4 @@
-"""A user's own conversations are read as trainers write them, each up to its last answer."""
+"""A user's own conversations are read in the formats of trainers, each up to its last answer."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _write(folder: Path, *records: object) -> Path:
     ],
 )
 def test_each_format_is_read(record: dict[str, object], tmp_path: Path) -> None:
-    (found,) = read_conversations(_write(tmp_path, record))
-    assert found.messages == ({"role": "user", "content": "Hi"},)
-    assert (found.name, found.kind) == ("own.jsonl, line 1", "own")
+    (conversation,) = read_conversations(_write(tmp_path, record))
+    assert conversation.messages == ({"role": "user", "content": "Hi"},)
+    assert (conversation.name, conversation.kind) == ("own.jsonl, line 1", "own")
 
 
 def test_system_texts_tools_and_earlier_answers_stay(tmp_path: Path) -> None:
@@ -47,33 +47,35 @@ def test_system_texts_tools_and_earlier_answers_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "fact"),
     [
-        ({"text": "Hi"}, "not turns"),
-        ({"prompt": "Hi", "completion": "Hello"}, "not turns"),
+        ({"text": "Hi"}, "chat template"),
+        ({"prompt": "Hi", "completion": "Hello"}, "chat template"),
         ({"instruction": "Hi"}, "instruction"),
-        ({"messages": ["Hi"]}, "no turn"),
-        ({"conversations": [{"from": "moon", "value": "Hi"}]}, "no turn"),
-        ({"messages": TURNS[1:]}, "no turn before an answer"),
-        ([1], "no object"),
+        ({"messages": ["Hi"]}, "Hi"),
+        ({"conversations": [{"from": "moon", "value": "Hi"}]}, "moon"),
+        ({"messages": TURNS[1:]}, "answer"),
+        ([1], "object"),
     ],
 )
-def test_what_is_no_conversation_is_named_by_its_line(
-    record: object, said: str, tmp_path: Path
+def test_a_line_that_is_not_a_conversation_is_refused_with_its_number(
+    record: object, fact: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CorruptFileError, match=r"own\.jsonl, line 2") as caught:
         read_conversations(_write(tmp_path, {"messages": TURNS}, record))
-    assert said in caught.value.message
+    assert fact in caught.value.message
     assert "messages" in caught.value.next_step
 
 
 @pytest.mark.parametrize("tools", ["{", 5, {"a": 1}, ["x"]])
-def test_tools_that_are_none_are_named_by_their_line(tools: object, tmp_path: Path) -> None:
+def test_invalid_tools_are_refused_with_the_number_of_their_line(
+    tools: object, tmp_path: Path
+) -> None:
     with pytest.raises(CorruptFileError, match=r"line 1.*tools"):
         read_conversations(_write(tmp_path, {"messages": TURNS, "tools": tools}))
 
 
-def test_json_made_to_break_its_reader(tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("[" * 100_000)
 
@@ -81,7 +83,7 @@ def test_json_made_to_break_its_reader(tmp_path: Path) -> None:
         read_conversations(path)
 
 
-def test_a_line_ends_only_where_the_file_says(tmp_path: Path) -> None:
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     turn = {"role": "user", "content": "one\u2028two\u0085three"}
     path.write_text(json.dumps({"messages": [turn]}, ensure_ascii=False), encoding="utf-8")
@@ -91,8 +93,8 @@ def test_a_line_ends_only_where_the_file_says(tmp_path: Path) -> None:
     assert read.messages == (turn,)
 
 
-def test_an_empty_file_or_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorruptFileError, match="no conversation"):
+def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match=r"own\.jsonl"):
         read_conversations(_write(tmp_path))
-    with pytest.raises(CorruptFileError, match="cannot be read"):
+    with pytest.raises(CorruptFileError, match=r"missing\.jsonl"):
         read_conversations(tmp_path / "missing.jsonl")

@@ -89,10 +89,10 @@ def test_a_model_whose_prompt_differs_keeps_a_name_of_its_own(
     assert "mine-unproved:latest" in names(client)
     assert client.show("mine").modelfile == before
 
-    shown = ftpack("prompt", "mine-unproved", host=host, folder=tmp_path)
-    assert shown.returncode == 5, shown.stderr
-    assert "+" in shown.stderr
-    assert "1·May·2025" in shown.stderr or "1 May 2025" in shown.stderr
+    result = ftpack("prompt", "mine-unproved", host=host, folder=tmp_path)
+    assert result.returncode == 5, result.stderr
+    assert "+" in result.stderr
+    assert "1·May·2025" in result.stderr or "1 May 2025" in result.stderr
 
     forced = ftpack("register", bundle, "--name", "mine", "--force", host=host, folder=tmp_path)
 
@@ -195,9 +195,9 @@ def test_the_prompt_of_a_bundle_as_a_table_as_json_and_side_by_side(
     record = json.loads(ftpack("prompt", bundle, "--json", host=host, folder=tmp_path).stdout)
     assert [comparison["level"] for comparison in record["comparisons"]] == ["offline", "embedded"]
 
-    shown = ftpack("prompt", bundle, "--show", "1", host=host, folder=tmp_path)
-    assert "<|user|>⏎" in shown.stdout
-    assert "Hi</s>⏎" in shown.stdout
+    result = ftpack("prompt", bundle, "--show", "1", host=host, folder=tmp_path)
+    assert "<|user|>⏎" in result.stdout
+    assert "Hi</s>⏎" in result.stdout
     wrong = ftpack("prompt", bundle, "--show", "999", host=host, folder=tmp_path)
     assert wrong.returncode == 2
 

@@ -1,1 +1,1 @@
-"""Ollama's Go templates: parsed, rendered, derived from a chat template."""
+"""Ollama's Go templates: parse them, render them, derive one from a chat template."""

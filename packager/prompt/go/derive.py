@@ -1,20 +1,20 @@
-"""An Ollama (Go) template, derived from what a chat template renders."""
+"""An Ollama template (Go), derived from what a chat template renders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from packager.prompt.chat_template import ChatTemplate
 from packager.prompt.conversation import Conversation, Message
-from packager.prompt.native import prompt_or_none
 
-# Contents that no template writes by itself; a prompt is cut at them.
+# Contents that no chat template writes by itself; the prompt is split at them.
 _MARK = "9d27-{}-4f1c"
-# Which turns follow which, in conversations that between them show every pair. Ollama joins turns
-# of one role in a row, so that no role follows itself. The odd ones are looked at last.
+# The roles of conversations that together contain every pair of neighbouring roles. No role follows
+# itself, because Ollama joins turns of one role in a row. Unusual ones come last.
 _USUAL = ("u", "uauau", "su", "suauau")
-_ODD = ("uasu", "usau", "au", "asu", "sau")
+_UNUSUAL = ("uasu", "usau", "au", "asu", "sau")
 _ROLES = {"s": "system", "u": "user", "a": "assistant"}
 _START = ""
 
@@ -22,55 +22,68 @@ Pair = tuple[str, str]
 
 
 def derive_ollama_templates(chat_template: ChatTemplate) -> Iterator[str]:
-    """Templates that write what stands before each turn in the prompts of `chat_template`.
+    """Ollama templates that write the text before each turn as `chat_template` does.
 
-    What stands between two contents is taken to depend on the roles of both turns alone: whoever
-    calls this has to prove the results. They differ in what becomes of system turns after the
-    first turn: kept where they are, left out, or put together before everything else. There is
-    none where a prompt does not consist of its turns in their order.
+    They assume that the text between two contents depends only on the roles of both turns, so the
+    caller must compare their prompts. They differ in system turns after the first turn: these stay
+    in place, are omitted, or are joined at the beginning. There are no templates if a prompt does
+    not consist of its turns in order.
     """
-    found = _find_pieces(chat_template)
-    if found is None:
+    pieces = _find_pieces(chat_template)
+    if pieces is None:
         return
-    before, end = found
-    leaves_out = _leaves_empty_systems_out(chat_template)
+    before, end = pieces.before, pieces.end
+    omits_empty = _omits_empty_systems(chat_template)
     first = {pair: text for pair, text in before.items() if pair[1] != "system" or not pair[0]}
-    yield _written(before, end, ".Content" if leaves_out else "")
+    yield _with_systems_in_place(before, end, ".Content" if omits_empty else "")
     if (_START, "system") in before:
-        yield _written(
-            first, end, 'and .Content (eq $before "")' if leaves_out else 'eq $before ""'
+        yield _with_systems_in_place(
+            first, end, 'and .Content (eq $before "")' if omits_empty else 'eq $before ""'
         )
-        yield _written_system_first(first, end)
+        yield _with_systems_first(first, end)
 
 
-def _find_pieces(chat_template: ChatTemplate) -> tuple[dict[Pair, str], str] | None:
-    """What stands before a turn, by the roles of the turn before and its own; and the end."""
+@dataclass(frozen=True)
+class _Pieces:
+    """The parts of a chat template's prompts around the contents of turns.
+
+    Attributes:
+        before: the text before a turn's content, by the role of the previous turn and its own.
+        end: the text after the last turn.
+    """
+
+    before: Mapping[Pair, str]
+    end: str
+
+
+def _find_pieces(chat_template: ChatTemplate) -> _Pieces | None:
+    """The pieces of a chat template's prompts; None if they contradict one another."""
     before: dict[Pair, str] = {}
     ends: set[str] = set()
-    for roles in (*_USUAL, *_ODD):
+    for roles in (*_USUAL, *_UNUSUAL):
         pieces = _pieces_of(chat_template, roles)
         if pieces is None:
             if roles in ("u", "uauau"):
                 return None
             continue
         names = [_ROLES[role] for role in roles]
-        found = dict[Pair, str]()
+        own = dict[Pair, str]()
         for pair, piece in zip(pairwise((_START, *names)), pieces, strict=False):
-            if found.setdefault(pair, before.get(pair, piece)) != piece:
+            if own.setdefault(pair, before.get(pair, piece)) != piece:
                 break
         else:
-            before |= found
+            before |= own
             ends.add(pieces[-1])
             continue
         if roles in _USUAL:
             return None
     if len(ends) != 1:
         return None
-    return before, ends.pop()
+    return _Pieces(before, ends.pop())
 
 
 def _pieces_of(chat_template: ChatTemplate, roles: str) -> list[str] | None:
-    """The pieces of the prompt of turns of these roles."""
+    """The pieces of a prompt whose turns have these roles; None if it cannot be split."""
     contents = [_MARK.format(number) for number in range(len(roles))]
     messages: list[Message] = [
         {"role": _ROLES[role], "content": content}
@@ -81,30 +94,30 @@ def _pieces_of(chat_template: ChatTemplate, roles: str) -> list[str] | None:
 
 
 def _prompt(chat_template: ChatTemplate, messages: Sequence[Message]) -> str | None:
-    prompt = prompt_or_none(chat_template, Conversation("", tuple(messages)))
+    prompt = chat_template.prompt_or_none(Conversation("", tuple(messages)))
     return None if prompt is None else prompt.removeprefix(chat_template.bos_token or "")
 
 
 def _pieces(prompt: str, contents: Sequence[str]) -> list[str] | None:
-    """What stands before each content, and what after the last; None where one is missing."""
+    """The text before each content, and after the last one; None if a content is missing."""
     pieces = []
     for content in contents:
-        piece, found, prompt = prompt.partition(content)
-        if not found:
+        piece, match, prompt = prompt.partition(content)
+        if not match:
             return None
         pieces.append(piece)
     return None if any(content in prompt for content in contents) else [*pieces, prompt]
 
 
-def _leaves_empty_systems_out(chat_template: ChatTemplate) -> bool:
+def _omits_empty_systems(chat_template: ChatTemplate) -> bool:
     user: Message = {"role": "user", "content": _MARK.format(0)}
     empty: Message = {"role": "system", "content": ""}
     with_empty = _prompt(chat_template, [empty, user])
     return with_empty is not None and with_empty == _prompt(chat_template, [user])
 
 
-def _written(before: Mapping[Pair, str], end: str, kept: str) -> str:
-    """The template; `kept` is a condition (Go) under which a system turn is rendered."""
+def _with_systems_in_place(before: Mapping[Pair, str], end: str, kept: str) -> str:
+    """The Ollama template; it renders a system turn under the condition `kept` (Go)."""
     body = _turns(before, ("system", "user", "assistant"))
     if kept:
         condition = kept if " " not in kept else f"({kept})"
@@ -114,7 +127,7 @@ def _written(before: Mapping[Pair, str], end: str, kept: str) -> str:
     )
 
 
-def _written_system_first(before: Mapping[Pair, str], end: str) -> str:
+def _with_systems_first(before: Mapping[Pair, str], end: str) -> str:
     opened = [f"{{{{- {quoted(text)} }}}}" if (text := before[_START, "system"]) else ""]
     first = ["{{- if .System }}", *filter(None, opened), "{{- .System }}"]
     first += ['{{- $before = "system" }}', "{{- end }}"]
@@ -143,7 +156,7 @@ def _end(end: str) -> list[str]:
 
 
 def _choice(pieces: Mapping[str, str]) -> list[str]:
-    """The text before a turn, by the role of the turn before it; the most frequent one last."""
+    """The text before a turn, by the role of the previous turn; the most frequent text last."""
     texts = list(pieces.values())
     usual = max(dict.fromkeys(texts), key=texts.count)
     lines: list[str] = []
@@ -160,7 +173,7 @@ def _choice(pieces: Mapping[str, str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text as a string of Go, in characters that a Modelfile keeps."""
+    """A text as a Go string literal, in characters that a Modelfile keeps."""
     written = "".join(_ESCAPED.get(c) or (c if c.isprintable() else _escape(c)) for c in text)
     return f'"{written}"'
 

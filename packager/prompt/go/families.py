@@ -1,4 +1,4 @@
-"""The Ollama (Go) template that renders as a chat template does: a known one, or a derived one."""
+"""The Ollama template (Go) that renders what a chat template renders: known, or derived."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _END = ".gotmpl"
 
 @dataclass(frozen=True)
 class OllamaTemplate:
-    """A template that makes the prompts of training.
+    """An Ollama template that renders the training prompts.
 
     Attributes:
-        family: the family, or None where it was derived from the chat template.
-        source: the template's text (Go).
-        comparison: its prompts beside those of training.
+        family: its family; None if it was derived from the chat template.
+        source: its text (Go).
+        comparison: its prompts, compared with the training prompts.
     """
 
     family: str | None
@@ -33,30 +33,27 @@ class OllamaTemplate:
 
 
 def known_templates() -> dict[str, str]:
-    """The texts of the known templates, by name; `FAMILY-VARIANT` is one of `FAMILY`."""
+    """The texts of the known Ollama templates by name; `FAMILY-VARIANT` is one of `FAMILY`."""
     names = [name for name in template_names(_FOLDER) if name.endswith(_END)]
     return {name.removesuffix(_END): read_template(f"{_FOLDER}/{name}") for name in names}
 
 
 def family_of(name: str) -> str:
-    """The family that a known template is one of."""
+    """The family of a known Ollama template."""
     return name.partition("-")[0]
 
 
 def find_ollama_template(
     chat_template: ChatTemplate, conversations: Sequence[Conversation] = (*CORE, *PREFILLED)
 ) -> OllamaTemplate | None:
-    """The first template that makes the same prompts as a chat template.
+    """The first Ollama template that renders the same prompts as a chat template, or None.
 
-    Only what no TEMPLATE can do may differ, and is a known difference in the comparison: the server
+    Only what no TEMPLATE can do may differ, as a known difference in the comparison: the server
     joins turns of one role in a row, and a TEMPLATE cannot trim.
 
     Args:
-        chat_template: the one of training.
-        conversations: what is compared.
-
-    Returns:
-        None if there is none.
+        chat_template: the training chat template.
+        conversations: those whose prompts are compared.
     """
     for family, source in _candidates(chat_template):
         comparison = compare_go(chat_template, source, conversations)
@@ -68,7 +65,7 @@ def find_ollama_template(
 def compare_go(
     chat_template: ChatTemplate, ollama_template: str, conversations: Sequence[Conversation]
 ) -> Comparison:
-    """A chat template's prompts beside those of an Ollama template, as Ollama evaluates it."""
+    """Compare the prompts of an Ollama template, as Ollama evaluates it, with a chat template's."""
 
     def render(conversation: Conversation) -> str:
         if conversation.tools:
@@ -84,7 +81,7 @@ def compare_go(
 
 
 def _candidates(chat_template: ChatTemplate) -> Iterator[tuple[str | None, str]]:
-    # ComparedPrompt on one conversation first: most of the known ones differ in every one.
+    # First one conversation alone: most of the known ones differ in every conversation.
     for name, source in known_templates().items():
         if not compare_go(chat_template, source, CORE[:1]).failed:
             yield family_of(name), source

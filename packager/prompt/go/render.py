@@ -1,4 +1,4 @@
-"""Rendering a conversation with an Ollama (Go) template, as Ollama's `template.Execute` does."""
+"""Render a conversation with an Ollama template (Go), as Ollama's `template.Execute` does."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from packager.prompt.go.syntax import (
     Variable,
     parse_go_template,
 )
+from packager.prompt.server import collate
 
-# What a template may ask for and a conversation without tools, images and thinking has not.
+# The fields that a conversation without tools, images and thinking does not set.
 _EMPTY: Mapping[str, object] = {
     "Tools": None,
     "Suffix": "",
@@ -42,17 +43,17 @@ _EMPTY_MESSAGE: Mapping[str, object] = {
 
 
 def render_go_template(source: str, messages: Sequence[Mapping[str, object]]) -> str:
-    """The prompt that Ollama makes of a conversation (`role` and `content` of each message).
+    """The prompt that Ollama renders for a conversation (`role` and `content` of each message).
 
-    Follows `template.go` of Ollama: messages of one role in a row become one, joined by a blank
-    line; a template without `.Messages` is rendered once for each exchange.
+    Follows Ollama's `template.go`: messages of one role in a row become one, joined by a blank
+    line; an Ollama template without `.Messages` is rendered once for each exchange.
 
     Raises:
-        ChatTemplateError: if the template uses what ftpack does not evaluate.
+        ChatTemplateError: if it uses something that ftpack does not evaluate.
     """
     nodes = _parse(source)
     used = {name.lower() for name in _field_names(nodes)}
-    system, collated = _collate(messages)
+    system, collated = _go_messages(messages)
     if "messages" in used:
         return _execute(nodes, {**_EMPTY, "System": system, "Messages": collated})
     if "response" not in used:
@@ -68,7 +69,7 @@ def _parse(source: str) -> tuple[Node, ...]:
 
 
 def _check(nodes: Sequence[Node], declared: set[str], *, is_in_range: bool) -> None:
-    """Refuse what Go refuses before it runs: unknown variables, and jumps out of nothing."""
+    """Refuse what Go refuses before it runs: unknown variables, and jumps outside of a range."""
     for node in nodes:
         if isinstance(node, Action):
             _check_pipe(node.pipe, declared)
@@ -94,27 +95,25 @@ def _check_pipe(pipe: Pipe, declared: set[str]) -> None:
         raise _error(f"the variable {min(unknown)}, which is not declared")
 
 
-def _collate(
+def _go_messages(
     messages: Sequence[Mapping[str, object]],
 ) -> tuple[str, tuple[Mapping[str, object], ...]]:
-    """The system text, and the messages with each run of one role joined (`collate`)."""
-    runs: list[tuple[str, list[str]]] = []
-    for message in messages:
-        role, content = str(message["role"]).lower(), str(message["content"])
-        if runs and runs[-1][0] == role != "tool":
-            runs[-1][1].append(content)
-        else:
-            runs.append((role, [content]))
-    collated = tuple(
-        {**_EMPTY_MESSAGE, "Role": role, "Content": "\n\n".join(contents)}
-        for role, contents in runs
+    """The system text, and the messages with those of one role in a row joined, with Go's names."""
+    collated = collate(
+        [
+            {"role": str(message["role"]).lower(), "content": str(message["content"])}
+            for message in messages
+        ]
     )
-    system = [text for role, contents in runs if role == "system" for text in contents]
-    return "\n\n".join(system), collated
+    system = [str(message["content"]) for message in collated if message["role"] == "system"]
+    return "\n\n".join(system), tuple(
+        {**_EMPTY_MESSAGE, "Role": message["role"], "Content": message["content"]}
+        for message in collated
+    )
 
 
 def _render_exchanges(nodes: tuple[Node, ...], messages: Sequence[Mapping[str, object]]) -> str:
-    """Render each system text, prompt and answer; the last one ends where the answer begins."""
+    """Render each exchange of system text, prompt and answer; the last one ends at the answer."""
     written: list[str] = []
     exchange = {"System": "", "Prompt": "", "Response": ""}
     slots = {"system": "System", "user": "Prompt", "assistant": "Response"}
@@ -133,7 +132,7 @@ def _render_exchanges(nodes: tuple[Node, ...], messages: Sequence[Mapping[str, o
 
 
 def _cut_after_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
-    """The template up to its `.Response`, and whether it has one (`deleteNode`)."""
+    """The nodes up to `.Response`, and whether there is one (Ollama's `deleteNode`)."""
     kept: list[Node] = []
     is_cut = False
     for node in nodes:
@@ -157,7 +156,7 @@ def _cut_after_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool
 
 
 def _cut_pipe(pipe: Pipe) -> tuple[Pipe | None, bool]:
-    """The pipe up to its `.Response`; None where a command is left without anything."""
+    """The pipe up to its `.Response`, and whether it has one; None if a command becomes empty."""
     commands: list[tuple[Operand, ...]] = []
     is_cut = False
     for command in pipe.commands:
@@ -180,24 +179,24 @@ def _cut_pipe(pipe: Pipe) -> tuple[Pipe | None, bool]:
 
 
 def _field_names(nodes: Sequence[Node]) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for node in nodes:
         if isinstance(node, Action):
-            found += _pipe_names(node.pipe)
+            names += _pipe_names(node.pipe)
         elif isinstance(node, Branch):
-            found += _pipe_names(node.pipe)
-            found += _field_names((*node.body, *node.otherwise))
-    return found
+            names += _pipe_names(node.pipe)
+            names += _field_names((*node.body, *node.otherwise))
+    return names
 
 
 def _pipe_names(pipe: Pipe) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for operand in (operand for command in pipe.commands for operand in command):
         if isinstance(operand, Field | Variable):
-            found += operand.names
+            names += operand.names
         elif isinstance(operand, Nested):
-            found += _pipe_names(operand.pipe)
-    return found
+            names += _pipe_names(operand.pipe)
+    return names
 
 
 def _execute(nodes: Sequence[Node], data: Mapping[str, object]) -> str:
@@ -212,7 +211,7 @@ class _Jumped(Exception):  # noqa: N818 - a jump, not an error
 
 
 class _Run:
-    """One execution: what was written, and the variables in scope, innermost last."""
+    """One execution: the output, and the variables in scope, the innermost last."""
 
     def __init__(self, data: Mapping[str, object]) -> None:
         self.written: list[str] = []
@@ -287,9 +286,9 @@ class _Run:
         head, *rest = command
         if not isinstance(head, Function):
             if rest or last:
-                raise _error("a value that is called like a function")
+                raise _error("a value as a function")
             if head == Literal(None):
-                raise _error("nil in the place of a command")
+                raise _error("nil as a command")
             return self._operand(head, dot)
         if head.name in ("and", "or"):
             return self._and_or(head.name, rest, dot, last)
@@ -305,7 +304,7 @@ class _Run:
     def _and_or(
         self, name: str, operands: Sequence[Operand], dot: object, last: tuple[object, ...]
     ) -> object:
-        """The first argument that decides, else the last; what follows is not evaluated."""
+        """The first argument that decides, or else the last; later ones are not evaluated."""
         value: object = None
         for operand in operands:
             value = self._operand(operand, dot)
@@ -337,7 +336,7 @@ def _field(value: object, names: Sequence[str]) -> object:
 
 
 def _is_true(value: object) -> bool:
-    """Go's truth: neither zero, nil, nor empty."""
+    """Go's truth: neither zero, nor nil, nor empty."""
     return bool(value)
 
 
@@ -362,7 +361,7 @@ def _equal(first: object, *others: object) -> bool:
 def _ordered(compare: Callable[[int, int], bool]) -> Callable[[int, int], bool]:
     def function(left: int, right: int) -> bool:
         if type(left) is not type(right) or isinstance(left, bool):
-            raise TypeError("values that have no order between them")
+            raise TypeError("values without an order")
         return compare(left, right)
 
     return function
@@ -397,7 +396,7 @@ def _printf(form: str, *values: object) -> str:
     verbs = form.replace("%%", "").count("%")
     if verbs != len(values) or verbs != sum(form.count(verb) for verb in ("%s", "%d", "%v")):
         raise TypeError("verbs other than %s, %d and %v, one for each value")
-    # Go writes a complaint into the text for a value of another type.
+    # For a value of another type, Go writes an error into the text.
     types = {"s": str, "d": int, "v": object}
     letters = [after[0] for after in form.replace("%%", "").split("%")[1:]]
     for letter, value in zip(letters, values, strict=True):
@@ -424,5 +423,5 @@ _FUNCTIONS: Mapping[str, Callable[..., object]] = {
 def _error(what: str) -> ChatTemplateError:
     return ChatTemplateError(
         f"An Ollama (Go) template uses {what}, which ftpack does not evaluate.",
-        next_step="Let the GGUF's own chat template render: --template native.",
+        next_step="Use the GGUF's own chat template: --template native.",
     )

@@ -1,4 +1,4 @@
-"""Reading Go's template language: the part of `text/template` that Ollama's templates use."""
+"""Parse Go's template language: the part of `text/template` that Ollama templates use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from packager.errors import ChatTemplateError
 
 @dataclass(frozen=True)
 class Literal:
-    """A string, number, boolean or nil that the template spells out."""
+    """A literal string, number, boolean or nil."""
 
     value: str | int | bool | None
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function by its name; what follows it in a command are its arguments."""
+    """A function's name; the rest of its command are the arguments."""
 
     name: str
 
@@ -40,7 +40,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Pipe:
-    """Commands, each getting the result of the one before as its last argument."""
+    """Commands; each gets the previous one's result as its last argument."""
 
     commands: tuple[tuple[Operand, ...], ...]
     variables: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Pipe:
 
 @dataclass(frozen=True)
 class Nested:
-    """A pipe in parentheses, and the fields taken of its result."""
+    """A pipe in parentheses, and the fields that are read from its result."""
 
     pipe: Pipe
     names: tuple[str, ...]
@@ -60,14 +60,14 @@ Operand = Literal | Function | Field | Variable | Nested
 
 @dataclass(frozen=True)
 class Text:
-    """What is written as it stands."""
+    """Text that is written unchanged."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Action:
-    """A pipe whose result is written, unless it goes into variables."""
+    """A pipe whose result is written, unless variables get it."""
 
     pipe: Pipe
 
@@ -81,7 +81,7 @@ class Jump:
 
 @dataclass(frozen=True)
 class Branch:
-    """`if`, `with` or `range`, with what is done otherwise."""
+    """`if`, `with` or `range`, with its `else`."""
 
     keyword: str
     pipe: Pipe
@@ -121,11 +121,11 @@ class _Token:
 
 
 def parse_go_template(source: str) -> tuple[Node, ...]:
-    """Parse a template.
+    """The nodes of a Go template.
 
     Raises:
-        ChatTemplateError: if the text is no template, or uses what ftpack does not evaluate
-            (`define`, `template`, `block`, calls of methods).
+        ChatTemplateError: if the text is not a valid template, or uses something that ftpack does
+            not evaluate (`define`, `template`, `block`, method calls).
     """
     parser = _Parser(_split(source))
     nodes, closing = parser.nodes()
@@ -135,7 +135,7 @@ def parse_go_template(source: str) -> tuple[Node, ...]:
 
 
 def _split(source: str) -> list[str | list[_Token]]:
-    """Texts (`str`) and actions (their tokens) in turn, white space trimmed as the marks say."""
+    """Alternating texts (`str`) and actions (tokens), with white space trimmed as marked."""
     parts: list[str | list[_Token]] = []
     position, trims = 0, False
     while True:
@@ -158,7 +158,7 @@ def _split(source: str) -> list[str | list[_Token]]:
 
 
 def _scan(source: str, position: int) -> tuple[list[_Token], int, bool]:
-    """The tokens of one action, the position after it, and whether it trims what follows."""
+    """The tokens of one action, the position after it, and whether it trims the next text."""
     tokens: list[_Token] = []
     is_spaced = False
     while True:
@@ -182,22 +182,22 @@ class _Parser:
         self._tokens: list[_Token] = []
 
     def nodes(self) -> tuple[tuple[Node, ...], str | None]:
-        """Nodes up to the template's end (`None`) or to a closing keyword, whose rest is kept."""
-        found: list[Node] = []
+        """The nodes up to the end (`None`) or to a closing keyword, whose other tokens are kept."""
+        nodes: list[Node] = []
         while self._at < len(self._parts):
             part = self._parts[self._at]
             self._at += 1
             if isinstance(part, str):
                 if part:
-                    found.append(Text(part))
+                    nodes.append(Text(part))
                 continue
             self._tokens = list(part)
             keyword = self._peek("word")
             if keyword in _CLOSING:
                 self._tokens.pop(0)
-                return tuple(found), keyword
-            found.append(self._node(keyword))
-        return tuple(found), None
+                return tuple(nodes), keyword
+            nodes.append(self._node(keyword))
+        return tuple(nodes), None
 
     def _node(self, keyword: str | None) -> Node:
         if keyword in _BRANCHES:
@@ -218,13 +218,13 @@ class _Parser:
         otherwise: tuple[Node, ...] = ()
         if closing == "else":
             if keyword == "if" and self._peek("word") == "if":
-                # `else if` shares the `end` of the whole.
+                # `else if` shares the `end` of the first `if`.
                 self._tokens.pop(0)
                 return Branch(keyword, pipe, body, (self._branch(keyword),))
             self._finish()
             otherwise, closing = self.nodes()
         if closing != "end":
-            raise _error(f"{{{{ {keyword} }}}} without its end")
+            raise _error(f"{{{{ {keyword} }}}} without an end")
         self._finish()
         return Branch(keyword, pipe, body, otherwise)
 
@@ -242,7 +242,7 @@ class _Parser:
                 return Pipe(tuple(commands), variables, is_declaration)
 
     def _variables(self) -> tuple[tuple[str, ...], bool]:
-        """`$x :=`, `$x =` or `$i, $x :=` at the head of a pipe, if it is there."""
+        """The variables of `$x :=`, `$x =` or `$i, $x :=` at the beginning of a pipe, if any."""
         for count in (1, 2):
             names, signs = self._tokens[: 2 * count : 2], self._tokens[1 : 2 * count : 2]
             spelled = [sign.text for sign in signs]
@@ -253,7 +253,7 @@ class _Parser:
                 return tuple(name.text for name in names), spelled[-1] == ":="
         return (), False
 
-    def _operand(self) -> Operand | None:
+    def _operand(self) -> Operand | None:  # noqa: C901 - one case for each kind of token
         if not self._tokens or self._tokens[0].text in ("|", ")"):
             return None
         token = self._tokens.pop(0)
@@ -276,7 +276,7 @@ class _Parser:
             raise _error(f"unexpected {token.text!r}")
         pipe = self._pipe()
         if not self._take_sign(")"):
-            raise _error("a parenthesis that is not closed")
+            raise _error("an unclosed parenthesis")
         if self._tokens and self._tokens[0].kind == "field" and not self._tokens[0].is_spaced:
             return Nested(pipe, _names(self._tokens.pop(0).text))
         return Nested(pipe, ())
@@ -303,6 +303,6 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _error(what: str) -> ChatTemplateError:
     return ChatTemplateError(
-        f"An Ollama (Go) template cannot be read: {what}.",
-        next_step="Let the GGUF's own chat template render: --template native.",
+        f"An Ollama (Go) template is not valid: {what}.",
+        next_step="Use the GGUF's own chat template: --template native.",
     )

@@ -1,4 +1,4 @@
-"""Ollama (Go) templates: as Ollama evaluates them, and as the chat templates of training render."""
+"""Ollama templates (Go) render as in Ollama, and as the training chat templates."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.prompt.examples import ALPACA, EXAMPLES, LLAMA4, PHI4, VICUNA
 from tests.prompt.oracle import GoOracle, build_oracle
 from tests.prompt.sweep import templates
 
-TRIED = (*CORE, *PREFILLED)
-# The odd ones that the server itself takes: roles in any order and any case, nothing at all.
+COMPARED = (*CORE, *PREFILLED)
+# Unusual ones that the server accepts: roles in any order and any case.
 ODD: tuple[Messages, ...] = (
     (*turns("One"), *turns("Two", " padded \n"), *turns("Three")),
     ({"role": "assistant", "content": "First"}, *turns("Then")),
@@ -32,7 +32,7 @@ ODD: tuple[Messages, ...] = (
     ({"role": "tool", "content": "21"}, {"role": "tool", "content": "22"}),
 )
 
-# For each family where its chat template is: Ollama's list, the toolchain, or the examples.
+# The source of each family's chat template: Ollama's list, the toolchain, or the examples.
 OLLAMA, TOOLCHAIN, EXAMPLE = "ollama", "toolchain", "example"
 FAMILIES = {
     "alfred": (OLLAMA, "alfred"),
@@ -74,7 +74,7 @@ def oracle() -> GoOracle:
 
 @cache
 def ollamas_templates() -> dict[str, str]:
-    """The chat templates that Ollama knows, the first one of each name."""
+    """The chat templates that Ollama knows by name, the first of each name."""
     version = (Path(__file__).parents[3] / "scripts" / "install-ollama").read_text("utf-8")
     (number,) = [line[8:] for line in version.splitlines() if line.startswith("version=")]
     done = subprocess.run(
@@ -82,10 +82,10 @@ def ollamas_templates() -> dict[str, str]:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     index = Path(json.loads(done.stdout)["Dir"]) / "template" / "index.json"
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for entry in json.loads(index.read_text(encoding="utf-8")):
-        found.setdefault(entry["name"], entry["template"])
-    return found
+        sources.setdefault(entry["name"], entry["template"])
+    return sources
 
 
 def chat_template_of(family: str, llama_cpp_source: Path) -> ChatTemplate:
@@ -101,41 +101,43 @@ def chat_template_of(family: str, llama_cpp_source: Path) -> ChatTemplate:
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_family_makes_the_prompts_of_its_chat_template_here_and_in_go(
+def test_a_family_renders_the_prompts_of_its_chat_template_here_and_in_go(
     family: str, oracle: GoOracle, llama_cpp_source: Path
 ) -> None:
     chat_template = chat_template_of(family, llama_cpp_source)
-    found = find_ollama_template(chat_template)
-    assert found is not None
-    assert found.family == family
-    assert found.comparison.failed == ()
+    ollama_template = find_ollama_template(chat_template)
+    assert ollama_template is not None
+    assert ollama_template.family == family
+    assert ollama_template.comparison.failed == ()
 
     def render(conversation: Conversation) -> str:
-        (rendered,) = oracle.render([(found.source, conversation.messages)])
+        (rendered,) = oracle.render([(ollama_template.source, conversation.messages)])
         assert not rendered.error
         return rendered.prompt
 
-    in_go = compare(chat_template, TRIED, render, "Go", is_by_template=True)
+    in_go = compare(chat_template, COMPARED, render, "Go", is_by_template=True)
     assert in_go.failed == ()
     assert [item.rendered for item in in_go.compared] == [
-        item.rendered for item in found.comparison.compared
+        item.rendered for item in ollama_template.comparison.compared
     ]
-    # Every core conversation that the chat template takes is equal, but for what Ollama does to
-    # any TEMPLATE; most of them have nothing of that.
+    # Every supported core conversation is equal, except where Ollama changes messages for any
+    # TEMPLATE; most conversations are not affected.
     equal = sum(i.outcome == "equal" for i in in_go.compared if i.conversation.kind == "core")
-    taken = sum(i.outcome != "unsupported" for i in in_go.compared if i.conversation.kind == "core")
-    assert equal >= taken / 2
+    supported = sum(
+        i.outcome != "unsupported" for i in in_go.compared if i.conversation.kind == "core"
+    )
+    assert equal >= supported / 2
 
 
-def test_there_are_twenty_families_and_each_file_is_one_of_them() -> None:
+def test_there_are_twenty_families_and_each_file_belongs_to_one() -> None:
     assert len(FAMILIES) >= 20
     assert {name.partition("-")[0] for name in known_templates()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", list(known_templates()))
-def test_go_evaluates_each_template_as_it_is_done_here(name: str, oracle: GoOracle) -> None:
+def test_go_renders_each_known_template_as_ftpack_does(name: str, oracle: GoOracle) -> None:
     source = known_templates()[name]
-    conversations = [conversation.messages for conversation in TRIED] + list(ODD)
+    conversations = [conversation.messages for conversation in COMPARED] + list(ODD)
     in_go = oracle.render([(source, messages) for messages in conversations])
     assert [rendered.error for rendered in in_go] == [""] * len(conversations)
     assert [rendered.prompt for rendered in in_go] == [
@@ -151,21 +153,21 @@ def test_no_template_begins_with_a_bos_or_claims_tools(name: str) -> None:
     assert not render_go_template(source, turns("Hi")).startswith("<s>")
 
 
-def test_most_real_chat_templates_have_one_that_is_derived_and_go_agrees(
+def test_most_real_chat_templates_have_an_ollama_template_and_go_agrees(
     oracle: GoOracle, llama_cpp_source: Path
 ) -> None:
-    proved = 0
+    count = 0
     for path in templates(llama_cpp_source):
         chat_template = ChatTemplate(path.read_text("utf-8"), path.stem, "<s>", "</s>")
         for source in derive_ollama_templates(chat_template):
-            in_go = oracle.render([(source, conversation.messages) for conversation in TRIED])
-            here = [render_go_template(source, conversation.messages) for conversation in TRIED]
+            in_go = oracle.render([(source, conversation.messages) for conversation in COMPARED])
+            here = [render_go_template(source, conversation.messages) for conversation in COMPARED]
             assert [rendered.prompt for rendered in in_go] == here, path.stem
         try:
-            proved += find_ollama_template(chat_template) is not None
+            count += find_ollama_template(chat_template) is not None
         except ChatTemplateError:
             continue
-    assert proved >= 50
+    assert count >= 50
 
 
 @pytest.mark.parametrize("example", list(EXAMPLES))
@@ -176,7 +178,7 @@ def test_the_examples_have_a_template(example: str) -> None:
 @pytest.mark.parametrize(
     "text", ["{{ .Prompt }}", '"\\', "a\nb\tc\rd", "\u200b\ufeff\U0001f642", "{{", "}}", ""]
 )
-def test_a_quoted_text_is_that_text_in_go_and_can_stand_in_a_modelfile(
+def test_a_quoted_text_is_that_text_in_go_and_fits_into_a_modelfile(
     text: str, oracle: GoOracle
 ) -> None:
     source = "{{ range .Messages }}{{ end }}{{ " + quoted(text) + " }}"
@@ -186,7 +188,7 @@ def test_a_quoted_text_is_that_text_in_go_and_can_stand_in_a_modelfile(
     assert source.isprintable()
 
 
-# Templates of the grammar that is evaluated here, nested a few levels deep.
+# Templates of the grammar that ftpack evaluates, nested a few levels deep.
 _TEXTS = st.sampled_from(["a", " ", "\n", " b \n", "<|x|>", "{", "}", "é🙂", '"'])
 _VALUES = st.sampled_from(
     [
@@ -249,19 +251,19 @@ _CONVERSATIONS = st.lists(
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_TEMPLATES, _CONVERSATIONS)
-def test_what_is_evaluated_here_is_what_go_makes_of_it(
+def test_a_template_that_ftpack_evaluates_renders_the_same_in_go(
     source: str, messages: list[dict[str, str]]
 ) -> None:
     for template in (source, "{{ range .Messages }}" + source + "{{ end }}"):
         try:
             here = render_go_template(template, messages)
         except ChatTemplateError:
-            continue  # refused, never guessed
+            continue  # ftpack refuses what it does not evaluate
         (in_go,) = build_oracle().render([(template, messages)])
         assert (in_go.error, in_go.prompt) == ("", here)
 
 
-def test_the_fuzzed_templates_are_not_all_refused() -> None:
+def test_enough_of_the_random_templates_are_evaluated() -> None:
     rendered = []
 
     @settings(max_examples=100, deadline=None, database=None, derandomize=True)

@@ -1,7 +1,7 @@
-"""Ollama's templates are evaluated as Ollama does.
+"""Ollama templates (Go) render as in Ollama.
 
-What is expected in `ollama_prompts.json` was written by Ollama's own `template` package (0.32.15),
-given the same templates and messages (`roles`: s for system, u for user, a for assistant).
+Ollama's own `template` package (0.32.15) wrote the expected prompts in `ollama_prompts.json` for
+the same templates and messages (`roles`: s for system, u for user, a for assistant).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packager.prompt.go.render import render_go_template
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("ollama_prompts.json").read_text("utf-8"))
 
 
-def test_a_template_is_rendered_as_by_ollama() -> None:
+def test_a_template_renders_as_in_ollama() -> None:
     for case in GOLDEN:
         prompt = render_go_template(case["template"], _messages(case["roles"]))
         assert prompt == case["prompt"], case
@@ -43,7 +43,7 @@ def test_a_template_is_rendered_as_by_ollama() -> None:
         '{{ define "x" }}{{ end }}',
     ],
 )
-def test_what_ollama_refuses_or_ftpack_does_not_know_is_an_error(source: str) -> None:
+def test_a_template_that_ollama_refuses_is_an_error(source: str) -> None:
     with pytest.raises(ChatTemplateError) as caught:
         render_go_template(source, _messages("u"))
     assert "Ollama (Go) template" in caught.value.message
@@ -51,7 +51,7 @@ def test_what_ollama_refuses_or_ftpack_does_not_know_is_an_error(source: str) ->
 
 
 @pytest.mark.parametrize("source", ["{{ .Unheard }}{{ .Response }}", "{{ json .Messages }}"])
-def test_what_ollama_knows_and_ftpack_does_not_is_an_error_not_a_guess(source: str) -> None:
+def test_syntax_that_only_ollama_evaluates_is_an_error(source: str) -> None:
     with pytest.raises(ChatTemplateError, match="does not evaluate"):
         render_go_template(source, _messages("u"))
 

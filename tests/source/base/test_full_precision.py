@@ -14,7 +14,7 @@ from packager.progress import Silent
 from packager.source.adapter_folder import open_adapter
 from packager.source.base.find import find_base
 from packager.source.base.full_precision import full_precision_name
-from tests.told import Told
+from tests.reports import Reports
 
 
 def quantized_copy(model: Path, folder: Path, **changes: object) -> Path:
@@ -64,7 +64,7 @@ def test_a_16_bit_original_beside_the_base_is_used_and_reported(
     beside: tuple[Adapter, Path, Path],
 ) -> None:
     lora, quantized, original = beside
-    progress = Told()
+    progress = Reports()
 
     base = find_base(lora, None, None, progress)
 
@@ -93,7 +93,7 @@ def test_a_16_bit_original_of_another_shape_is_not_used_and_reported(
     lora, quantized, _ = beside
     shutil.rmtree(quantized)
     quantized_copy(small_model("llama"), quantized, vocab_size=4242)
-    progress = Told()
+    progress = Reports()
 
     base = find_base(lora, None, None, progress)
 
@@ -124,7 +124,7 @@ def test_a_16_bit_original_is_found_in_the_hugging_face_cache(
             quantized_copy(small_model("llama"), snapshot)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     lora = adapter_of("someone/tiny-bnb-4bit", adapter("llama"), tmp_path / "lora")
-    progress = Told()
+    progress = Reports()
 
     base = find_base(lora, None, None, progress)
 

@@ -19,9 +19,9 @@ from packager.progress import Silent
 from packager.source.base.find import find_base
 from packager.source.hub.hub import download, find_cached, find_file
 from packager.source.open import open_source
+from tests.reports import Reports
 from tests.source.base.test_full_precision import adapter_of, quantized_copy
 from tests.source.hub.fake_hub import COMMIT, Hub, hub
-from tests.told import Told
 
 __all__ = ["hub"]
 
@@ -156,7 +156,7 @@ def test_an_interrupted_download_of_an_adapter_resumes(
     (folder / "README.md").write_text("An adapter.")
     hub.put_folder("me/lora", folder)
     hub.keep("me/lora", cached)
-    progress = Told()
+    progress = Reports()
 
     source = open_source("me/lora", None, None, progress)
 
@@ -184,7 +184,7 @@ def test_without_the_network_a_missing_tokenizer_is_a_warning(
     hub.put_folder("me/lora", adapter("llama"))
     hub.keep("me/lora", "adapter_config.json", "adapter_model.safetensors")
     hub.failure = errors.OfflineModeIsEnabled("offline")
-    progress = Told()
+    progress = Reports()
 
     source = open_source("me/lora", None, None, progress)
 

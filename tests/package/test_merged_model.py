@@ -1,4 +1,4 @@
-"""A quantized base is packaged as its dequantized weights, and that is said."""
+"""A quantized base is packaged as its dequantized weights, and a note says so."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from packager.model.checkpoint import FolderCheckpoint
-from packager.package.plan import Request
 from packager.package.prepare import prepare
 from packager.verbs.build import build
 from packager.verbs.merge import merge
-from tests.told import Told
+from tests.reports import Reports
+from tests.requests import request_for
 
 FORMAT = {"quant_method": "fp8", "weight_block_size": [64, 64], "activation_scheme": "dynamic"}
 
@@ -45,8 +45,8 @@ def quantize(base: Path, folder: Path, plain: Path) -> None:
         (plain, dequantized, {}),
     ):
         target.mkdir()
-        for name, path in checkpoint.files.items():
-            (target / name).write_bytes(path.read_bytes())
+        for name, file in checkpoint.files.items():
+            (target / name).write_bytes(file.path.read_bytes())
         (target / "config.json").write_text(json.dumps(config | settings))
         save_file(tensors, target / "model.safetensors", {"format": "pt"})
 
@@ -65,12 +65,12 @@ def test_an_adapter_is_merged_into_the_dequantized_base(
     from transformers import AutoModelForCausalLM
 
     base, plain = folders
-    progress = Told()
+    progress = Reports()
 
-    merge(Request(str(adapter("llama")), base=str(base)), tmp_path / "merged", progress)
+    merge(request_for(adapter("llama"), base=base), tmp_path / "merged", progress)
 
-    said = "The base is quantized (fp8 in blocks of 64 x 64): dequantized to bf16 tensor by tensor"
-    assert said in progress.notes
+    facts = ("base", "fp8 in blocks of 64 x 64", "bf16")
+    assert any(all(fact in note for fact in facts) for note in progress.notes)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").state_dict()
     usual = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(plain, dtype="auto"), adapter("llama")
@@ -79,37 +79,30 @@ def test_an_adapter_is_merged_into_the_dequantized_base(
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
 
 
-def test_the_converter_sees_the_plain_model(
+def test_the_converter_gets_the_tensors_of_the_plain_model(
     folders: tuple[Path, Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     packages = [
-        prepare(Request(source, base=base, name="m", out=tmp_path / "out"))
+        prepare(request_for(source, name="m", out=tmp_path / "out", base=base), tmp_path)
         for folder in folders
-        for source, base in ((str(folder), None), (str(adapter("llama")), str(folder)))
+        for source, base in ((folder, None), (adapter("llama"), folder))
     ]
 
-    quantized, plain = packages[:2], packages[2:]
-    for found, wanted in zip(quantized, plain, strict=True):
-        assert [(t.name, t.elements) for t in found.conversion.tensors] == [
-            (t.name, t.elements) for t in wanted.conversion.tensors
+    for ours, expected in zip(packages[:2], packages[2:], strict=True):
+        assert [(t.name, t.elements) for t in ours.text.tensors] == [
+            (t.name, t.elements) for t in expected.text.tensors
         ]
-        assert found.quants == wanted.quants
-        assert dict(found.conversion.key_values) == dict(wanted.conversion.key_values)
+        assert [file.typed for file in ours.ggufs] == [file.typed for file in expected.ggufs]
+        assert dict(ours.text.key_values) == dict(expected.text.key_values)
 
 
-def test_the_gguf_is_that_of_the_plain_model(
+def test_the_gguf_has_the_bytes_of_the_plain_models(
     folders: tuple[Path, Path], adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    made = []
+    digests = []
     for index, base in enumerate(folders):
-        request = Request(
-            str(adapter("llama")),
-            base=str(base),
-            quants=("Q8_0",),
-            name="m",
-            out=tmp_path / str(index),
-        )
-        (file,) = build(prepare(request)).manifest.ggufs
-        made.append(file.sha256)
+        request = request_for(adapter("llama"), ("Q8_0",), "m", tmp_path / str(index), base)
+        (file,) = build(prepare(request, tmp_path)).bundle.manifest.ggufs
+        digests.append(file.sha256)
 
-    assert made[0] == made[1]
+    assert digests[0] == digests[1]

@@ -1,12 +1,12 @@
-"""What a stage tells the user, kept for a test to look at."""
+"""The reports of a stage, kept for a test to check."""
 
 from __future__ import annotations
 
 from packager.progress import Silent
 
 
-class Told(Silent):
-    """Keeps notes and warnings apart, each in the order of telling."""
+class Reports(Silent):
+    """Keeps notes and warnings, each in the order in which they were reported."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
