@@ -1,4 +1,4 @@
-"""`ftpack gguf`: the bundle, without a daemon."""
+"""`ftpack gguf`: build a bundle, without Ollama."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @click.command("gguf")
 @request_options(build=True, prompt=True)
-@name_option
+@name_option("that of SOURCE's folder")
 @dry_run_option
-@force_option("other files in --out, an incomplete model")
+@force_option("another model's files in --out, an incomplete model")
 @output_options()
 def command(request: Request, dry_run: bool, output: Output) -> None:
     """Build the bundle of SOURCE: GGUFs, Modelfile, manifest, checksums.

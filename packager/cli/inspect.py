@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("source")
 @click.option("--checkpoint", metavar="N|best|last",
-              help="Which training checkpoint; by default the run's final save.")  # fmt: skip
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of the id.")
+              help="The training checkpoint to use; by default the run's final save.")  # fmt: skip
+@click.option("--revision", metavar="REV", help="The branch, tag or commit of SOURCE's id.")
 @output_options()
 def command(source: str, checkpoint: str | None, revision: str | None, output: Output) -> None:
     """Show what SOURCE is, which base it needs, and its training checkpoints.

@@ -24,10 +24,10 @@ _VERBS = {
     "merge": "Write the merged model, or the cleaned adapter.",
     "modelfile": "Print the Modelfile of a source or a bundle.",
     "register": "Register a finished bundle with Ollama.",
-    "prompt": "Compare the prompt with the training prompt.",
-    "inspect": "Show what a folder is, and what it needs.",
+    "prompt": "Compare the prompts with the training prompts.",
+    "inspect": "Show what a source is, and what it needs.",
     "run": "Chat with a bundle or GGUF, without Ollama.",
-    "doctor": "Show what is installed, found, reachable.",
+    "doctor": "Show what is installed and reachable.",
     "completion": "Print the completion script for a shell.",
 }
 _INTERRUPTED = 130
@@ -65,8 +65,8 @@ def cli() -> None:
 def run() -> NoReturn:
     """Run the command line, and end the process at once.
 
-    When `main` is left, every file is closed and every temporary folder removed. All that is left
-    to do is to free the million objects of the libraries, which takes 1.6 seconds.
+    When `main` returns, every file is closed and every temporary folder is removed. The interpreter
+    would only free the million objects of the libraries, which takes 1.6 seconds.
     """
     code: int | str | None = 1
     try:
@@ -83,9 +83,9 @@ def main() -> None:
     """Run the command line: every error ends here, as a message and an exit code."""
     # OpenMP threads should sleep while they wait: spinning, they take cores from the quantizers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torch would make a folder of its own among the temporary ones, and leave it there.
+    # torch would otherwise leave a folder of its own among the temporary ones.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
-    # So that a run that is asked to end removes its temporary folder, as after Ctrl-C.
+    # A run that is asked to end removes its temporary folder, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
     is_verbose = any(arg in ("-v", "--verbose") for arg in sys.argv[1:])
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def _report(error: Exception) -> int:
-    """Say what happened and what to do next; gives the exit code."""
+    """Print what happened and what to do next; gives the exit code."""
     match error:
         case click.exceptions.Abort():
             _say("Interrupted. Finished files are kept; the same command continues from there.")
@@ -115,7 +115,7 @@ def _report(error: Exception) -> int:
         case BrokenPipeError():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        # What the system refuses concerns a file or a disk, which only the user can fix.
+        # A file or a disk has a problem, which only the user can fix.
         case OSError():
             _say(f"Error: {error}")
             _say(

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     type=click.Choice(["merged_16bit", "merged_4bit", "adapter"]),
     default="merged_16bit",
     show_default=True,
-    help="The merged model in the base's own 16 bits, or in 4 bits by bitsandbytes (nf4); or the "
-    "adapter alone, cleaned for publishing.",
+    help="What to write: the merged model in the base's own 16 bits, or in 4 bits by bitsandbytes "
+    "(nf4); or the adapter alone, cleaned for publishing.",
 )
-@force_option("a model in --out, weights that are missing")
+@force_option("a model or adapter in --out, missing weights")
 @output_options()
 def command(request: Request, folder: Path, save: str, output: Output) -> None:
     """Merge SOURCE into its base, tensor by tensor, as a folder that transformers loads.

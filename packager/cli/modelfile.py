@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 @click.command("modelfile")
 @request_options(prompt=True)
 @click.option("--from", "ggufs", metavar="GGUF", default=["./model.gguf"], show_default=True,
-              multiple=True, help="What FROM names, for a SOURCE that is not a bundle; repeat it "
-              "for an mmproj.")  # fmt: skip
+              multiple=True, help="The GGUF that FROM names, for a SOURCE that is not a bundle; "
+              "repeat it for an mmproj.")  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write it to this file; by default it is printed.")  # fmt: skip
+              help="The file to write; by default the Modelfile is printed.")  # fmt: skip
 @output_options()
 def command(request: Request, ggufs: tuple[str, ...], out: Path | None, output: Output) -> None:
-    """Print the Modelfile that belongs to SOURCE, or to a finished bundle.
+    """Print the Modelfile of SOURCE, which is what `ftpack ollama` takes, or a bundle.
 
     \b
     Example:

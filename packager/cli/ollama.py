@@ -1,4 +1,4 @@
-"""`ftpack ollama`: build, register, verify."""
+"""`ftpack ollama`: build a bundle, register it with Ollama, and verify it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @click.command("ollama")
 @request_options(build=True, prompt=True)
-@name_option
+@name_option("that of SOURCE's folder")
 @dry_run_option
-@force_option("other files in --out, an incomplete model, a prompt that differs")
+@force_option("another model's files in --out, an incomplete model, a prompt that differs")
 @conversations_option()
 @output_options()
 @host_option
@@ -37,7 +37,7 @@ def command(
     output: Output,
     host: str | None,
 ) -> None:
-    """Make SOURCE a model that answers in Ollama.
+    """Turn SOURCE into a model that answers in Ollama.
 
     SOURCE is an adapter's folder, a training output, a full model, a Hub id, or
     modelscope://ORG/NAME. Several quants become tags of one name; `latest` is the first.

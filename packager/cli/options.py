@@ -1,4 +1,4 @@
-"""The options that several verbs share; each group becomes one typed argument of the verb."""
+"""Options that several verbs share; each group becomes one typed argument of the verb."""
 
 from __future__ import annotations
 
@@ -38,26 +38,30 @@ _SOURCE: tuple[Decorator, ...] = (
                  help="The base model of the adapter: a folder, a Hub id, or "
                  "modelscope://ORG/NAME."),
     click.option("--adapter", "adapters", multiple=True, metavar="PATH_OR_ID",
-                 help="One more adapter, merged after SOURCE; or into it, if SOURCE is a full "
-                 "model."),
+                 help="One more adapter, merged after SOURCE, or into SOURCE if that is a full "
+                 "model. Can be repeated."),
     click.option("--keep-base-quantized", is_flag=True,
-                 help="Merge into the dequantized weights of a bnb-4bit base, as training saw "
-                 "them, and not into its 16-bit original, which has what rounding lost. Either "
-                 "way, how close the result is to what was trained is measured and reported."),
+                 help="Merge into the dequantized weights of a bnb-4bit base, which training "
+                 "used, instead of its 16-bit original. In both cases, ftpack measures and "
+                 "reports how close the result is to the trained model."),
     click.option("--checkpoint", metavar="N|best|last",
-                 help="Which training checkpoint; by default the run's final save."),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of the id."),
+                 help="The training checkpoint to use; by default the run's final save."),
+    click.option("--revision", metavar="REV",
+                 help="The branch, tag or commit of SOURCE's id; or of the base's, if SOURCE is a "
+                 "folder."),
 )  # fmt: skip
 _MERGE: tuple[Decorator, ...] = (
     click.option("--combine", metavar="METHOD",
                  help="Combine the adapters into one by PEFT's add_weighted_adapter: linear, cat, "
                  "svd, ties, dare_linear, dare_ties, magnitude_prune, ..."),
     click.option("--weight", "weights", multiple=True, type=float, metavar="W",
-                 help="With --combine: one for each adapter, in order; 1 each by default."),
+                 help="With --combine: the weight of an adapter. Repeat it for each one, in "
+                 "order; by default each has 1."),
     click.option("--density", type=float, metavar="D",
                  help="With --combine ties, dare_... or magnitude_prune: the fraction of the "
                  "values to keep, above 0 and up to 1."),
-    click.option("--seed", type=int, default=0, help="With --combine dare_...: torch's seed."),
+    click.option("--seed", type=int, default=0, show_default=True, metavar="N",
+                 help="With --combine dare_...: torch's random seed."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
                  show_default=True, help="Where to merge."),
 )  # fmt: skip
@@ -67,16 +71,17 @@ _BUILD: tuple[Decorator, ...] = (
                  "all are made in one pass over the weights."),
     click.option("--out", type=click.Path(file_okay=False, path_type=Path),
                  help="The bundle's folder; by default NAME-gguf."),
-    click.option("--threads", type=click.IntRange(min=0, max=512), default=0,
-                 help="Threads that quantize; by default one per core."),
+    click.option("--threads", type=click.IntRange(min=0, max=512), default=0, metavar="N",
+                 help="The number of threads that quantize; by default one per core."),
     click.option("--text-only", is_flag=True,
                  help="Make only the text model of a multimodal model, without its mmproj."),
 )  # fmt: skip
 _PROMPT: tuple[Decorator, ...] = (
-    click.option("--system", metavar="TEXT", help="A system prompt."),
-    click.option("--param", "parameters", multiple=True, type=ParameterType(),
-                 metavar="K=V", help="An Ollama parameter, such as num_ctx=8192."),
-    click.option("--stop", "stops", multiple=True, metavar="S", help="One more stop string."),
+    click.option("--system", metavar="TEXT", help="The default system prompt."),
+    click.option("--param", "parameters", multiple=True, type=ParameterType(), metavar="K=V",
+                 help="An Ollama parameter, such as num_ctx=8192. Can be repeated."),
+    click.option("--stop", "stops", multiple=True, metavar="S",
+                 help="One more stop string. Can be repeated."),
     click.option("--template", "renderer", type=RendererType(), default="auto",
                  metavar="auto|native|go|FILE",
                  help="Who renders prompts: the GGUF's own chat template (native) or an Ollama "
@@ -88,29 +93,35 @@ _PROMPT: tuple[Decorator, ...] = (
                  help="Write the sampling settings that the model's authors publish; the run names "
                  "the presets that fit."),
     click.option("--context", "context_length", type=ContextType(), metavar="N|Nk",
-                 help="The context in tokens; YaRN extends the model's own if need be."),
+                 help="The context in tokens; if it is longer than the model's own, YaRN extends "
+                 "that."),
     click.option("--ollama-version", type=VersionType(), metavar="V",
-                 help="The server's version; by default the server is asked, else the newest known "
-                 "version is assumed."),
+                 help="The Ollama version to package for; by default that of the server, or the "
+                 "newest known one if no server answers."),
 )  # fmt: skip
-name_option = click.option("--name", help="The model's name; by default that of its folder.")
 dry_run_option = click.option("--dry-run", is_flag=True,
                               help="Show what would be made, and what it costs.")  # fmt: skip
-host_option = click.option("--host", help="The Ollama server; by default OLLAMA_HOST, else this "
+host_option = click.option("--host", metavar="HOST",
+                           help="The Ollama server; by default OLLAMA_HOST, or else this "
                            "machine's.")  # fmt: skip
 
 
+def name_option(default: str) -> Decorator:
+    """`--name`, and the name that a model has without it."""
+    return click.option("--name", metavar="NAME", help=f"The model's name; by default {default}.")
+
+
 def force_option(covers: str) -> Decorator:
-    """`--force`, with what it covers for this verb."""
-    return click.option("--force", is_flag=True, help=f"Continue despite a refusal: {covers}.")
+    """`--force`, and what it covers for a verb (see `packager.override`)."""
+    return click.option("--force", is_flag=True, help=f"Warn instead of refusing: {covers}.")
 
 
 def request_options(*, build: bool = False, prompt: bool = False) -> Callable[[Command], Command]:
-    """SOURCE, how it is merged, and more; the verb gets `request: Request`.
+    """SOURCE and the options of its stages; the verb gets `request: Request`.
 
     Args:
-        build: with the options on which files are made.
-        prompt: with the options on prompts.
+        build: whether to add the options of `BuildOptions`.
+        prompt: whether to add those of `PromptOptions`.
     """
 
     def make(values: Values) -> Request:
@@ -129,12 +140,12 @@ def request_options(*, build: bool = False, prompt: bool = False) -> Callable[[C
 
 @dataclass(frozen=True)
 class Output:
-    """How much is said, and in which form.
+    """How results and progress are printed.
 
     Attributes:
         as_json: whether results are JSON.
-        console: where progress goes.
-        is_verbose: whether tracebacks and the libraries' logs are shown.
+        console: receives the progress.
+        is_verbose: whether tracebacks and the logs of libraries are shown.
     """
 
     as_json: bool
@@ -146,7 +157,8 @@ def output_options() -> Callable[[Command], Command]:
     """`--json`, `--quiet` and `--verbose`; the verb gets `output: Output`."""
     options: tuple[Decorator, ...] = (
         click.option("--json", "as_json", is_flag=True, help="Print results as JSON."),
-        click.option("-q", "--quiet", is_flag=True, help="Print only results and errors."),
+        click.option("-q", "--quiet", is_flag=True,
+                     help="Print only results, warnings and errors."),
         click.option("-v", "--verbose", is_flag=True,
                      help="Show tracebacks, and the logs of libraries."),
     )  # fmt: skip
@@ -162,7 +174,8 @@ def conversations_option() -> Callable[[Command], Command]:
     """`--conversations`; the verb gets `conversations`: the user's own, then the built-in ones."""
     option = click.option(
         "--conversations", "own_conversations", type=click.Path(dir_okay=False, path_type=Path),
-        metavar="FILE", help="Compare the prompts of these too: JSONL as trainers read it.",
+        metavar="FILE", help="Also compare the prompts of the conversations in this JSONL file, in "
+        "a format that trainers read.",
     )  # fmt: skip
 
     def make(values: Values) -> tuple[Conversation, ...]:
@@ -180,7 +193,7 @@ def bundle_argument() -> Callable[[Command], Command]:
     options: tuple[Decorator, ...] = (
         click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path)),
         click.option("--quant", "quants", multiple=True, type=QuantType(), metavar="Q",
-                     help="Which of the bundle's quants; by default all."),
+                     help="One of the bundle's quants; by default all. Can be repeated."),
     )  # fmt: skip
 
     def make(values: Values) -> Bundle:
@@ -195,14 +208,15 @@ def chat_options() -> Callable[[Command], Command]:
     """How to chat with a model; the verb gets `chat: ChatOptions`."""
     options: tuple[Decorator, ...] = (
         click.option("--quant", type=QuantType(), metavar="Q",
-                     help="Which of the bundle's quants; by default the first."),
-        click.option("--system", metavar="TEXT", help="A system prompt."),
+                     help="The quant of the bundle to use; by default the first."),
+        click.option("--system", metavar="TEXT",
+                     help="The system prompt; by default the bundle's."),
         click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True,
-                     help="The length in tokens at which an answer is cut."),
-        click.option("--threads", type=click.IntRange(min=0, max=512), default=0,
-                     help="Threads; by default one per core."),
+                     metavar="N", help="The length in tokens at which an answer is cut."),
+        click.option("--threads", type=click.IntRange(min=0, max=512), default=0, metavar="N",
+                     help="The number of threads; by default one per core."),
         click.option("--param", "parameters", multiple=True, type=ParameterType(), metavar="K=V",
-                     help="A sampling parameter, such as temperature=0."),
+                     help="A parameter by Ollama's name, such as temperature=0. Can be repeated."),
     )  # fmt: skip
 
     def make(values: Values) -> ChatOptions:
@@ -226,13 +240,13 @@ def _grouped(
     options: tuple[Decorator, ...],
     also: tuple[str, ...] = (),
 ) -> Callable[[Command], Command]:
-    """Add options to a command that gets what `make` makes of their values, as one argument.
+    """Add options to a command, which gets one argument instead of their values.
 
     Args:
         into: the argument's name.
-        make: from the options' values, by name.
+        make: makes the argument from the options' values, by name.
         options: click's decorators.
-        also: further options, added elsewhere, that `make` takes if the command has them.
+        also: further options, added elsewhere, that `make` uses if the command has them.
     """
 
     def decorate(command: Command) -> Command:

@@ -1,4 +1,4 @@
-"""`ftpack prompt`: the prompt, compared with the training prompt."""
+"""`ftpack prompt`: compare a model's prompts with the training prompts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 @click.command("prompt")
 @request_options(prompt=True)
-@name_option
-@click.option("--against", metavar="HOST", help="Also ask the Ollama server there.")
+@name_option("that of SOURCE's folder or bundle")
+@click.option(
+    "--against", metavar="HOST", help="Also compare what the Ollama server at HOST renders."
+)
 @click.option("--show", "number", type=click.IntRange(min=1), metavar="N",
-              help="Print both renderings of conversation N, side by side.")  # fmt: skip
+              help="Print both prompts of conversation N, side by side.")  # fmt: skip
 @conversations_option()
 @output_options()
 def command(
@@ -34,7 +36,7 @@ def command(
     conversations: tuple[Conversation, ...],
     output: Output,
 ) -> None:
-    """Compare the prompt that will be rendered with the training prompt.
+    """Compare the prompts that will be rendered with the training prompts.
 
     SOURCE is what `ftpack ollama` takes, a bundle, or the name of a model in Ollama.
 
@@ -42,11 +44,13 @@ def command(
     Example:
       ftpack prompt ./lora --against 127.0.0.1:11434 --name mymodel
     """
-    from packager.cli.report import report_prompt, show_conversation
+    from packager.cli.report import report_prompt, require_conversation, show_conversation
     from packager.runtime.daemon import Daemon
     from packager.verbs.prompt import prompt as compare_prompt
     from packager.verify.renderers import require_equal
 
+    if number:
+        require_conversation(number, conversations)
     daemon = Daemon(against) if against else None
     report = compare_prompt(request, daemon, output.console, conversations=conversations)
     if number:

@@ -1,4 +1,4 @@
-"""`ftpack register`: what `ftpack ollama` does after building."""
+"""`ftpack register`: register a finished bundle with Ollama."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command("register")
 @bundle_argument()
-@name_option
+@name_option("the bundle's")
 @host_option
 @force_option("a prompt that differs")
 @conversations_option()
@@ -48,14 +48,12 @@ def command(
     from packager.cli.console import result
     from packager.cli.report import registration_json, report_registered
     from packager.runtime.daemon import Daemon
-    from packager.verbs.register import model_names, register, require_store_space
+    from packager.verbs.register import register, require_registrable
 
     daemon = Daemon(host)
     name = name or bundle.manifest.name
-    model_names(name, [file.quant for file in bundle.ggufs])
-    daemon.version()
+    require_registrable(bundle, daemon, name)
     verify_bundle(bundle, output.console)
-    require_store_space(daemon, [file.size_bytes for file in bundle.files])
     registered = register(
         bundle, daemon, name, output.console, conversations=conversations, force=force
     )

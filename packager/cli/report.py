@@ -1,10 +1,11 @@
-"""Results for people and for pipes: plans, bundles, registrations."""
+"""Report results, for people or as JSON: plans, bundles, prompts, registrations."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 
 from packager.cli.console import Console, result
 from packager.cli.options import Output
@@ -12,6 +13,7 @@ from packager.errors import UsageError
 from packager.files import format_bytes
 from packager.package.plan import Plan
 from packager.prompt.comparison import ComparedPrompt, Comparison
+from packager.prompt.conversation import Conversation
 from packager.verbs.build import Built
 from packager.verbs.prompt import PromptReport
 from packager.verbs.register import Registered
@@ -68,7 +70,7 @@ def report_plan(plan: Plan, output: Output) -> None:
 
 
 def report_bundle(built: Built, output: Output, registered: Registered | None = None) -> None:
-    """Print what was made, where, and how large it is; with its registration, in JSON."""
+    """Print what was made, where, and how large it is; as JSON also what Ollama has."""
     bundle, console = built.bundle, output.console
     if output.as_json:
         result(json.dumps(_bundle_json(built, registered), indent=2))
@@ -105,7 +107,7 @@ def _bundle_json(built: Built, registered: Registered | None) -> dict[str, objec
 
 
 def report_prompt(report: PromptReport, output: Output) -> None:
-    """Print a table of conversations, with the outcome of each in each place."""
+    """Print a table with the outcome of each conversation in each place, and what differs."""
     if output.as_json:
         result(json.dumps(_prompt_json(report), indent=2, ensure_ascii=False))
         return
@@ -127,18 +129,21 @@ def report_prompt(report: PromptReport, output: Output) -> None:
         report_comparison(comparison, console)
 
 
-def show_conversation(report: PromptReport, number: int) -> None:
-    """Print both renderings of the conversation with this number in the table, for each place.
+def require_conversation(number: int, conversations: Sequence[Conversation]) -> None:
+    """Refuse a number that the table of these conversations will not have.
 
     Raises:
-        UsageError: if the table has no such number.
+        UsageError: with the number of conversations.
     """
-    count = len(report.comparisons[0].compared)
-    if number > count:
+    if number > len(conversations):
         raise UsageError(
-            f"--show {number}: there are {count} conversations.",
-            next_step="Choose a number from the table.",
+            f"--show {number}: there are {len(conversations)} conversations.",
+            next_step="Choose a number from the table that `ftpack prompt` prints without --show.",
         )
+
+
+def show_conversation(report: PromptReport, number: int) -> None:
+    """Print both prompts of the conversation with this number in the table, for each place."""
     width = shutil.get_terminal_size((120, 24)).columns
     for comparison in report.comparisons:
         item = comparison.compared[number - 1]

@@ -1,4 +1,4 @@
-"""A package: everything decided, no weight read and nothing written yet."""
+"""A package: everything is decided, but no weight is read and nothing is written yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packager.gguf.quants import Quant
 from packager.gguf.types import TypedQuant
 from packager.merge.merged import Merged
 from packager.package.merged_model import MergeOnto
-from packager.package.names import file_stem
+from packager.package.names import file_stem, gguf_name
 from packager.package.request import BuildOptions
 from packager.prompt.prompt_plan import PromptPlan
 from packager.source.inputs import Inputs
@@ -49,7 +49,7 @@ class Package:
         files: the files to be made: the quants in the order of the request, then the `mmproj`.
         options: where they go, and how many threads quantize.
         context_length: the context in tokens that was asked for; None for the model's own.
-        force: whether another model's files may be overwritten.
+        force: whether another model's files in `out` may be overwritten.
     """
 
     name: str
@@ -81,4 +81,4 @@ class Package:
 
     def file_name(self, quant: Quant) -> str:
         """The name that a quant of this model has in the bundle."""
-        return f"{file_stem(self.name)}-{quant.name}.gguf"
+        return gguf_name(self.name, quant)

@@ -1,4 +1,4 @@
-"""From a request to a package: everything that can be decided before a weight is read."""
+"""Prepare: from a request to a package, without reading a weight."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from packager.gguf.types import TypedQuant, require_no_imatrix, type_quants, wri
 from packager.merge.device import choose_device
 from packager.package.conversion import Converted, convert_model
 from packager.package.merged_model import MergeOnto, open_merged
-from packager.package.names import file_stem, model_name
+from packager.package.names import gguf_name, model_name, projector_name
 from packager.package.package import Package, PlannedGguf
-from packager.package.prompt_choice import decide_prompt
+from packager.package.prompt_choice import decide_prompt, require_usable
 from packager.package.provenance import adapter_identities
 from packager.package.request import Request
 from packager.progress import Progress, Silent
@@ -28,20 +28,20 @@ from packager.source.inputs import Inputs, find_inputs
 from packager.source.vocabulary_rows import require_rows
 from packager.verify.vocabulary import content_tokens
 
-# What a disk reads while everything is decided; more would only evict other things from memory.
+# What a disk can read in the meantime; more would only evict other things from memory.
 _READ_AHEAD_BYTES = 4 << 30
 
 
 def prepare(
     request: Request, scratch: Path, progress: Progress | None = None, *, will_build: bool = True
 ) -> Package:
-    """Decide everything that can be decided without reading a weight.
+    """The package of a request; no weight is read.
 
     Args:
         request: what the user wants.
         scratch: a temporary folder that exists as long as the package is used (`scratch_folder`).
-        progress: told what was chosen, and why.
-        will_build: whether the weights will be read next: the disk is asked for them already.
+        progress: receives every choice, and the reason for it.
+        will_build: whether the weights are read next; the disk then starts to read them already.
 
     Raises:
         FtpackError: whatever is wrong with the input, before any long work.
@@ -95,10 +95,16 @@ def _prepare(request: Request, scratch: Path, progress: Progress, *, will_build:
 def open_inputs(request: Request, progress: Progress) -> Inputs:
     """The source and its base, as the request names them.
 
+    What is wrong with the options alone is refused first, since a base may have to be downloaded.
+
     Raises:
-        UsageError: if the options on several adapters do not fit together.
-        InputRefusedError: whatever is wrong with source or base.
+        UsageError: if the options on several adapters do not fit together, or a value does not
+            exist: a preset, or a GPU.
+        InputRefusedError: whatever is wrong with source, base, or the chat template's file.
     """
+    require_usable(request.prompt)
+    if request.merge.device == "cuda":
+        choose_device(request.merge.device)
     combination = request.merge.combination
     if combination is None:
         return find_inputs(request.source, progress)
@@ -111,7 +117,7 @@ def adapters_of(inputs: Inputs, request: Request, scratch: Path) -> MergeOnto:
     """The adapters of a run, with the device that they are merged on.
 
     Raises:
-        UsageError: if a GPU is asked for and there is none.
+        UsageError: if the request names a GPU, and torch finds none.
     """
     options = replace(request.merge, device=choose_device(request.merge.device))
     return MergeOnto(inputs.adapters, options, scratch)
@@ -131,20 +137,21 @@ def _gguf_prompt(inputs: Inputs, prompt: PromptPlan) -> GgufPrompt:
 def _planned_files(
     name: str, converted: Converted, typed: tuple[TypedQuant, ...]
 ) -> tuple[PlannedGguf, ...]:
-    stem = file_stem(name)
-    files = [PlannedGguf(f"{stem}-{item.quant.name}.gguf", converted.text, item) for item in typed]
+    files = [PlannedGguf(gguf_name(name, item.quant), converted.text, item) for item in typed]
     if projector := converted.projector:
-        file_name = f"mmproj-{stem}-{projector.typed.quant.name}.gguf"
-        files.append(PlannedGguf(file_name, projector.conversion, projector.typed, True))
+        file_name = projector_name(name, projector.typed.quant)
+        files.append(
+            PlannedGguf(file_name, projector.conversion, projector.typed, is_projector=True)
+        )
     return tuple(files)
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Keep Python from looking for garbage.
+    """Turn Python's garbage collector off.
 
-    A vocabulary is a million small objects, and the libraries have as many: to look through them
-    again and again took longer than everything else.
+    A vocabulary is a million small objects, and the libraries have as many; to search them again
+    and again took longer than everything else.
     """
     was_enabled = gc.isenabled()
     gc.disable()

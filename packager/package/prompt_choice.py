@@ -1,4 +1,4 @@
-"""The prompt of a package: its chat template, who renders it, and what the Modelfile says."""
+"""The choice of a prompt: its chat template, who renders it, and what the Modelfile says."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from packager.prompt.llamafactory import compare_with_name, is_known
 from packager.prompt.modelfile_text import render_modelfile, sampling_parameters
 from packager.prompt.ollama_version import NEWEST_KNOWN
 from packager.prompt.presets import find_preset, presets_for
+from packager.prompt.prompt_options import PromptOptions
 from packager.prompt.prompt_plan import PromptPlan
 from packager.runtime.model_settings import ModelSettings
 from packager.scalar import Scalar
 from packager.source.inputs import Inputs
 from packager.source.run.record import Training, training_length
 
-# What `--thinking` says that training set for the chat template.
+# The chat template's variables in training, for each value of `--thinking`.
 _TRAINING_VARIABLES: Mapping[str, Mapping[str, object]] = {
     "as-trained": {},
     "on": {"enable_thinking": True},
@@ -29,12 +30,35 @@ _TRAINING_VARIABLES: Mapping[str, Mapping[str, object]] = {
 }
 
 
-def decide_prompt(inputs: Inputs, request: Request, progress: Progress) -> PromptPlan:
-    """Find the training chat template, decide who renders it, and what the Modelfile says.
+def require_usable(options: PromptOptions) -> None:
+    """Refuse options that are wrong for any model.
 
     Raises:
         SourceNotFoundError: if the chat template's file does not exist.
-        ChatTemplateError: if there is no chat template, or it cannot be used.
+        UsageError: if there is no such preset.
+    """
+    path = options.chat_template_file
+    if path is not None and not path.is_file():
+        raise SourceNotFoundError(
+            f"There is no chat template {path}.",
+            next_step="--template takes auto, native, go, or the path of a Jinja file.",
+        )
+    if options.preset:
+        find_preset(options.preset)
+
+
+def decide_prompt(inputs: Inputs, request: Request, progress: Progress) -> PromptPlan:
+    """The training chat template, who renders it, and what the Modelfile says.
+
+    Args:
+        inputs: source and base.
+        request: its `prompt` options, which `require_usable` accepts.
+        progress: receives the decision, and warnings about the training template.
+
+    Raises:
+        ChatTemplateError: if there is no chat template, it cannot be used, or a Modelfile cannot
+            express a text of the options.
+        CorruptFileError: if a sampling setting of the model is not a number.
     """
     options = request.prompt
     chat_template = _training_template(inputs, options.chat_template_file, progress)
@@ -55,11 +79,6 @@ def decide_prompt(inputs: Inputs, request: Request, progress: Progress) -> Promp
 def _training_template(
     inputs: Inputs, chat_template_file: Path | None, progress: Progress
 ) -> ChatTemplate:
-    if chat_template_file is not None and not chat_template_file.is_file():
-        raise SourceNotFoundError(
-            f"There is no chat template {chat_template_file}.",
-            next_step="--template takes auto, native, go, or the path of a Jinja file.",
-        )
     chat_template = load_chat_template(inputs.own_files, inputs.base_files, chat_template_file)
     if chat_template is None:
         raise ChatTemplateError(
@@ -76,9 +95,9 @@ def _training_template(
 def _compare_with_training(
     training: Training | None, chat_template: ChatTemplate, progress: Progress
 ) -> None:
-    """Warn if LLaMA-Factory trained with another template than the one beside the adapter."""
+    """Warn if LLaMA-Factory trained with another chat template than the one beside the adapter."""
     if training is not None and training.problem is not None:
-        progress.warn(f"{training.problem}: the training template it names is not compared")
+        progress.warn(f"{training.problem}: a chat template that it names is not compared")
     if training is None or training.trainer != "LLaMA-Factory" or training.template_name is None:
         return
     if difference := compare_with_name(chat_template, training.template_name):

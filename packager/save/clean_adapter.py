@@ -1,4 +1,4 @@
-"""An adapter as it can be published: what others need, without the traces of the run."""
+"""A clean adapter: what others need, without the traces of the training run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from packager.errors import (
     CHOOSE_OUT,
     CHOOSE_OUT_OR_FORCE,
+    USE_EARLIER_CHECKPOINT,
     BaseNotFoundError,
     NonFiniteError,
     OutputExistsError,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 _CARD = "README.md"
-# What PEFT's own model card says until somebody fills it in.
+# What PEFT's model card says until somebody completes it.
 _PLACEHOLDER = "[More Information Needed]"
 _LICENCES = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*", re.IGNORECASE)
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]+)")
@@ -46,7 +47,7 @@ class PublicBase:
     """A base as others find it on the Hub.
 
     Attributes:
-        model_id: its Hub id, with an owner as a rule.
+        model_id: its Hub id, nearly always with an owner.
         revision: its commit, if that is recorded.
     """
 
@@ -57,17 +58,17 @@ class PublicBase:
 def save_adapter(
     options: SourceOptions, folder: Path, progress: Progress, *, force: bool = False
 ) -> SavedFolder:
-    """Write an adapter's folder that contains what others need, and nothing else.
+    """Write an adapter's folder with only what others need; gives the folder and its files.
 
-    That is its configuration, with the base's Hub id in place of a local path; its weights; its
+    They need its configuration, with the base's Hub id in place of a local path; its weights; its
     tokenizer, chat template and licence; and a model card. Optimizer states, training arguments and
     the like are left out.
 
     Args:
-        options: the adapter, and its `base` if the recorded one is not a Hub id.
-        folder: where to.
-        progress: told what is left out.
-        force: overwrite an adapter in `folder`.
+        options: the adapter, and the Hub id of its base if the adapter does not record one.
+        folder: the folder to write.
+        progress: receives the chosen source, and what is left out.
+        force: whether to overwrite an adapter in `folder`.
 
     Raises:
         UsageError: if the source is a full model.
@@ -90,9 +91,11 @@ def save_adapter(
             next_step="Name an adapter's folder, or save the model with --save merged_16bit.",
         )
     if folder.resolve() == source.folder.resolve():
-        raise OutputExistsError(f"The adapter is read from {folder} itself.", next_step=CHOOSE_OUT)
+        raise OutputExistsError(
+            f"{folder} is the folder that the adapter is read from.", next_step=CHOOSE_OUT
+        )
     base = _public_base(source.adapter, options.base)
-    files = _write(source, source.adapter, base, folder)
+    files = _write(source, source.adapter, base, folder, progress)
     left_out = {path.name for path in source.folder.iterdir()} - {path.name for path in files}
     if left_out:
         progress.note(f"Left out: {', '.join(sorted(left_out))}")
@@ -116,27 +119,41 @@ def _public_base(adapter: Adapter, wanted: str | None) -> PublicBase:
 
 
 def _has_owner(name: str) -> bool:
-    """Whether an id is more than a bare name, which may be a folder of the training machine.
+    """Whether an id has an owner; a bare name may be a folder of the training machine.
 
-    A few old models have no owner (`gpt2`): those in the Hub's cache are believed.
+    A few old models have no owner (`gpt2`); they are accepted if they are in the Hub's cache.
     """
     return "/" in name or find_cached(name, None) is not None
 
 
-def _write(source: Source, adapter: Adapter, base: PublicBase, folder: Path) -> list[Path]:
-    import torch
-
-    tensors = {name: adapter.weights.load(name) for name in adapter.weights.tensors}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NonFiniteError(
-                f"The adapter's tensor {name!r} in {adapter.weights.path} has NaN or Inf.",
-                next_step="The training run diverged; use an earlier checkpoint.",
-            )
-    require_disk(folder, sum(tensor.nbytes for tensor in tensors.values()), "The adapter")
+def _write(
+    source: Source, adapter: Adapter, base: PublicBase, folder: Path, progress: Progress
+) -> list[Path]:
+    size_bytes = sum(info.size_bytes for info in adapter.weights.tensors.values())
+    require_disk(folder, size_bytes, "The adapter")
+    tensors = _load_finite(adapter, progress)
     card = _card(source, adapter, base.model_id)
     with made_folder(folder):
         return _write_all(source, adapter, tensors, card, base, folder)
+
+
+def _load_finite(adapter: Adapter, progress: Progress) -> dict[str, torch.Tensor]:
+    """Every tensor of an adapter; NaN and Inf are refused."""
+    import torch
+
+    tensors = {}
+    size_bytes = sum(info.size_bytes for info in adapter.weights.tensors.values())
+    with progress.task("Reading the adapter", size_bytes) as task:
+        for name in adapter.weights.tensors:
+            tensor = adapter.weights.load(name)
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"The adapter's tensor {name!r} in {adapter.weights.path} has NaN or Inf.",
+                    next_step=USE_EARLIER_CHECKPOINT,
+                )
+            tensors[name] = tensor
+            task.advance(tensor.nbytes)
+    return tensors
 
 
 def _write_all(
@@ -147,7 +164,7 @@ def _write_all(
     base: PublicBase,
     folder: Path,
 ) -> list[Path]:
-    # Until everything is complete it has no configuration, and so is not an adapter.
+    # Without its configuration the folder is not an adapter, until everything is complete.
     (folder / ADAPTER_CONFIG_NAME).unlink(missing_ok=True)
     write_tensors(tensors, folder / WEIGHT_NAMES[0])
     (folder / WEIGHT_NAMES[1]).unlink(missing_ok=True)
@@ -169,7 +186,7 @@ def _write_all(
 
 
 def _copy(file: ModelFile, target: Path) -> None:
-    """Copy a file; a tokenizer's configuration without the paths of this machine."""
+    """Copy a file; leave local paths out of a tokenizer's configuration."""
     if file.path.name == TOKENIZER_CONFIG:
         local = [
             key
@@ -184,7 +201,7 @@ def _copy(file: ModelFile, target: Path) -> None:
 
 
 def _card(source: Source, adapter: Adapter, base: str) -> str:
-    """The user's own model card with the base's id in it; a short one if there is none."""
+    """The user's own model card, with the base's Hub id; a short one if there is none."""
     path = source.folder / _CARD
     if path.is_file():
         text = read_text(path, "Save it as UTF-8, or remove it to get a short one.")

@@ -20,6 +20,21 @@ from packager.save.staged_folder import SavedFolder, staged
 _NOT_COPIED = ("README.md", "trainer_state.json")
 
 
+def require_room(model: Merged, folder: Path, four_bit: FourBitPlan | None) -> None:
+    """Refuse a model for which the folder has no room.
+
+    Args:
+        model: the model.
+        folder: the folder to write.
+        four_bit: how its weights are quantized by bitsandbytes; None to write them as they are.
+
+    Raises:
+        DiskSpaceError: with the size of the weights and the free space.
+    """
+    sizes = (info.size_bytes for info in model.tensors.values())
+    require_disk(folder, four_bit.size_bytes if four_bit else sum(sizes), "The merged model")
+
+
 def save_merged(
     model: Merged,
     files: Mapping[str, ModelFile],
@@ -27,22 +42,21 @@ def save_merged(
     progress: Progress,
     four_bit: FourBitPlan | None = None,
 ) -> SavedFolder:
-    """Write a merged model with what describes it; after an error the folder is as it was.
+    """Write a merged model and the files that describe it; gives the folder and its files.
+
+    After an error the folder is as it was.
 
     Args:
         model: the model; names, shapes and dtypes are written as they are.
         files: the tokenizer and other files that belong to it, by name.
-        folder: where to.
-        progress: told how far it is.
+        folder: the folder to write.
+        progress: receives the bytes of the weights as they are written.
         four_bit: how its weights are quantized by bitsandbytes; None to write them as they are.
 
     Raises:
-        DiskSpaceError: if there is no room for it.
         NonFiniteError: naming the tensor that holds NaN or Inf.
         AdapterMismatchError: if something of an adapter was left out.
     """
-    sizes = (info.size_bytes for info in model.tensors.values())
-    require_disk(folder, four_bit.size_bytes if four_bit else sum(sizes), "The merged model")
     config = model.config
     with staged(folder) as staging:
         if four_bit:
@@ -58,7 +72,7 @@ def save_merged(
 
 
 def _write_config(config: ModelConfig, folder: Path) -> None:
-    """Copy `config.json`; write it anew if it no longer says what its file does."""
+    """Copy `config.json`, or write it anew if merging or quantizing has changed it."""
     if config.is_changed:
         write_json(folder / CONFIG_NAME, config.values)
     else:
@@ -74,6 +88,6 @@ def _copy(files: Mapping[str, ModelFile], folder: Path) -> list[str]:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy a file, as a whole or not at all."""
+    """Copy a file, completely or not at all."""
     with path.open("rb") as source, whole_file(target) as copy:
         shutil.copyfileobj(source, copy)

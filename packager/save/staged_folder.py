@@ -1,4 +1,4 @@
-"""A folder that is written as a whole: its files get their places when all of them are right."""
+"""A model folder that is written as a whole: its files move into place when all are complete."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SavedFolder:
     """A folder that was written.
 
     Attributes:
-        folder: where it is.
-        files: everything that was written, by path.
+        folder: its path.
+        files: the paths of all files that were written.
     """
 
     folder: Path
@@ -35,9 +35,9 @@ class SavedFolder:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write to, whose files move to `folder` when the block ends well.
+    """A folder to write to, whose files move to `folder` when the block ends without an error.
 
-    Until then, and after an error, a model that is being overwritten stays as it is.
+    Until then, and after an error, a model that is already in `folder` stays as it is.
     """
     staging = folder / _STAGING
     with made_folder(folder):
@@ -51,11 +51,11 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _publish(staging: Path, folder: Path) -> None:
-    # config.json is removed first and comes last: a folder without it is not a model, so that an
-    # interrupted run shows.
+    # config.json is removed first and written last: a folder without it is not a model, so an
+    # interrupted run cannot be mistaken for a finished one.
     (folder / CONFIG_NAME).unlink(missing_ok=True)
     for pattern in ("model*.safetensors", "model.safetensors.index.json"):
-        for stale in folder.glob(pattern):  # loaders would prefer them
+        for stale in folder.glob(pattern):  # loaders would prefer them to the new files
             stale.unlink()
     paths = [path for path in staging.rglob("*") if path.is_file()]
     for path in sorted(paths, key=lambda path: (path.name == CONFIG_NAME, path)):

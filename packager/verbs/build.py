@@ -1,4 +1,4 @@
-"""From a package to a bundle: every file that is missing is made, in one pass over the weights."""
+"""Build: from a package to a bundle, in which only the missing files are made."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from packager.prompt.modelfile_text import render_modelfile
 from packager.prompt.template_record import record_template
 from packager.quality.base_choice import BaseChoice, measure_base_choice, quant_types
 
-# Says, while a bundle is being made, whose files these are; afterwards the manifest says it.
+# While a bundle is being made, this file identifies the package; afterwards the manifest does.
 _MARKER = ".ftpack-build.json"
 _METADATA_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build has made.
+    """The result of a build.
 
     Attributes:
-        bundle: the bundle, its `ggufs` being those of this request.
+        bundle: the bundle; its `ggufs` are the quants of this request.
         reused: the names of the files that an earlier run had finished.
         base_choice: how close the merge is to what was trained, for a base that bitsandbytes
             quantized, or its 16-bit original; else None.
@@ -52,10 +52,14 @@ class Built:
 
 
 def build(package: Package, progress: Progress | None = None) -> Built:
-    """Make the bundle of a package, or what is missing of it.
+    """Make the bundle of a package, or what is missing of it; gives the bundle.
 
     A rerun after a kill ends in the same bytes: files have a `.partial` name until they are
     complete, and what the manifest lists is verified by its digest before it is kept.
+
+    Args:
+        package: what to make, and where.
+        progress: receives which files are kept, and the bytes as they are read and written.
 
     Raises:
         OutputExistsError: if the folder contains files of another model.
@@ -90,7 +94,7 @@ def build(package: Package, progress: Progress | None = None) -> Built:
 
 
 def _kept_files(package: Package, digest: str, progress: Progress) -> dict[str, GgufFile]:
-    """The files that an earlier run finished of this very model, verified, by name.
+    """The files of this package that an earlier run finished, verified, by name.
 
     Raises:
         OutputExistsError: if files of another model would be overwritten.
@@ -101,18 +105,25 @@ def _kept_files(package: Package, digest: str, progress: Progress) -> dict[str, 
         _require_free(package, digest, progress)
         return {}
     kept = {}
+    existing = [file for file in manifest.files if (folder / file.name).is_file()]
+    sizes_bytes = [(folder / file.name).stat().st_size for file in existing]
+    with progress.task("Checking finished files", sum(sizes_bytes)) as task:
+        for file in existing:
+            if sha256_file(folder / file.name, task.advance) == file.sha256:
+                kept[file.name] = file
     for file in manifest.files:
-        path = folder / file.name
-        if path.is_file() and sha256_file(path) == file.sha256:
-            kept[file.name] = file
-        else:
-            progress.warn(f"{path} differs from its digest in {MANIFEST}; it is made again")
+        if file.name not in kept:
+            progress.warn(
+                f"{folder / file.name} is missing or differs from its digest in {MANIFEST}, and is "
+                "not kept"
+            )
     if kept:
         progress.note(f"Already finished in {folder}, and verified: {', '.join(kept)}")
     return kept
 
 
 def _require_free(package: Package, digest: str, progress: Progress) -> None:
+    """Refuse a folder with another model's files, unless `--force` is given."""
     folder = package.out
     if _was_interrupted(folder, digest):
         return
@@ -148,7 +159,7 @@ def _was_interrupted(folder: Path, digest: str) -> bool:
 
 @contextmanager
 def _cleaned_up_on_error(folder: Path, names: Collection[str]) -> Iterator[None]:
-    """Make the folder; after an error, leave nothing unfinished in it, nor an empty folder."""
+    """Make the folder; after an error, remove unfinished files, and the folder if it is empty."""
     with made_folder(folder):
         try:
             yield
@@ -162,7 +173,10 @@ def _cleaned_up_on_error(folder: Path, names: Collection[str]) -> Iterator[None]
 def _write(
     package: Package, missing: Sequence[PlannedGguf], progress: Progress
 ) -> list[WrittenGguf]:
-    """Write the missing files, each conversion's in one pass; they get their names at the end."""
+    """Write the missing files; one pass over the weights serves all quants of the text model.
+
+    The files get their names at the end, when every adapter is known to have been applied.
+    """
     threads = package.options.threads or os.cpu_count() or 1
     written = []
     conversions = dict.fromkeys(file.conversion for file in missing)
@@ -193,7 +207,7 @@ def _describe(written: WrittenGguf) -> GgufFile:
 
 
 def _finish(package: Package, digest: str, files: dict[str, GgufFile]) -> Bundle:
-    """Write what describes the finished files; the manifest keeps the quants of earlier runs."""
+    """Write Modelfile, manifest and checksums; the manifest keeps the quants of earlier runs."""
     projector = files.pop(package.projector.file_name) if package.projector else None
     combination = package.merge_onto.options.combination
     manifest = Manifest(

@@ -18,7 +18,7 @@ from packager.progress import Progress, Silent
 from packager.quality.base_choice import BaseChoice, measure_base_choice
 from packager.save.clean_adapter import save_adapter as write_clean_adapter
 from packager.save.four_bit import plan_four_bit, require_bitsandbytes
-from packager.save.merged_folder import save_merged
+from packager.save.merged_folder import require_room, save_merged
 from packager.save.staged_folder import SavedFolder
 from packager.source.inputs import Inputs
 from packager.source.vocabulary_rows import require_rows
@@ -47,18 +47,20 @@ def merge(
     *,
     form: Form = "merged_16bit",
 ) -> MergedFolder:
-    """Write source and base as one model that transformers loads.
+    """Write source and base as one model that transformers loads; gives the folder and its files.
 
     Args:
-        request: what to merge; only its `source`, `merge` and `force` count.
-        folder: where to.
-        progress: told what was chosen, and how far the work is.
+        request: what to merge; only its `source`, `merge` and `force` are used.
+        folder: the folder to write.
+        progress: receives every decision, and the state of the work.
         form: `merged_16bit`, in the base's own element type, or `merged_4bit`, by bitsandbytes.
 
     Raises:
-        ToolchainError: if `merged_4bit` is asked for, and bitsandbytes is not installed.
+        ToolchainError: if `form` is `merged_4bit`, and bitsandbytes is not installed.
         OutputExistsError: if the folder contains a model, and `request.force` is not set; or if it
             is the source's or the base's own.
+        UsageError: if options do not fit together, or the device does not exist.
+        DiskSpaceError: if there is no room for the model.
         InputRefusedError: whatever is wrong with source or base.
     """
     progress = progress or Silent()
@@ -70,13 +72,14 @@ def merge(
     with scratch_folder() as scratch:
         merge_onto = adapters_of(inputs, request, scratch)
         model = open_merged(inputs, merge_onto, progress)
+        require_rows(inputs, model.config, model.tensors)
+        require_complete(model, request.force, progress)
+        four_bit = plan_four_bit(model) if form == "merged_4bit" else None
+        require_room(model, folder, four_bit)
         every_weight: dict[str, dict[str, str]] = {name: {} for name in model.tensors}
         base_choice = measure_base_choice(
             inputs.base, inputs.adapters, merge_onto, model, every_weight, progress
         )
-        require_rows(inputs, model.config, model.tensors)
-        require_complete(model, request.force, progress)
-        four_bit = plan_four_bit(model) if form == "merged_4bit" else None
         saved = save_merged(model, inputs.files, folder, progress, four_bit)
     return MergedFolder(saved, base_choice)
 
@@ -85,9 +88,9 @@ def save_adapter(request: Request, folder: Path, progress: Progress | None = Non
     """Write the source's adapter, cleaned for publishing; see `packager.save.clean_adapter`.
 
     Args:
-        request: which adapter; only its `source` and `force` count.
-        folder: where to.
-        progress: told what is left out.
+        request: which adapter; only its `source` and `force` are used.
+        folder: the folder to write.
+        progress: receives the chosen source, and what is left out.
 
     Raises:
         UsageError: if the source is not one adapter alone.
@@ -112,4 +115,6 @@ def _require_free(folder: Path, force: bool, progress: Progress) -> None:
 def _require_elsewhere(folder: Path, inputs: Inputs) -> None:
     read_from = [inputs.model.folder, *(source.folder for source in inputs.sources)]
     if folder.resolve() in [path.resolve() for path in read_from]:
-        raise OutputExistsError(f"The model is read from {folder} itself.", next_step=CHOOSE_OUT)
+        raise OutputExistsError(
+            f"{folder} is the folder that the model is read from.", next_step=CHOOSE_OUT
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,21 +46,22 @@ def ollama(
     conversations: Sequence[Conversation] = BATTERY,
     on_built: Callable[[Built], None] = lambda built: None,
 ) -> Packaged:
-    """Make a source a model that answers in Ollama.
+    """Turn a source into a model that answers in Ollama; gives the bundle and what Ollama has.
 
-    Without a daemon the bundle is made and kept all the same.
+    The bundle is built and kept even if the daemon cannot be reached.
 
     Args:
         request: what to make.
         daemon: where to register it.
-        progress: told every decision, and how far the work is.
-        conversations: those whose prompts are compared.
-        on_built: called with the bundle before it is registered, which can fail.
+        progress: receives every decision, and the state of the work.
+        conversations: the conversations whose prompts are compared.
+        on_built: called with the bundle before it is compared and registered, which can fail.
 
     Raises:
         FtpackError: whatever is wrong with the input, before any long work.
-        PromptDifferenceError: if a prompt differs from the training prompt.
-        DaemonError: if the daemon cannot be reached, with the command that registers the bundle.
+        PromptDifferenceError: if a prompt or a token id differs from training; the bundle is kept.
+        DaemonError: if the daemon cannot be reached or refuses the model; the bundle is kept, and
+            the next step is the command that registers it.
     """
     progress = progress or Silent()
     _require_names(request, request.name)
@@ -67,22 +69,15 @@ def ollama(
     with scratch_folder() as scratch:
         package = prepare(request, scratch, progress)
         _require_names(request, package.name)
-        if daemon.is_reachable():
-            require_store_space(daemon, [file.typed.size_bytes for file in package.files])
-        else:
-            progress.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
+        _require_room(package, daemon, progress)
         built = build(package, progress)
         on_built(built)
-        _compare_built(package, built, conversations, scratch, progress)
-    try:
+        _compare_built(request, package, built, conversations, scratch, progress)
+    with _register_command_on_error(built, package.name):
         registered = register(
             built.bundle, daemon, package.name, progress,
             conversations=conversations, force=request.force,
         )  # fmt: skip
-    except DaemonError as error:
-        then = f"Then: ftpack register {built.bundle.folder} --name {package.name}"
-        error.next_step = f"{error.next_step} {then}".strip()
-        raise
     return Packaged(built, registered)
 
 
@@ -99,27 +94,47 @@ def plan_ollama(request: Request, daemon: Daemon, progress: Progress | None = No
 
 
 def _require_names(request: Request, name: str | None) -> None:
+    """Refuse a name that Ollama or several quants cannot have; None has still to be chosen."""
     if name:
         model_names(name, [quant.name for quant in request.build.wanted])
 
 
 def _for_server(request: Request, daemon: Daemon) -> Request:
-    """The request with the server's own version, unless it names one or no server answers."""
+    """The request for the server's version, unless it already names one or no server answers."""
     if request.prompt.ollama_version is not None or not daemon.is_reachable():
         return request
     version = OllamaVersion.parse(daemon.version())
     return replace(request, prompt=replace(request.prompt, ollama_version=version))
 
 
+def _require_room(package: Package, daemon: Daemon, progress: Progress) -> None:
+    """Refuse a model for which Ollama has no room; without a server, say that it is only built."""
+    if daemon.is_reachable():
+        require_store_space(daemon, [file.typed.size_bytes for file in package.files])
+    else:
+        progress.warn(f"No Ollama answers at {daemon.host}; the bundle is built and kept")
+
+
+@contextmanager
+def _register_command_on_error(built: Built, name: str) -> Iterator[None]:
+    """Add the command that registers the finished bundle to a daemon's error."""
+    try:
+        yield
+    except DaemonError as error:
+        then = f"Then: ftpack register {built.bundle.folder} --name {name}"
+        error.next_step = f"{error.next_step} {then}".strip()
+        raise
+
+
 def _compare_built(
+    request: Request,
     package: Package,
     built: Built,
     conversations: Sequence[Conversation],
     scratch: Path,
     progress: Progress,
 ) -> None:
-    """Compare what the embedded runtime makes of the GGUF with training."""
-    folder = built.bundle.folder
+    """Compare the prompts and token ids of the built GGUF with those of training."""
     compared = compare_gguf(
         package.prompt.chat_template,
         package.inputs.files,
@@ -132,8 +147,9 @@ def _compare_built(
         try:
             require_equal(
                 comparison,
-                f"{folder} is built, but not registered",
-                f"See `ftpack prompt {folder}`; --force registers it all the same.",
+                f"{built.bundle.folder} is built, but not registered",
+                # Unlike a bundle, the source has a tokenizer, with whose ids to compare.
+                f"See `ftpack prompt {request.source.source}`, or register it with --force.",
             )
         except PromptDifferenceError as error:
-            refuse_unless(package.force, error, progress)
+            refuse_unless(request.force, error, progress)

@@ -1,4 +1,4 @@
-"""`ftpack prompt`: the prompt of a source, bundle or model, compared with the training prompt."""
+"""`ftpack prompt`: the prompts of a source, bundle or model, compared with training."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ _BLOB = re.compile(r"^FROM (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class PromptReport:
-    """A prompt, compared wherever it can be rendered.
+    """A model's prompts, compared in each place that renders them.
 
     Attributes:
         name: the model's name.
         chat_template: the training chat template.
-        reason: who renders, and why.
-        comparisons: one for each place where the prompt was rendered.
-        vocabulary: the GGUF's token ids on a corpus; None without a tokenizer to compare with.
+        reason: who renders prompts, and why.
+        comparisons: one for each place: offline, embedded, the daemon.
+        vocabulary: the GGUF's token ids compared on a corpus; None if there is no tokenizer to
+            compare them with.
     """
 
     name: str
@@ -51,7 +52,7 @@ class PromptReport:
 
     @property
     def all_comparisons(self) -> tuple[Comparison, ...]:
-        """Those of the prompts, and that of the vocabulary if there is one."""
+        """The comparisons of the prompts, and that of the vocabulary if there is one."""
         more = () if self.vocabulary is None else (self.vocabulary,)
         return (*self.comparisons, *more)
 
@@ -63,18 +64,24 @@ def prompt(
     *,
     conversations: Sequence[Conversation] = BATTERY,
 ) -> PromptReport:
-    """Compare a prompt offline, on the embedded runtime, and on a daemon if one is given.
+    """The prompts offline, on the embedded runtime, and on a daemon, compared with training.
+
+    A model that is only registered is compared on its daemon alone.
 
     Args:
         request: its `source` is anything that can be packaged, a bundle, or the name of a
             registered model; `name` is the registered model's, if it differs from the source's.
-        daemon: where the model is registered.
-        progress: told what was chosen.
-        conversations: what is compared.
+        daemon: where the model is registered; None to compare without a daemon.
+        progress: receives every choice, and the reason for it.
+        conversations: the conversations to compare.
 
     Raises:
+        DaemonError: if the daemon cannot be reached, or does not have the model.
+        UnsupportedError: if it is too old to show what it renders.
         FtpackError: if there is no such source, or it has no chat template.
     """
+    if daemon is not None:
+        daemon.version()  # before a base is downloaded for a server that does not answer
     source = request.source.source
     path = Path(source)
     if is_bundle(path):

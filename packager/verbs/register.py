@@ -28,10 +28,10 @@ class Registered:
     Attributes:
         host: the daemon's address.
         version: its version.
-        names: every name that answers, the first one first.
-        check: what was read back of the first one, and its short answer.
+        names: every name that answers; the main one comes first.
+        check: what the daemon says about the main one, and its short answer.
         comparisons: each quant's prompts compared with the training prompts; empty if the daemon
-            is too old to say what it renders.
+            is too old to show what it renders.
     """
 
     host: str
@@ -62,7 +62,7 @@ def model_names(name: str, quants: Sequence[str]) -> tuple[str, ...]:
 def require_store_space(daemon: Daemon, sizes_bytes: Sequence[int]) -> None:
     """Check that a daemon on this machine has room for its own copies of the GGUFs.
 
-    It keeps one of each; while it creates a model, it holds that GGUF `CREATE_COPIES` times.
+    It keeps one copy of each; while it creates a model, it has `CREATE_COPIES` copies of that GGUF.
 
     Raises:
         DiskSpaceError: if the file system of its models has less free.
@@ -71,6 +71,21 @@ def require_store_space(daemon: Daemon, sizes_bytes: Sequence[int]) -> None:
     if folder is not None:
         needed_bytes = sum(sizes_bytes) + (CREATE_COPIES - 1) * max(sizes_bytes, default=0)
         require_disk(folder, needed_bytes, "Ollama's copy of the model")
+
+
+def require_registrable(bundle: Bundle, daemon: Daemon, name: str) -> None:
+    """Check everything that can prevent `register`, before a byte of a GGUF is read.
+
+    Raises:
+        InvalidNameError: if Ollama would refuse the name.
+        UsageError: if there are several quants and the name has a tag already.
+        DaemonError: if the daemon cannot be reached.
+        RegistrationError: if it is too old to render with the bundle's chat template.
+        DiskSpaceError: if there is no room for its copies of the GGUFs.
+    """
+    model_names(name, [file.quant for file in bundle.ggufs])
+    _require_renderer(bundle, daemon.version(), daemon.host)
+    require_store_space(daemon, [file.size_bytes for file in bundle.files])
 
 
 def unproved_name(name: str) -> str:
@@ -87,30 +102,32 @@ def register(
     conversations: Sequence[Conversation] = BATTERY,
     force: bool = False,
 ) -> Registered:
-    """Hand a bundle's quants to a daemon, compare what it renders, and let it answer.
+    """Register a bundle's quants with a daemon; gives what it has then, and a short answer.
 
-    Each model is created under a name of its own (`unproved_name`). It gets the requested name when
-    the daemon has what was sent and renders the training prompts. Several quants become tags of one
-    name; `latest` is the first.
+    Each model is created under a temporary name (`unproved_name`). It gets the requested name once
+    the daemon has what was sent, renders the training prompts, and answers. Several quants become
+    tags of one name; `latest` is the first. The files are not hashed: `verify_bundle` does that.
 
     Args:
         bundle: what to register: its `ggufs`.
         daemon: where to.
         name: the model's name.
-        progress: told what was done.
-        conversations: those whose prompts are compared.
+        progress: receives each step, and the bytes of the upload.
+        conversations: the conversations whose prompts are compared.
         force: give the name even if a prompt differs from the training prompt.
 
     Raises:
+        InvalidNameError: if Ollama would refuse the name.
+        UsageError: if there are several quants and the name has a tag already.
         DaemonError: if the daemon cannot be reached, or stops midway.
         RegistrationError: if what it has is not what was sent.
         PromptDifferenceError: if a prompt differs; the model stays under its `unproved_name`.
     """
     progress = progress or Silent()
+    names = model_names(name, [file.quant for file in bundle.ggufs])
     version = daemon.version()
     progress.note(f"Ollama {version} at {daemon.host}")
     _require_renderer(bundle, version, daemon.host)
-    names = model_names(name, [file.quant for file in bundle.ggufs])
     beside = _upload_projector(bundle, daemon, progress)
     checks, comparisons = [], []
     for model, file in zip(names, bundle.ggufs, strict=True):
@@ -120,14 +137,8 @@ def register(
         comparison = _compare(bundle, unproved, daemon, conversations, progress)
         if comparison is not None:
             comparisons.append(comparison)
-            report_comparison(comparison, progress)
             try:
-                require_equal(
-                    comparison,
-                    f"{unproved} is registered, but not as {model}",
-                    f"See `ftpack prompt {unproved} --against {daemon.host}`; with --force it "
-                    f"becomes {model} all the same.",
-                )
+                _require_same_prompts(comparison, unproved, model)
             except PromptDifferenceError as error:
                 refuse_unless(force, error, progress)
         checks.append(_verify(bundle, unproved, model, daemon))
@@ -152,12 +163,14 @@ def _require_renderer(bundle: Bundle, version: str, host: str) -> None:
 
 
 def _upload_projector(bundle: Bundle, daemon: Daemon, progress: Progress) -> dict[str, str]:
-    """The `mmproj`, if there is one, and the digest under which the daemon has it."""
+    """Upload the `mmproj` if there is one; gives its digest by its name."""
     projector = bundle.manifest.projector
     if projector is None:
         return {}
     digest = daemon.upload(bundle.path(projector), progress, sha256=projector.sha256)
-    progress.note("The server inserts images and sounds into prompts itself; only text is compared")
+    progress.note(
+        "The server inserts images and sounds itself; only the text of prompts is compared"
+    )
     return {projector.name: digest}
 
 
@@ -173,17 +186,28 @@ def _compare(
     conversations: Sequence[Conversation],
     progress: Progress,
 ) -> Comparison | None:
-    """Compare what the daemon renders; None if it is too old to say."""
+    """The daemon's prompts compared with the training prompts; None if it cannot show them."""
     prompt = bundle.manifest.prompt
     chat_template = recorded_template(prompt.trained, prompt.template_origin or "")
     try:
-        return compare_on_daemon(
+        comparison = compare_on_daemon(
             chat_template, daemon, name, conversations, prompt.system,
             is_by_template=prompt.ollama_template is not None,
         )  # fmt: skip
     except UnsupportedError as error:
-        progress.warn(f"{error.message} The prompt is compared offline only")
+        progress.warn(f"{error.message} The prompt is not compared on this server")
         return None
+    report_comparison(comparison, progress)
+    return comparison
+
+
+def _require_same_prompts(comparison: Comparison, unproved: str, model: str) -> None:
+    require_equal(
+        comparison,
+        f"{unproved} is registered, but not as {model}",
+        f"See `ftpack prompt {unproved} --against {comparison.level}`, or register it as {model} "
+        "with --force.",
+    )
 
 
 def _verify(bundle: Bundle, unproved: str, model: str, daemon: Daemon) -> Registration:
