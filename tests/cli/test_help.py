@@ -27,4 +27,4 @@ def test_a_verbs_help_shows_an_example(verb: str, option: str) -> None:
 
     assert result.exit_code == 0
     assert result.output.startswith(f"Usage: cli {verb} ")
-    assert re.search(rf"^  ftpack {verb}\b", result.output, re.MULTILINE)
+    assert re.search(rf"^ +ftpack {verb}\b", result.output, re.MULTILINE)
