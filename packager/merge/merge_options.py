@@ -132,7 +132,8 @@ def _require_density(method: str, density: float | None) -> None:
     is_pruning = method.startswith(_PRUNING)
     if is_pruning and (density is None or not 0 < density <= 1):
         raise UsageError(
-            f"--combine {method} keeps a fraction of the values, and --density is {density}.",
+            f"--combine {method} keeps a fraction of the values, and --density is "
+            f"{'not given' if density is None else density}.",
             next_step="Set --density to a number above 0 and up to 1, such as 0.5.",
         )
     if density is not None and not is_pruning:
