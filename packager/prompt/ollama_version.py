@@ -37,6 +37,12 @@ class OllamaVersion:
             )
         return cls(text, (int(match[1]), int(match[2])))
 
+    @classmethod
+    def of_server(cls, text: str) -> OllamaVersion:
+        """The version that a server reports. Without numbers it counts as new, as 0.0.0 does."""
+        match = _NUMBERS.search(text)
+        return cls(text, (int(match[1]), int(match[2])) if match else (0, 0))
+
     @property
     def can_be_native(self) -> bool:
         """Whether such a server renders with a GGUF's own chat template if it has no TEMPLATE."""

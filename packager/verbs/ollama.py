@@ -103,7 +103,7 @@ def _for_server(request: Request, daemon: Daemon) -> Request:
     """The request for the server's version, unless it already names one or no server answers."""
     if request.prompt.ollama_version is not None or not daemon.is_reachable():
         return request
-    version = OllamaVersion.parse(daemon.version())
+    version = OllamaVersion.of_server(daemon.version())
     return replace(request, prompt=replace(request.prompt, ollama_version=version))
 
 

@@ -153,7 +153,7 @@ def register(
 def _require_renderer(bundle: Bundle, version: str, host: str) -> None:
     if (
         bundle.manifest.prompt.renderer == "native"
-        and not OllamaVersion.parse(version).can_be_native
+        and not OllamaVersion.of_server(version).can_be_native
     ):
         raise RegistrationError(
             f"Ollama {version} at {host} does not render with a GGUF's own chat template, which "
