@@ -21,7 +21,7 @@ The tree, with the exit code that the command line gives for each branch:
     │   ├── OutputExistsError
     │   └── ToolchainError
     ├── PromptRefusedError           1   a renderer does not accept a conversation
-    ├── PromptDifferenceError        5   registered, but its prompt differs from the training prompt
+    ├── PromptDifferenceError        5   the model is made, but a prompt differs from training
     └── DaemonError                  4   the Ollama daemon cannot be reached, or has stopped
         └── RegistrationError        1   it refused or misread the model that it was sent
 """

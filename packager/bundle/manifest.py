@@ -66,7 +66,7 @@ class AdapterIdentity:
     Attributes:
         name: the folder's name.
         sha256: the digest of its weights file.
-        method: PEFT's name of the method, `LORA`.
+        method: the method's name, `LoRA`.
         rank: its rank, if the method has one.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packager.errors import NonFiniteError
+from packager.errors import USE_EARLIER_CHECKPOINT, NonFiniteError
 from packager.model.tensor_file import TensorFile
 
 if TYPE_CHECKING:
@@ -23,6 +23,6 @@ def load_finite(weights: TensorFile, name: str) -> torch.Tensor:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise NonFiniteError(
             f"The adapter's tensor {name!r} in {weights.path} has NaN or Inf.",
-            next_step="The training run diverged; use an earlier checkpoint.",
+            next_step=USE_EARLIER_CHECKPOINT,
         )
     return tensor

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packager.errors import NonFiniteError
+from packager.errors import USE_EARLIER_CHECKPOINT, NonFiniteError
 from packager.files import write_json
 from packager.model.tensor_file import TensorInfo
 
@@ -59,5 +59,5 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise NonFiniteError(
             f"The merged tensor {name} holds NaN or Inf.",
-            next_step="The training run diverged or overflowed; use an earlier checkpoint.",
+            next_step=USE_EARLIER_CHECKPOINT,
         )

@@ -88,8 +88,7 @@ def build(package: Package, progress: Progress | None = None) -> Built:
                 kept[written.path.name] = _describe(written)
     bundle = _finish(package, digest, kept)
     (folder / _MARKER).unlink(missing_ok=True)
-    made = {file.file_name for file in missing}
-    reused = tuple(file.file_name for file in package.files if file.file_name not in made)
+    reused = tuple(file.file_name for file in package.files if file not in missing)
     return Built(bundle, reused, base_choice)
 
 

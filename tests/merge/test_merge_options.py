@@ -18,7 +18,7 @@ from tests.merge.compared import merge_folders
         ("linear", [1.0], None, 2, "1 times for 2 adapters"),
         ("linear", [], None, 1, "linear.*two.* for 1"),
         ("linear", [1.0, float("nan")], None, 2, "nan"),
-        ("ties", [], None, 2, "--density is None"),
+        ("ties", [], None, 2, "not given"),
         ("dare_ties", [], 1.5, 2, "--density is 1.5"),
         ("cat", [], 0.5, 2, "--density is given.*cat"),
         (None, [1.0], None, 2, "--weight is given without --combine"),

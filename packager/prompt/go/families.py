@@ -81,6 +81,7 @@ def compare_go(
 
 
 def _candidates(chat_template: ChatTemplate) -> Iterator[tuple[str | None, str]]:
+    """The text of each template that may fit, after its family if it is a known one."""
     # First one conversation alone: most of the known ones differ in every conversation.
     for name, source in known_templates().items():
         if not compare_go(chat_template, source, CORE[:1]).failed:
