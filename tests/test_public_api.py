@@ -137,8 +137,9 @@ def test_an_installation_has_the_templates(form: str, tmp_path: Path) -> None:
         "text = render_modelfile(ModelSettings(None, None, ('<end>',), {}), 'x.gguf')\n"
         "print(json.dumps([packager.__file__, text]))\n"
     )
+    # Isolated: PYTHONPATH may name the sources that the tests run from.
     result = subprocess.run(
-        [python, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+        [python, "-I", "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     where, text = json.loads(result.stdout)
     assert Path(where).is_relative_to(tmp_path if form == "wheel" else ROOT)
