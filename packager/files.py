@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from packager.allocator import without_garbage_collection
 from packager.errors import RESTORE_FILE, CorruptFileError, DiskSpaceError
 
 PARTIAL_SUFFIX = ".partial"
@@ -145,7 +146,8 @@ def parse_json(path: Path) -> JsonContent:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
-        value = json.loads(text, parse_int=_parse_int)
+        with without_garbage_collection():
+            value = json.loads(text, parse_int=_parse_int)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     # ValueError: not UTF-8, not JSON, a number that is too large, or half of a character.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from packager.allocator import without_garbage_collection
 from packager.files import read_ahead
 from packager.gguf.convert import GgufPrompt, ModelSource, require_architecture
 from packager.gguf.load_check import begin_load_check, require_loadable
@@ -46,7 +44,7 @@ def prepare(
     Raises:
         FtpackError: whatever is wrong with the input, before any long work.
     """
-    with _without_garbage_collection():
+    with without_garbage_collection():
         return _prepare(request, scratch, progress or Silent(), will_build=will_build)
 
 
@@ -144,19 +142,3 @@ def _planned_files(
             PlannedGguf(file_name, projector.conversion, projector.typed, is_projector=True)
         )
     return tuple(files)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Turn Python's garbage collector off.
-
-    A vocabulary is a million small objects, and the libraries have as many; to search them again
-    and again took longer than everything else.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
