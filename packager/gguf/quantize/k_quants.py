@@ -7,6 +7,8 @@ to fill, uint8 `[rows, bytes per row]`. ftpack gives no importance yet.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from packager.gguf.quantize.jit import compiled
@@ -50,16 +52,33 @@ from packager.gguf.quantize.simd_layout import (
 BLOCK = 256
 
 
+class _Parts(NamedTuple):
+    """Some parts of the weights.
+
+    Attributes:
+        start: where the first one begins.
+        number: how many there are.
+        size: how many weights each has.
+    """
+
+    start: int
+    number: int
+    size: int
+
+
 @compiled
-def _mean_squares(
-    flat: Floats, start: int, count: int, size: int, factor: Scalar, sigma2: Floats
+def _load_weighed(
+    flat: Floats, importance: Floats, parts: _Parts, factor: Scalar, v: Floats, sigma2: Floats
 ) -> None:
-    """`factor` times the mean square of a part's block, for each part."""
-    parts = BLOCK // size
-    for block in range(count // parts):
+    """Load parts and their search weights; sigma2 is `factor` times a block's mean square."""
+    start, size = parts.start, parts.size
+    in_block = BLOCK // size
+    load_importance(importance, start, parts.number, size, v, W)
+    for block in range(parts.number // in_block):
         total = sum_of_squares(flat, start + block * BLOCK, BLOCK)
-        for k in range(block * parts, (block + 1) * parts):
+        for k in range(block * in_block, (block + 1) * in_block):
             sigma2[k] = factor * total / np.float32(BLOCK)
+    weigh_by_importance(v, sigma2, size)
 
 
 @compiled
@@ -215,15 +234,17 @@ def with_minimum(bits: int, rows: Floats, importance: Floats, out: Bytes) -> Non
         load(flat, start, count, size, v, X)
         if has_importance:
             factor = ONE if bits == 2 else np.float32(2)
-            load_importance(importance, start, count, size, v, W)
-            _mean_squares(flat, start, count, size, factor, sigma2)
-            weigh_by_importance(v, sigma2, size)
-            grid = Grid(np.float32(-0.9), np.float32(0.05), 36, False)
+            _load_weighed(flat, importance, _Parts(start, count, size), factor, v, sigma2)
+            search_scale_and_minimum(
+                v, quants, s, size, top, Grid(np.float32(-0.9), np.float32(0.05), 36, False)
+            )
         else:
             _weigh_by_size(v, size, bits != 2)
             lowest = np.float32(-1) if bits == 4 else np.float32(-0.5)
-            grid = Grid(lowest, np.float32(0.1), 20 if bits == 4 else 15, bits == 2)
-        search_scale_and_minimum(v, quants, s, size, top, grid)
+            search_scale_and_minimum(
+                v, quants, s, size, top,
+                Grid(lowest, np.float32(0.1), 20 if bits == 4 else 15, bits == 2),
+            )  # fmt: skip
         for block in range(blocks):
             lane = block * parts
             for part in range(parts):
@@ -439,9 +460,8 @@ def q3_k(rows: Floats, importance: Floats, out: Bytes) -> None:
         start, count = first * BLOCK, blocks * 16
         load(flat, start, count, 16, v, X)
         if has_importance:
-            load_importance(importance, start, count, 16, v, W)
-            _mean_squares(flat, start, count, 16, np.float32(2), sigma2)
-            weigh_by_importance(v, sigma2, 16)
+            sixteens = _Parts(start, count, 16)
+            _load_weighed(flat, importance, sixteens, np.float32(2), v, sigma2)
             multiply(v, 16)
             search_scale(v, s, 16, 4)
         else:
