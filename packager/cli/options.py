@@ -145,12 +145,10 @@ class Output:
     Attributes:
         as_json: whether results are JSON.
         console: receives the progress.
-        is_verbose: whether tracebacks and the logs of libraries are shown.
     """
 
     as_json: bool
     console: Console
-    is_verbose: bool
 
 
 def output_options() -> Callable[[Command], Command]:
@@ -165,7 +163,7 @@ def output_options() -> Callable[[Command], Command]:
 
     def make(values: Values) -> Output:
         quiet_libraries(is_verbose=values["verbose"])
-        return Output(values["as_json"], Console(is_quiet=values["quiet"]), values["verbose"])
+        return Output(values["as_json"], Console(is_quiet=values["quiet"]))
 
     return _grouped("output", make, options)
 
